@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Loads the compiled part once, and says what is wrong when it cannot."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+REFERENCE = os.environ.get("LINREG_EXT_REFERENCE", "0") not in ("", "0")
+_REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` (or `make build`)"
+
+
+def _load() -> ModuleType | None:
+    if REFERENCE:
+        return None
+    try:
+        from . import _C
+    except ImportError as error:
+        raise ImportError(_explain(error)) from error
+    built_for = _C.build_info()["torch"]
+    if built_for != torch.__version__:
+        raise ImportError(_mismatch(built_for))
+    return _C
+
+
+def _explain(error: ImportError) -> str:
+    files = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not files:
+        return (
+            "linreg_ext: the compiled part is not built; build it with `pip install --no-build-isolation .` "
+            "(or `make build`), or set LINREG_EXT_REFERENCE=1 to run on plain PyTorch"
+        )
+    for file in files:
+        stamp = re.search(rb"linreg_ext built for torch ([^\0 ]+)", file.read_bytes())
+        if stamp and stamp[1].decode() != torch.__version__:
+            return _mismatch(stamp[1].decode())
+    return f"linreg_ext: the compiled part cannot be loaded ({error}); {_REBUILD}"
+
+
+def _mismatch(built_for: str) -> str:
+    return (
+        f"linreg_ext: the compiled part was built for torch {built_for}, found torch {torch.__version__}; "
+        f"{_REBUILD}, or set LINREG_EXT_REFERENCE=1 to run on plain PyTorch"
+    )
+
+
+_C = _load()
+
+
+def build_info() -> dict[str, object]:
+    """What this installation was built with.
+
+    Returns:
+        ``torch``: the version it was built for; ``compiler``; ``cuda``: the CUDA version of the compiled kernels, or
+        None for a CPU build; ``reference``: whether plain PyTorch runs instead of the compiled part.
+    """
+    info = {"torch": None, "compiler": None, "cuda": None} if _C is None else _C.build_info()
+    return {**info, "reference": REFERENCE}

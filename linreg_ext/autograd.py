@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`LinearLoss`, the differentiable face of the operators, and the fake kernels that let PyTorch trace them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from . import reference
+from .check import check_problem, check_sgd
+
+OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradient can be asked for, in this order
+
+
+class LinearLoss(Function):
+    """``(loss, *gradients)`` of a linear layer under a regression loss.
+
+    One pass yields the loss and the gradients that `wanted` names (in the order of `OPERANDS`). Backward scales them;
+    a second derivative and a loss that is not reduced need G = dloss/dprediction again and recompute it.
+    """
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None,
+        weight: Tensor | None,
+        loss: str,
+        delta: float,
+        reduction: str,
+        wanted: list[bool],
+    ) -> tuple[Tensor, ...]:
+        arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+        if reduction == "none":  # what each element's gradient will be multiplied by is not known yet
+            return (torch.ops.linreg_ext.linear_loss(*arguments),)
+        value, grads = torch.ops.linreg_ext.linear_loss_grads(*arguments, wanted)
+        return (value, *grads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.loss, ctx.delta, ctx.reduction, ctx.wanted = inputs
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        input, linear_weight, target, linear_bias, weight, *saved = ctx.saved_tensors
+        grads: dict[str, Tensor] = {}
+        if grad_loss is not None:
+            names = [name for name, wanted in zip(OPERANDS, ctx.wanted, strict=True) if wanted]
+            if torch.is_grad_enabled():  # create_graph: the result must be differentiable itself
+                values = _differentiable_grads(
+                    grad_loss, input, linear_weight, target, linear_bias, weight,
+                    ctx.loss, ctx.delta, ctx.reduction, names,
+                )  # fmt: skip
+            elif ctx.reduction == "none":
+                values = _elementwise_grads(
+                    grad_loss, input, linear_weight, target, linear_bias, weight, ctx.loss, ctx.delta, ctx.wanted
+                )
+            else:
+                values = [(grad_loss * saved_grad).to(saved_grad.dtype) for saved_grad in saved]
+            grads = dict(zip(names, values, strict=True))
+        return (
+            grads.get("input"), grads.get("linear_weight"), grads.get("target"), grads.get("linear_bias"),
+            None, None, None, None, None,
+        )  # fmt: skip
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """Batches the plain PyTorch formulas: the kernels take one problem at a time."""
+        *_, loss, delta, reduction, wanted = args
+
+        def plain(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+            value = reference.linear_loss(*tensors, loss, delta, reduction)
+            if reduction == "none":
+                return (value,)
+            names = [name for name, asked in zip(OPERANDS, wanted, strict=True) if asked]
+            one = torch.ones_like(value)
+            return (value, *_differentiable_grads(one, *tensors, loss, delta, reduction, names))
+
+        mapped = torch.func.vmap(plain, in_dims[:5], randomness=info.randomness)(*args[:5])
+        return mapped, (0,) * len(mapped)
+
+
+def _elementwise_grads(
+    grad_loss: Tensor,  # the loss's shape
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    loss: str,
+    delta: float,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """The gradients under a grad_output for every element: those of a sum with the weight scaled by it."""
+    weight = grad_loss if weight is None else grad_loss * _like(weight, grad_loss)
+    return torch.ops.linreg_ext.linear_loss_grads(
+        input, linear_weight, target, linear_bias, weight, loss, delta, "sum", wanted
+    )[1]
+
+
+def _differentiable_grads(
+    grad_loss: Tensor,
+    input: Tensor,  # [*, D]
+    linear_weight: Tensor,  # [K, D] or [D]
+    target: Tensor,  # [*, K] or [*]
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    loss: str,
+    delta: float,
+    reduction: str,
+    names: list[str],
+) -> list[Tensor]:
+    """The gradients in plain PyTorch, differentiable in `grad_loss` and in every operand."""
+    compute = torch.float32 if input.dtype.itemsize == 2 else input.dtype
+    dtypes = [tensor.dtype for tensor in (input, linear_weight, target)]
+    x, w, y = (tensor.to(compute) for tensor in (input, linear_weight, target))
+    r = F.linear(x, w) - y
+    if linear_bias is not None:
+        r = r + linear_bias.to(compute).reshape(w.shape[:-1])
+    if loss == "mse":
+        g = 2 * r
+    elif loss == "l1" or (loss == "smooth_l1" and delta == 0):
+        g = r.sgn()
+    elif loss == "huber":
+        g = r.clamp(-delta, delta)
+    else:
+        g = (r / delta).clamp(-1, 1)
+    if weight is not None:
+        v = _like(weight.to(compute), r)
+        g = g * v
+    g = g * grad_loss
+    if reduction == "mean":
+        g = g / (r.numel() if weight is None else v.sum())
+
+    k, d = (w.shape[0], w.shape[1]) if w.dim() == 2 else (1, w.shape[0])
+    g_rows, x_rows = g.reshape(-1, k), x.reshape(-1, d)
+    grads = {
+        "input": lambda: (g_rows @ w.reshape(k, d)).reshape(x.shape).to(dtypes[0]),
+        "linear_weight": lambda: (g_rows.t() @ x_rows).reshape(w.shape).to(dtypes[1]),
+        "linear_bias": lambda: g_rows.sum(0).reshape(linear_bias.shape).to(dtypes[1]),
+        "target": lambda: (-g).to(dtypes[2]),
+    }
+    return [grads[name]() for name in names]
+
+
+def _like(weight: Tensor, rows: Tensor) -> Tensor:
+    """`weight`, one value an element or one a row, in the shape of `rows`."""
+    return (weight.unsqueeze(-1) if weight.dim() < rows.dim() else weight).expand_as(rows)
+
+
+def _fake_linear_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    loss: str,
+    delta: float,
+    reduction: str,
+) -> Tensor:
+    check_problem(
+        f"linear_{loss}_loss", input, linear_weight, target, linear_bias, weight, loss, delta, reduction
+    )
+    return linear_weight.new_empty(target.shape if reduction == "none" else ())
+
+
+def _fake_linear_loss_grads(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    loss: str,
+    delta: float,
+    reduction: str,
+    wanted: list[bool],
+) -> tuple[Tensor, list[Tensor]]:
+    value = _fake_linear_loss(
+        input, linear_weight, target, linear_bias, weight, loss, delta, reduction
+    )
+    op = f"linear_{loss}_loss"
+    if reduction == "none":
+        raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got 'none'")
+    operands = (input, linear_weight, linear_bias, target)
+    if wanted[2] and linear_bias is None:
+        raise ValueError(f"{op}: linear_bias must be given when its gradient is asked for, got None")
+    return value, [t.new_empty(t.shape) for t, asked in zip(operands, wanted, strict=True) if asked]
+
+
+def _fake_sgd_step_(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    weight_momentum_buffer: Tensor | None,
+    bias_momentum_buffer: Tensor | None,
+    loss: str,
+    delta: float,
+    reduction: str,
+    lr_tensor: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first_step: list[bool],
+    frozen: list[bool],
+    skip_nonfinite: bool,
+) -> Tensor:
+    check_problem("sgd_step_", input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    check_sgd(
+        "sgd_step_", input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
+        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov,
+    )  # fmt: skip
+    return linear_weight.new_empty(())
+
+
+def register_fakes() -> None:
+    torch.library.register_fake("linreg_ext::linear_loss", _fake_linear_loss)
+    torch.library.register_fake("linreg_ext::linear_loss_grads", _fake_linear_loss_grads)
+    torch.library.register_fake("linreg_ext::sgd_step_", _fake_sgd_step_)

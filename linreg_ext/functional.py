@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The fused losses and the fused SGD step as functions of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._extension import _C, REFERENCE
+from .check import check_momentum_buffers, require_tensors
+
+if not REFERENCE:
+    from .autograd import LinearLoss, register_fakes
+
+    register_fakes()
+
+
+def linear_mse_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Mean squared error of a linear layer, in one pass over `input`.
+
+    .. math::
+        P = X W^T + b, \quad R = P - Y, \quad
+        \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = r^2
+
+    The factor is PyTorch's: :math:`dW = \tfrac{2}{NK} R^T X` for ``"mean"`` (scikit-learn halves the loss).
+
+    Args:
+        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
+            made when the last dimension is not contiguous.
+        linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
+            float32 when input is 16-bit.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype. It is never broadcast.
+        linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
+        weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
+            flows to it.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss in linear_weight's dtype: 0-dim, or of target's shape with ``reduction="none"``. Differentiable, twice,
+        in input, linear_weight, linear_bias and target.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: `reduction` is out of range.
+        RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
+
+    Equivalent to:
+        ``F.mse_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction)``
+
+    Example:
+        >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
+        >>> layer = torch.nn.Linear(8, 1)
+        >>> loss = linear_mse_loss(x, layer.weight, y, linear_bias=layer.bias)
+        >>> loss.backward()
+    """
+    return linear_loss("mse", 1.0, input, linear_weight, target, linear_bias, weight, reduction)
+
+
+def linear_l1_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Mean absolute error of a linear layer, in one pass over `input`.
+
+    .. math::
+        P = X W^T + b, \quad R = P - Y, \quad
+        \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = |r|
+
+    The derivative is :math:`\mathrm{sign}(r)`, 0 at r = 0.
+
+    Args:
+        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
+            made when the last dimension is not contiguous.
+        linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
+            float32 when input is 16-bit.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype. It is never broadcast.
+        linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
+        weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
+            flows to it.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss in linear_weight's dtype: 0-dim, or of target's shape with ``reduction="none"``. Differentiable, twice,
+        in input, linear_weight, linear_bias and target.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: `reduction` is out of range.
+        RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
+
+    Equivalent to:
+        ``F.l1_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction)``
+
+    Example:
+        >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
+        >>> layer = torch.nn.Linear(8, 1)
+        >>> loss = linear_l1_loss(x, layer.weight, y, linear_bias=layer.bias)
+        >>> loss.backward()
+    """
+    return linear_loss("l1", 1.0, input, linear_weight, target, linear_bias, weight, reduction)
+
+
+def linear_huber_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    delta: float = 1.0,
+) -> Tensor:
+    r"""Huber loss of a linear layer, in one pass over `input`.
+
+    .. math::
+        P = X W^T + b, \quad R = P - Y, \quad
+        \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = r^2/2 \text{ if } |r| \le \delta \text{ else } \delta(|r| - \delta/2)
+
+    The derivative is r clamped to [−δ, δ].
+
+    Args:
+        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
+            made when the last dimension is not contiguous.
+        linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
+            float32 when input is 16-bit.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype. It is never broadcast.
+        linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
+        weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
+            flows to it.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        delta: δ, where the quadratic part ends; > 0.
+
+    Returns:
+        The loss in linear_weight's dtype: 0-dim, or of target's shape with ``reduction="none"``. Differentiable, twice,
+        in input, linear_weight, linear_bias and target.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: `reduction` or `delta` is out of range.
+        RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
+
+    Equivalent to:
+        ``F.huber_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction, delta=delta)``
+
+    Example:
+        >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
+        >>> layer = torch.nn.Linear(8, 1)
+        >>> loss = linear_huber_loss(x, layer.weight, y, linear_bias=layer.bias)
+        >>> loss.backward()
+    """
+    return linear_loss("huber", delta, input, linear_weight, target, linear_bias, weight, reduction)
+
+
+def linear_smooth_l1_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> Tensor:
+    r"""Smooth L1 loss of a linear layer, in one pass over `input`.
+
+    .. math::
+        P = X W^T + b, \quad R = P - Y, \quad
+        \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = r^2/(2\beta) \text{ if } |r| < \beta \text{ else } |r| - \beta/2
+
+    The derivative is r/β clamped to [−1, 1]; β = 0 is the absolute error.
+
+    Args:
+        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
+            made when the last dimension is not contiguous.
+        linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
+            float32 when input is 16-bit.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype. It is never broadcast.
+        linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
+        weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
+            flows to it.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        beta: β, where the quadratic part ends; >= 0.
+
+    Returns:
+        The loss in linear_weight's dtype: 0-dim, or of target's shape with ``reduction="none"``. Differentiable, twice,
+        in input, linear_weight, linear_bias and target.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: `reduction` or `beta` is out of range.
+        RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
+
+    Equivalent to:
+        ``F.smooth_l1_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction, beta=beta)``
+
+    Example:
+        >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
+        >>> layer = torch.nn.Linear(8, 1)
+        >>> loss = linear_smooth_l1_loss(x, layer.weight, y, linear_bias=layer.bias)
+        >>> loss.backward()
+    """
+    return linear_loss("smooth_l1", beta, input, linear_weight, target, linear_bias, weight, reduction)
+
+
+def sgd_step_(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    loss: str = "mse",
+    delta: float = 1.0,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    momentum_buffers: list[Tensor | None] | None = None,
+) -> Tensor:
+    r"""One SGD step of a linear model under a mean loss, in place, in one pass over `input`.
+
+    For the mean squared error over N rows and K targets:
+
+    .. math::
+        R = X W^T + b - Y, \quad \text{loss} = \tfrac{1}{NK} \sum R^2, \quad
+        g_W = \tfrac{2}{NK} R^T X, \quad g_b = \tfrac{2}{NK} \sum_{rows} R
+
+    and then for each parameter p, in this order: g = −g if maximize; g += weight_decay·p; with momentum, buf = g the
+    first time and momentum·buf + (1 − dampening)·g later, and g = g + momentum·buf if nesterov else buf; p −= lr·g.
+
+    No autograd takes part: a parameter that requires grad is updated as an optimizer would, in any grad mode.
+
+    Args:
+        input: X, of shape [*, D], as in :func:`linear_mse_loss`.
+        linear_weight: W, of shape [K, D] or [D]; updated in place.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D].
+        linear_bias: b, of shape [K]; updated in place.
+        weight: one value an element of target or one a row; the mean divides by its sum.
+        loss: ``"mse"``, ``"l1"``, ``"huber"`` or ``"smooth_l1"``.
+        delta: the threshold of huber (> 0), the beta of smooth_l1 (>= 0).
+        lr: a float, or a 1-element float32 or float64 tensor, which is read where it lives.
+        momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
+        momentum_buffers: with momentum, a list [buffer of linear_weight, buffer of linear_bias] that carries the state
+            from step to step. A None entry says that this parameter has not stepped yet; the call puts its buffer there.
+
+    Returns:
+        The loss of before the update: a fresh 0-dim tensor of linear_weight's dtype.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`; ValueError for a hyper-parameter out of range;
+            RuntimeError, with the word `overlap`, when a tensor to be written shares memory with itself or with another
+            argument. Nothing is changed when an error is raised.
+
+    Equivalent to:
+        ``loss = F.mse_loss(F.linear(input, linear_weight, linear_bias), target); loss.backward()`` and one
+        ``torch.optim.SGD([linear_weight, linear_bias], lr, …).step()`` and ``zero_grad()``.
+
+    Example:
+        >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
+        >>> w, b = torch.zeros(1, 8), torch.zeros(1)
+        >>> for _ in range(100):
+        ...     loss = sgd_step_(x, w, y, linear_bias=b, lr=0.1)
+    """
+    require_tensors(
+        "sgd_step_",
+        {"input": input, "linear_weight": linear_weight, "target": target},
+        {"linear_bias": linear_bias, "weight": weight},
+    )
+    buffers = list(check_momentum_buffers(momentum, momentum_buffers))
+    first_step = [False, False]
+    if momentum != 0:
+        for i, parameter in enumerate((linear_weight, linear_bias)):
+            if parameter is not None and buffers[i] is None:
+                buffers[i], first_step[i] = torch.empty_like(parameter), True
+    lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+    value = sgd_step(
+        input, linear_weight, target, linear_bias, weight, *buffers, loss, delta, "mean", lr_tensor, lr_value,
+        momentum, dampening, weight_decay, nesterov, maximize, first_step, [False, False], False,
+    )  # fmt: skip
+    if any(first_step):
+        momentum_buffers[:] = buffers
+    return value
+
+
+def sgd_step(*arguments: Any) -> Tensor:
+    """The operator ``linreg_ext::sgd_step_`` by its shortest way: its arguments in its order, positionally."""
+    if REFERENCE:
+        return reference.sgd_step(*arguments)
+    return torch.ops.linreg_ext.sgd_step_(*arguments) if torch.compiler.is_compiling() else _C.sgd_step_(*arguments)
+
+
+def linear_loss(
+    loss: str,
+    delta: float,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    """The four losses under one name."""
+    if REFERENCE:
+        return reference.linear_loss(input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    op = f"linear_{loss}_loss"
+    require_tensors(
+        op,
+        {"input": input, "linear_weight": linear_weight, "target": target},
+        {"linear_bias": linear_bias, "weight": weight},
+    )
+    wanted = [False] * 4
+    if torch.is_grad_enabled():
+        wanted = [
+            input.requires_grad,
+            linear_weight.requires_grad,
+            linear_bias is not None and linear_bias.requires_grad,
+            target.requires_grad,
+        ]
+        if weight is not None and weight.requires_grad:
+            raise RuntimeError(f"{op}: weight must not require grad, got one that does")
+    arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    if any(wanted):
+        return LinearLoss.apply(*arguments, wanted)[0]
+    return torch.ops.linreg_ext.linear_loss(*arguments)

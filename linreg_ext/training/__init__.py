@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Training loops that fuse the models, losses and optimizers they recognise and run everything else as it is."""
+
+from .evaluate import evaluate
+from .fit import DivergenceError, fit
+from .history import History
+from .train_step import TrainStep, make_train_step
+
+__all__ = ["DivergenceError", "History", "TrainStep", "evaluate", "fit", "make_train_step"]

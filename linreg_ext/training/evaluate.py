@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The mean loss of a model over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def evaluate(
+    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], dataloader: Iterable[tuple[Tensor, Tensor]]
+) -> float:
+    """The mean of `loss_fn` over the rows of `dataloader`, in eval mode and without gradients.
+
+    Args:
+        model: put in eval mode for the pass and back into its mode after it.
+        loss_fn: called as ``loss_fn(model(x), y)``; a loss with ``reduction="sum"`` is divided by the rows.
+        dataloader: yields (x [N, D], y [N, K]) on the model's device.
+
+    Returns:
+        The mean over all rows, so that a short last batch counts by its size; nan if there are none.
+
+    Equivalent to:
+        ``model.eval()``, then under ``torch.no_grad()`` the sum over batches of ``len(x) * loss_fn(model(x), y)``, by
+        the number of rows.
+
+    Example:
+        >>> evaluate(model, nn.MSELoss(), DataLoader(dataset, batch_size=20))
+    """
+    training = model.training
+    model.eval()
+    summed = getattr(loss_fn, "reduction", "mean") == "sum"
+    losses: list[Tensor] = []
+    rows: list[int] = []
+    try:
+        with torch.no_grad():
+            for x, y in dataloader:
+                losses.append(loss_fn(model(x), y).detach())
+                rows.append(len(x))
+    finally:
+        model.train(training)
+    return mean_over_rows(losses, rows, summed)
+
+
+def mean_over_rows(losses: list[Tensor], rows: list[int], summed: bool) -> float:
+    """The mean over rows of batch losses that are means (or, if `summed`, sums) over their own rows."""
+    if sum(rows) == 0:
+        return float("nan")
+    values = torch.stack(losses).double().cpu()
+    weights = torch.ones(len(rows), dtype=torch.float64) if summed else torch.tensor(rows, dtype=torch.float64)
+    return float(values @ weights) / sum(rows)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One training step, at the fastest level that is still exactly the plain loop's step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import optimizer as optimizer_hooks
+
+from .. import functional
+from ..check import DTYPES
+from .recognise import Affine, RegressionLoss, Unrecognised, recognise_loss, recognise_model
+
+
+def make_train_step(
+    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer
+) -> TrainStep:
+    """A function that takes one training step: ``step(x, y) -> loss``.
+
+    Works with any model, loss and optimizer, and is fast for those it recognises:
+
+    - *fused*: an affine model, a loss among mse, l1, huber and smooth_l1, and :class:`torch.optim.SGD`: one pass over
+      `x` yields the loss and the update. The optimizer's param_groups are read, and its state kept, at every step;
+    - *gradients*: the same with another optimizer: one pass yields the gradients, then ``optimizer.step()``;
+    - *eager*: anything else, as written below.
+
+    A step that is not *fused* warns once, saying why; :meth:`TrainStep.explain` says it any time.
+
+    Args:
+        model: the model; its parameters belong to `optimizer`.
+        loss_fn: called as ``loss_fn(model(x), y)``.
+        optimizer: any torch.optim optimizer whose step needs no closure.
+
+    Returns:
+        The step. ``step(x, y)`` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss of before the update,
+        without waiting for the device.
+
+    Equivalent to:
+        ``model.train(); loss = loss_fn(model(x), y); loss.backward(); optimizer.step(); optimizer.zero_grad()``
+
+    Example:
+        >>> model = nn.Linear(8, 1)
+        >>> step = make_train_step(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> loss = step(torch.randn(32, 8), torch.randn(32, 1))
+    """
+    return TrainStep(model, loss_fn, optimizer)
+
+
+class TrainStep:
+    """A training step made by :func:`make_train_step`."""
+
+    def __init__(
+        self, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self._warned: set[str] = set()
+        self._recognise()
+        self._say(*self._level())
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.step(x, y)
+
+    def step(self, x: Tensor, y: Tensor, *, skip_nonfinite: bool = False) -> Tensor:
+        """Take one step; with `skip_nonfinite`, change nothing when the loss is nan or inf."""
+        if not self.model.training:
+            self.model.train()
+        level, reason = self._level(x, y)
+        if level != self.level or reason != self._reason:
+            self._say(level, reason)
+        if level == "fused":
+            return self._fused(x, y, skip_nonfinite)
+        if level == "gradients":
+            loss = fused_loss(self._affine, self._loss, x, y)
+        else:
+            loss = self.loss_fn(self.model(x), y)
+        if not (skip_nonfinite and not math.isfinite(loss.detach().sum().item())):
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss.detach()
+
+    def explain(self) -> str:
+        """One sentence whose first word is the level of the last step (before the first: of the next), with the reason."""
+        return f"{self.level}: {self._reason}"
+
+    @property
+    def reduction(self) -> str:
+        """How the loss is reduced over the rows of a batch; "mean" where that is not known."""
+        return self._loss.reduction if self._loss else getattr(self.loss_fn, "reduction", "mean")
+
+    def _recognise(self) -> None:
+        self._affine: Affine | None = None
+        self._loss: RegressionLoss | None = None
+        try:
+            self._loss = recognise_loss(self.loss_fn)
+            self._affine = recognise_model(self.model)
+            self._unrecognised = ""
+        except Unrecognised as reason:
+            self._unrecognised = str(reason)
+
+    def _level(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[str, str]:
+        """The level of a step on `x` and `y` as everything stands now, and why."""
+        affine, loss = self._affine, self._loss
+        if affine is not None and not (affine.unchanged() and loss.unchanged()):
+            self._recognise()
+            affine, loss = self._affine, self._loss
+        if affine is None:
+            return "eager", self._unrecognised
+        weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
+        reason = _not_plain_parameters(weight, bias) or (x is not None and self._not_plain_data(x, y, weight))
+        if reason:
+            return "eager", reason
+        reason = self._not_plain_sgd(weight, bias)
+        if reason:
+            return "gradients", reason
+        return "fused", f"an affine model under {loss.loss} with SGD, pass and update in one kernel"
+
+    def _not_plain_data(self, x: Tensor, y: Tensor, weight: Tensor) -> str:
+        if type(x) is not Tensor or type(y) is not Tensor:
+            return f"a batch is a {type(x).__name__} and a {type(y).__name__}, not two tensors"
+        if x.requires_grad or y.requires_grad:
+            return "a batch requires grad"
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            return "autocast is on" if torch.is_grad_enabled() else "grad mode is off"
+        if (self._affine.flat or self._affine.layout == "scalar") and x.dim() != 2:
+            return f"the input has {x.dim()} dimensions, where only 2 are known to mean the same"
+        if self._affine.layout == "scalar" and x.shape[1] != 1:
+            return "the model multiplies several features by one number"
+        return ""
+
+    def _not_plain_sgd(self, weight: Tensor, bias: Tensor | None) -> str:
+        optimizer = self.optimizer
+        if type(optimizer) is not torch.optim.SGD:
+            return f"the optimizer is {type(optimizer).__name__}, not torch.optim.SGD"
+        step = optimizer.__dict__.get("step")
+        if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
+            return "the optimizer's step has been replaced"
+        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            return "the optimizer has hooks"
+        if optimizer_hooks._global_optimizer_pre_hooks or optimizer_hooks._global_optimizer_post_hooks:
+            return "optimizers have global hooks"
+        found: dict[int, dict[str, Any]] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter is weight or parameter is bias:
+                    found[id(parameter)] = group
+                elif parameter.grad is not None:
+                    return "another parameter of the optimizer has a gradient waiting"
+        trained = [p for p in (weight, bias) if p is not None and p.requires_grad]
+        if len(trained) == 0:
+            return "no parameter requires grad"
+        if any(id(p) not in found for p in trained):
+            return "a parameter of the model is not the optimizer's"
+        self._group = group = found[id(trained[0])]
+        if any(found[id(p)][name] != group[name] for p in trained[1:] for name in _RULE):
+            return "weight and bias have different settings in the optimizer"
+        if group["differentiable"] or any(isinstance(group[name], Tensor) for name in _RULE[1:]):
+            return "the optimizer is differentiable or has tensors for settings"
+        for p in trained:
+            if p.grad is not None:
+                return "a parameter has a gradient waiting"
+            if p._backward_hooks or p._post_accumulate_grad_hooks:
+                return "a parameter has hooks"
+        return ""
+
+    def _fused(self, x: Tensor, y: Tensor, skip_nonfinite: bool) -> Tensor:
+        affine, loss, group, state = self._affine, self._loss, self._group, self.optimizer.state
+        weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
+        frozen = [not weight.requires_grad, bias is None or not bias.requires_grad]
+        buffers: list[Tensor | None] = [None, None]
+        first_step = [False, False]
+        if group["momentum"] != 0:
+            for i, parameter in enumerate((weight, bias)):
+                if not frozen[i]:
+                    buffers[i] = state[parameter].get("momentum_buffer") if parameter in state else None
+                    first_step[i] = buffers[i] is None
+                    buffers[i] = torch.empty_like(parameter) if first_step[i] else buffers[i]
+        lr = group["lr"]
+        lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+        with torch.no_grad():  # the kernels' view of a parameter must not become part of a graph
+            value = functional.sgd_step(
+                x, affine.as_rows(weight), target_rows(affine, loss, x, y),
+                None if bias is None else affine.as_bias(bias), None,
+                None if buffers[0] is None else affine.as_rows(buffers[0]),
+                None if buffers[1] is None else affine.as_bias(buffers[1]),
+                loss.loss, loss.delta, loss.reduction, lr_tensor, lr_value,
+                group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"], group["maximize"],
+                first_step, frozen, skip_nonfinite,
+            )  # fmt: skip
+        if any(first_step) and not (skip_nonfinite and not math.isfinite(value.item())):
+            for i, parameter in enumerate((weight, bias)):
+                if first_step[i]:
+                    state[parameter]["momentum_buffer"] = buffers[i]
+        if "step" in self.optimizer.__dict__:  # a scheduler watches for the optimizer's step through this mark
+            self.optimizer._opt_called = True
+        return value
+
+    def _say(self, level: str, reason: str) -> None:
+        self.level, self._reason = level, reason
+        sentence = self.explain()
+        if level != "fused" and sentence not in self._warned:
+            self._warned.add(sentence)
+            warnings.warn(sentence, UserWarning, stacklevel=4)
+
+
+_RULE = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+
+
+def fused_loss(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of a recognised model, in one pass; differentiable in its parameters."""
+    weight, bias = affine.as_rows(affine.weight.tensor), affine.bias
+    bias = None if bias is None else affine.as_bias(bias.tensor)
+    return functional.linear_loss(
+        loss.loss, loss.delta, x, weight, target_rows(affine, loss, x, y), bias, None, loss.reduction
+    )
+
+
+def target_rows(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> Tensor:
+    """The target in the shape that the kernels give the prediction."""
+    if loss.flattens:
+        outputs = affine.as_rows(affine.weight.tensor).shape[:-1]
+        return y.reshape(*x.shape[:-1], *outputs)
+    return y.unsqueeze(-1) if affine.flat and affine.layout != "vector" else y
+
+
+def _not_plain_parameters(*parameters: Tensor | None) -> str:
+    for parameter in parameters:
+        if parameter is None:
+            continue
+        if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+            return f"a parameter is a {type(parameter).__name__}"
+        if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
+            return f"a parameter is {parameter.layout} of {parameter.dtype}"
+    return ""
