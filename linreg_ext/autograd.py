@@ -19,8 +19,8 @@ OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradien
 class LinearLoss(Function):
     """``(loss, *gradients)`` of a linear layer under a regression loss.
 
-    One pass yields the loss and the gradients that `wanted` names (in the order of `OPERANDS`). Backward scales them;
-    a second derivative and a loss that is not reduced need G = dloss/dprediction again and recompute it.
+    One pass yields the loss and the gradients that `wanted` names (in the order of `OPERANDS`; those of float16 operands
+    in float32, since they may leave float16's range until they are scaled). Backward scales them; a second derivative and a loss that is not reduced need G = dloss/dprediction again and recompute it.
     """
 
     @staticmethod
@@ -64,8 +64,12 @@ class LinearLoss(Function):
                     grad_loss, input, linear_weight, target, linear_bias, weight, ctx.loss, ctx.delta, ctx.wanted
                 )
             else:
-                values = [(grad_loss * saved_grad).to(saved_grad.dtype) for saved_grad in saved]
-            grads = dict(zip(names, values, strict=True))
+                values = [grad_loss.to(saved_grad.dtype) * saved_grad for saved_grad in saved]
+            dtypes = {"input": input.dtype, "target": target.dtype}
+            grads = {
+                name: value.to(dtypes.get(name, linear_weight.dtype))
+                for name, value in zip(names, values, strict=True)
+            }
         return (
             grads.get("input"), grads.get("linear_weight"), grads.get("target"), grads.get("linear_bias"),
             None, None, None, None, None,
@@ -118,9 +122,8 @@ def _differentiable_grads(
     reduction: str,
     names: list[str],
 ) -> list[Tensor]:
-    """The gradients in plain PyTorch, differentiable in `grad_loss` and in every operand."""
+    """The gradients in plain PyTorch, in the compute dtype; differentiable in `grad_loss` and in every operand."""
     compute = torch.float32 if input.dtype.itemsize == 2 else input.dtype
-    dtypes = [tensor.dtype for tensor in (input, linear_weight, target)]
     x, w, y = (tensor.to(compute) for tensor in (input, linear_weight, target))
     r = F.linear(x, w) - y
     if linear_bias is not None:
@@ -143,10 +146,10 @@ def _differentiable_grads(
     k, d = (w.shape[0], w.shape[1]) if w.dim() == 2 else (1, w.shape[0])
     g_rows, x_rows = g.reshape(-1, k), x.reshape(-1, d)
     grads = {
-        "input": lambda: (g_rows @ w.reshape(k, d)).reshape(x.shape).to(dtypes[0]),
-        "linear_weight": lambda: (g_rows.t() @ x_rows).reshape(w.shape).to(dtypes[1]),
-        "linear_bias": lambda: g_rows.sum(0).reshape(linear_bias.shape).to(dtypes[1]),
-        "target": lambda: (-g).to(dtypes[2]),
+        "input": lambda: (g_rows @ w.reshape(k, d)).reshape(x.shape),
+        "linear_weight": lambda: (g_rows.t() @ x_rows).reshape(w.shape),
+        "linear_bias": lambda: g_rows.sum(0).reshape(linear_bias.shape),
+        "target": lambda: -g,
     }
     return [grads[name]() for name in names]
 
@@ -192,7 +195,11 @@ def _fake_linear_loss_grads(
     operands = (input, linear_weight, linear_bias, target)
     if wanted[2] and linear_bias is None:
         raise ValueError(f"{op}: linear_bias must be given when its gradient is asked for, got None")
-    return value, [t.new_empty(t.shape) for t, asked in zip(operands, wanted, strict=True) if asked]
+    return value, [
+        t.new_empty(t.shape, dtype=torch.float32 if t.dtype == torch.float16 else t.dtype)
+        for t, asked in zip(operands, wanted, strict=True)
+        if asked
+    ]
 
 
 def _fake_sgd_step_(
@@ -213,14 +220,16 @@ def _fake_sgd_step_(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
-    first_step: list[bool],
-    frozen: list[bool],
+    weight_first_step: bool,
+    bias_first_step: bool,
+    weight_frozen: bool,
+    bias_frozen: bool,
     skip_nonfinite: bool,
 ) -> Tensor:
     check_problem("sgd_step_", input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     check_sgd(
         "sgd_step_", input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
-        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov,
+        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, weight_frozen, bias_frozen,
     )  # fmt: skip
     return linear_weight.new_empty(())
 

@@ -103,6 +103,8 @@ def check_sgd(
     dampening: float,
     weight_decay: float,
     nesterov: bool,
+    weight_frozen: bool,
+    bias_frozen: bool,
 ) -> None:
     """Check what the rule adds to the pass: hyper-parameters, state, and that nothing it writes is also read."""
     if reduction == "none":
@@ -131,12 +133,15 @@ def check_sgd(
     if linear_bias is not None:
         written.append(("linear_bias", linear_bias))
     if momentum != 0:
-        for i, (parameter, buffer) in enumerate(
-            ((linear_weight, weight_momentum_buffer), (linear_bias, bias_momentum_buffer))
+        for i, parameter, buffer, frozen in (
+            (0, linear_weight, weight_momentum_buffer, weight_frozen),
+            (1, linear_bias, bias_momentum_buffer, bias_frozen),
         ):
-            if parameter is None or buffer is None:
+            if parameter is None or frozen:
                 continue
             name = f"momentum_buffers[{i}]"
+            if buffer is None:
+                raise ValueError(f"{op}: {name} must be a tensor when momentum != 0, got None")
             _check_dtype(op, name, buffer, (parameter.dtype,))
             _check_shape(op, name, buffer, [list(parameter.shape)])
             if buffer.device != input.device:

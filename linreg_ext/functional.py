@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._extension import _C, REFERENCE
+from ._extension import REFERENCE, _C
 from .check import check_momentum_buffers, require_tensors
 
 if not REFERENCE:
@@ -293,7 +293,7 @@ def sgd_step_(
     lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
     value = sgd_step(
         input, linear_weight, target, linear_bias, weight, *buffers, loss, delta, "mean", lr_tensor, lr_value,
-        momentum, dampening, weight_decay, nesterov, maximize, first_step, [False, False], False,
+        momentum, dampening, weight_decay, nesterov, maximize, *first_step, False, False, False,
     )  # fmt: skip
     if any(first_step):
         momentum_buffers[:] = buffers

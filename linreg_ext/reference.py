@@ -94,7 +94,7 @@ def sgd_step_(
     lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
     value = sgd_step(
         input, linear_weight, target, linear_bias, weight, *buffers, loss, delta, "mean", lr_tensor, lr_value,
-        momentum, dampening, weight_decay, nesterov, maximize, first_step, [False, False], False,
+        momentum, dampening, weight_decay, nesterov, maximize, *first_step, False, False, False,
     )  # fmt: skip
     if any(first_step):
         momentum_buffers[:] = buffers
@@ -119,15 +119,17 @@ def sgd_step(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
-    first_step: list[bool],
-    frozen: list[bool],
+    weight_first_step: bool,
+    bias_first_step: bool,
+    weight_frozen: bool,
+    bias_frozen: bool,
     skip_nonfinite: bool,
 ) -> Tensor:
     """The step with every setting that the operator has."""
     check_problem("sgd_step_", input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     check_sgd(
         "sgd_step_", input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
-        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov,
+        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, weight_frozen, bias_frozen,
     )  # fmt: skip
 
     compute = _compute_dtype(input)
@@ -145,16 +147,19 @@ def sgd_step(
         if skip_nonfinite and not value.isfinite():
             return value.to(linear_weight.dtype)
         rate = lr if lr_tensor is None else lr_tensor.item()
-        buffers = (weight_momentum_buffer, bias_momentum_buffer)
-        for i, (parameter, p, g) in enumerate(zip(parameters, leaves, grads, strict=True)):
-            if frozen[i]:
+        states = (
+            (weight_momentum_buffer, weight_first_step, weight_frozen),
+            (bias_momentum_buffer, bias_first_step, bias_frozen),
+        )
+        for parameter, p, g, (stored, first_step, frozen) in zip(parameters, leaves, grads, states, strict=False):
+            if frozen:
                 continue
             g = -g if maximize else g
             if weight_decay != 0:
                 g = g + weight_decay * p
             if momentum != 0:
-                buffer = g if first_step[i] else momentum * buffers[i] + (1 - dampening) * g
-                buffers[i].copy_(buffer)
+                buffer = g if first_step else momentum * stored + (1 - dampening) * g
+                stored.copy_(buffer)
                 g = g + momentum * buffer if nesterov else buffer
             parameter.copy_(p - rate * g)
     return value.detach().to(linear_weight.dtype)

@@ -190,7 +190,7 @@ class TrainStep:
                 None if buffers[1] is None else affine.as_bias(buffers[1]),
                 loss.loss, loss.delta, loss.reduction, lr_tensor, lr_value,
                 group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"], group["maximize"],
-                first_step, frozen, skip_nonfinite,
+                *first_step, *frozen, skip_nonfinite,
             )  # fmt: skip
         if any(first_step) and not (skip_nonfinite and not math.isfinite(value.item())):
             for i, parameter in enumerate((weight, bias)):

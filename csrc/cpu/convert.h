@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Numbers in memory, of any Dtype, to and from the type that a pass computes in (float or double).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../linreg.h"
+
+namespace linreg::cpu {
+namespace {
+
+inline size_t size_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float32: return 4;
+    case Dtype::float64: return 8;
+    default: return 2;
+  }
+}
+
+template <class To, class From>
+inline __attribute__((always_inline)) To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline __attribute__((always_inline)) float from_bfloat16(uint16_t h) {
+  return bit_cast<float>(uint32_t(h) << 16);
+}
+
+// Branch-free, so that loops over it vectorise: the exponent is rebased by a multiplication, which also normalises
+// subnormals; inf and nan keep their all-ones exponent.
+inline __attribute__((always_inline)) float from_float16(uint16_t h) {
+  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13;
+  const float rebased = bit_cast<float>(magnitude) * 0x1p112f;
+  const uint32_t special = (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+  return bit_cast<float>(bit_cast<uint32_t>(rebased) | special | uint32_t(h & 0x8000) << 16);
+}
+
+// Both round to nearest, ties to even.
+inline uint16_t to_bfloat16(float f) {
+  const uint32_t bits = bit_cast<uint32_t>(f);
+  if (f != f) return 0x7fc0;
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline uint16_t to_float16(float f) {
+  const uint32_t bits = bit_cast<uint32_t>(f);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return 0x7e00;               // nan
+  if (magnitude >= 0x47800000) return sign | 0x7c00;        // 2^16 and more, inf
+  if (magnitude < 0x38800000) {                             // below 2^-14: subnormal, in units of 2^-24
+    // Adding 0.5 makes the unit of f's last place 2^-24, so the hardware rounds.
+    return sign | uint16_t(bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u);
+  }
+  return sign | uint16_t((magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13);
+}
+
+// to[i] = from[i * stride], converted.
+template <class C>
+inline void load(const void* from, int64_t stride, Dtype dtype, int64_t count, C* __restrict__ to) {
+  const auto loop = [&](auto* source, auto convert) {
+    if (stride == 1) {
+      for (int64_t i = 0; i < count; ++i) to[i] = C(convert(source[i]));
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = C(convert(source[i * stride]));
+    }
+  };
+  const auto same = [](auto number) { return number; };
+  switch (dtype) {
+    case Dtype::float32: return loop(static_cast<const float*>(from), same);
+    case Dtype::float64: return loop(static_cast<const double*>(from), same);
+    case Dtype::bfloat16: return loop(static_cast<const uint16_t*>(from), [](uint16_t h) { return from_bfloat16(h); });
+    case Dtype::float16: return loop(static_cast<const uint16_t*>(from), [](uint16_t h) { return from_float16(h); });
+  }
+}
+
+// to[i] = from[i], rounded to dtype once.
+template <class C>
+inline void store(const C* __restrict__ from, int64_t count, Dtype dtype, void* to) {
+  const auto loop = [&](auto* sink, auto convert) {
+    for (int64_t i = 0; i < count; ++i) sink[i] = convert(from[i]);
+  };
+  switch (dtype) {
+    case Dtype::float32: return loop(static_cast<float*>(to), [](C c) { return float(c); });
+    case Dtype::float64: return loop(static_cast<double*>(to), [](C c) { return double(c); });
+    case Dtype::bfloat16: return loop(static_cast<uint16_t*>(to), [](C c) { return to_bfloat16(float(c)); });
+    case Dtype::float16: return loop(static_cast<uint16_t*>(to), [](C c) { return to_float16(float(c)); });
+  }
+}
+
+template <class C>
+inline C load_one(const void* from, Dtype dtype) {
+  C number = 0;
+  load(from, 1, dtype, 1, &number);
+  return number;
+}
+
+inline const void* at(const View& view, int64_t i, int64_t j = 0) {
+  const int64_t offset = i * view.row_stride + j * view.col_stride;
+  return static_cast<const char*>(view.data) + offset * int64_t(size_of(view.dtype));
+}
+
+inline void* at(const Rows& rows, int64_t i) {
+  return static_cast<char*>(rows.data) + i * rows.row_stride * int64_t(size_of(rows.dtype));
+}
+
+}  // namespace
+}  // namespace linreg::cpu

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The loss and the gradients that are wanted: one pass, then the sums scaled and rounded once.
+#include "convert.h"
+#include "pass.h"
+
+namespace linreg::cpu {
+namespace {
+
+PassOutputs outputs_for(const Problem& problem, const Gradients& gradients, void* loss) {
+  PassOutputs outputs;
+  outputs.weight_sum = gradients.weight != nullptr;
+  outputs.bias_sum = gradients.bias != nullptr;
+  outputs.input_gradient = gradients.input;
+  outputs.target_gradient = gradients.target;
+  outputs.elements = problem.reduction == Reduction::none ? loss : nullptr;
+  return outputs;
+}
+
+void store_scaled(const double* sums, int64_t count, double scale, Dtype dtype, void* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    const double value = scale * sums[i];
+    store(&value, 1, dtype, static_cast<char*>(to) + i * int64_t(size_of(dtype)));
+  }
+}
+
+}  // namespace
+
+size_t loss_workspace(const Problem& problem, const Gradients& gradients) {
+  return pass_workspace(problem, outputs_for(problem, gradients, nullptr));
+}
+
+void linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace) {
+  const double scale = reduction_scale(problem);
+  const PassOutputs outputs = outputs_for(problem, gradients, loss);
+  const PassSums sums = run_pass(problem, outputs, scale, workspace);
+  if (problem.reduction != Reduction::none) store_scaled(&sums.loss, 1, scale, problem.w.dtype, loss);
+  // Without rows the mean's scale is inf, and PyTorch's gradient a sum of nothing.
+  const double gradient_scale = problem.n == 0 ? 0.0 : scale;
+  if (gradients.weight)
+    store_scaled(sums.weight, problem.k * problem.d, gradient_scale, gradient_dtype(problem.w.dtype), gradients.weight);
+  if (gradients.bias)
+    store_scaled(sums.bias, problem.k, gradient_scale, gradient_dtype(problem.w.dtype), gradients.bias);
+}
+
+}  // namespace linreg::cpu

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The pass over the rows on a CPU: what the operations in this folder are made of.
+#pragma once
+
+#include "../linreg.h"
+
+namespace linreg::cpu {
+
+// What a pass is asked for beside the loss sum.
+struct PassOutputs {
+  bool weight_sum = false;         // Gᵀ X
+  bool bias_sum = false;           // Σ G over rows
+  void* input_gradient = nullptr;  // scale · G W, [n, d] in x's gradient_dtype
+  void* target_gradient = nullptr; // −scale · G, [n, k] in y's gradient_dtype
+  void* elements = nullptr;        // v ℓ(R), [n, k] in w's dtype
+};
+
+// The sums of a pass, before scaling, in its workspace.
+struct PassSums {
+  double loss = 0;
+  const double* weight = nullptr;  // [k, d]
+  const double* bias = nullptr;    // [k]
+};
+
+size_t pass_workspace(const Problem& problem, const PassOutputs& outputs);
+
+// `scale` is what the gradients that are written element by element are multiplied by.
+PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace);
+
+// What the sums are multiplied by: 1 for a sum, 1 / (n k) or 1 / Σ v for a mean.
+double reduction_scale(const Problem& problem);
+
+}  // namespace linreg::cpu

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "check.h"
+
+#include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
+
+#include <array>
+#include <cmath>
+#include <initializer_list>
+#include <sstream>
+#include <string>
+
+namespace linreg::torch_ops {
+namespace {
+
+constexpr std::array<std::string_view, 4> kLosses = {"mse", "l1", "huber", "smooth_l1"};
+constexpr std::array<std::string_view, 3> kReductions = {"none", "mean", "sum"};
+constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
+
+struct Named {
+  const char* name;
+  const at::Tensor* tensor;  // nullptr: not given
+};
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text = words[0];
+  for (size_t i = 1; i < words.size(); ++i) text += (i + 1 < words.size() ? ", " : " or ") + words[i];
+  return text;
+}
+
+std::string word(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
+
+std::string word(at::IntArrayRef shape) {
+  std::ostringstream text;
+  text << shape;
+  return text.str();
+}
+
+template <class Items>
+std::string words(const Items& items) {
+  std::vector<std::string> all;
+  for (const auto& item : items) all.push_back(word(item));
+  return joined(all);
+}
+
+// The place of `text` in `words`, or an error that names the argument.
+template <size_t kCount>
+size_t choice(std::string_view op, const char* name, std::string_view text,
+              const std::array<std::string_view, kCount>& choices) {
+  for (size_t i = 0; i < kCount; ++i)
+    if (choices[i] == text) return i;
+  std::vector<std::string> quoted;
+  for (const auto& one : choices) quoted.push_back("'" + std::string(one) + "'");
+  TORCH_CHECK_VALUE(false, op, ": ", name, " must be one of ", joined(quoted), ", got '", text, "'");
+}
+
+void check_dtype(std::string_view op, const char* name, const at::Tensor& tensor, at::ScalarType expected,
+                 at::ScalarType alternative) {
+  const auto dtype = tensor.scalar_type();
+  if (dtype == expected || dtype == alternative) return;
+  std::vector<at::ScalarType> all = {expected};
+  if (alternative != expected) all.push_back(alternative);
+  TORCH_CHECK(false, op, ": ", name, " must have dtype ", words(all), ", got ", word(dtype));
+}
+
+[[noreturn]] void wrong_shape(std::string_view op, const char* name, const std::string& expected, const at::Tensor& got) {
+  TORCH_CHECK(false, op, ": ", name, " must have shape ", expected, ", got ", got.sizes());
+}
+
+std::vector<int64_t> with(at::IntArrayRef rows, std::initializer_list<int64_t> more) {
+  std::vector<int64_t> shape(rows.begin(), rows.end());
+  shape.insert(shape.end(), more);
+  return shape;
+}
+
+bool is(at::IntArrayRef shape, at::IntArrayRef rows, std::optional<int64_t> last) {
+  return shape.size() == rows.size() + last.has_value() && shape.slice(0, rows.size()) == rows &&
+         (!last || shape.back() == *last);
+}
+
+void check_shapes(std::string_view op, const Operands& o) {
+  const auto& w = o.linear_weight;
+  TORCH_CHECK(o.input.dim() >= 1, op, ": input must have at least 1 dimension, got shape []");
+  const auto rows = o.input.sizes().slice(0, o.input.dim() - 1);
+  const int64_t d = o.input.size(-1);
+  if (w.dim() < 1 || w.dim() > 2 || w.size(-1) != d)
+    wrong_shape(op, "linear_weight", "[out_features, " + std::to_string(d) + "] or [" + std::to_string(d) + "]", w);
+  const bool has_k = w.dim() == 2;
+  const std::optional<int64_t> k = has_k ? std::optional<int64_t>(w.size(0)) : std::nullopt;
+  const auto outputs = [&] { return has_k ? with(rows, {*k}) : with(rows, {}); };
+  if (!is(o.target.sizes(), rows, k)) wrong_shape(op, "target", word(outputs()), o.target);
+  if (o.linear_bias) {
+    const auto shape = o.linear_bias->sizes();
+    if (has_k && !(shape.size() == 1 && shape[0] == *k)) wrong_shape(op, "linear_bias", word({*k}), *o.linear_bias);
+    if (!has_k && !(shape.empty() || (shape.size() == 1 && shape[0] == 1)))
+      wrong_shape(op, "linear_bias", "[] or [1]", *o.linear_bias);
+  }
+  if (o.weight) {
+    const auto shape = o.weight->sizes();
+    const bool fits = is(shape, rows, k) || (has_k && (is(shape, rows, std::nullopt) || is(shape, rows, 1)));
+    if (!fits) {
+      std::vector<std::vector<int64_t>> shapes = {outputs()};
+      if (has_k) shapes.insert(shapes.end(), {with(rows, {}), with(rows, {1})});
+      wrong_shape(op, "weight", words(shapes), *o.weight);
+    }
+  }
+}
+
+// The strides of a tensor's rows, its leading dimensions taken as one; nullopt where they have no single stride.
+std::optional<int64_t> row_stride(const at::Tensor& tensor, int64_t leading) {
+  std::optional<int64_t> stride;
+  int64_t expected = 0;
+  for (int64_t i = leading - 1; i >= 0; --i) {
+    if (tensor.size(i) == 1) continue;
+    if (!stride) {
+      stride = tensor.stride(i);
+    } else if (tensor.stride(i) != expected) {
+      return std::nullopt;
+    }
+    expected = tensor.stride(i) * tensor.size(i);
+  }
+  return stride.value_or(0);
+}
+
+// `tensor` as [n, columns], or [n, 1] where it has no columns, copied where its strides do not allow that.
+View view_of(const at::Tensor& tensor, bool has_columns, bool contiguous_columns, at::Tensor& copy) {
+  const at::Tensor* source = &tensor;
+  const int64_t leading = tensor.dim() - has_columns;
+  std::optional<int64_t> stride = row_stride(tensor, leading);
+  const bool columns_fit = !contiguous_columns || tensor.size(-1) <= 1 || tensor.stride(-1) == 1;
+  if (!stride || !columns_fit) {
+    copy = tensor.contiguous();
+    source = &copy;
+    stride = row_stride(copy, leading);
+  }
+  const int64_t col_stride = has_columns ? (contiguous_columns ? 1 : source->stride(-1)) : 0;
+  return {source->const_data_ptr(), *stride, col_stride, dtype_of(*source)};
+}
+
+// The bytes of a tensor as `count` rows of `length` contiguous bytes, `step` apart; one row from end to end where it
+// has no such rows.
+struct Extent {
+  int64_t start, length, count, step;
+};
+
+Extent extent_of(const at::Tensor& t) {
+  const int64_t size = int64_t(t.element_size()), start = reinterpret_cast<int64_t>(t.const_data_ptr());
+  if ((t.dim() == 1 || t.dim() == 2) && !t.is_contiguous()) {
+    const int64_t width = t.dim() == 2 ? t.size(1) : 1;
+    if (t.stride(0) >= width && (width == 1 || t.stride(1) == 1))
+      return {start, width * size, t.size(0), t.stride(0) * size};
+  }
+  int64_t last = 0;
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  return {start, (last + 1) * size, 1, (last + 1) * size};
+}
+
+// Whether two tensors share an element. Columns of one matrix interleave without sharing anything, so comparing first
+// and last address is not enough.
+bool overlap(const at::Tensor& one, const at::Tensor& other) {
+  if (one.numel() == 0 || other.numel() == 0) return false;
+  Extent a = extent_of(one), b = extent_of(other);
+  if (a.start + (a.count - 1) * a.step + a.length <= b.start) return false;
+  if (b.start + (b.count - 1) * b.step + b.length <= a.start) return false;
+  if (a.count > b.count) std::swap(a, b);
+  for (int64_t begin = a.start; begin < a.start + a.count * a.step; begin += a.step) {
+    // Of b's rows, the last that starts at or before `begin` and the one after it can reach this row of a.
+    const int64_t j = begin < b.start ? 0 : (begin - b.start) / b.step;
+    for (int64_t i = j; i < std::min(j + 2, b.count); ++i) {
+      const int64_t b_begin = b.start + i * b.step;
+      if (begin < b_begin + b.length && b_begin < begin + a.length) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+Dtype dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble: return Dtype::float64;
+    case at::kBFloat16: return Dtype::bfloat16;
+    case at::kHalf: return Dtype::float16;
+    default: return Dtype::float32;
+  }
+}
+
+Rows rows_of(const at::Tensor& tensor, at::Tensor& copy) {
+  const bool fits = tensor.dim() == 0 || tensor.size(-1) <= 1 || tensor.stride(-1) == 1;
+  if (!fits) copy = tensor.contiguous();
+  const at::Tensor& source = fits ? tensor : copy;
+  return {source.data_ptr(), source.dim() == 2 ? source.stride(0) : 0, dtype_of(source)};
+}
+
+Checked check_problem(std::string_view op, const Operands& o, std::string_view loss, double delta,
+                      std::string_view reduction) {
+  Checked checked;
+  Problem& p = checked.problem;
+  p.loss = Loss(choice(op, "loss", loss, kLosses));
+  p.reduction = Reduction(choice(op, "reduction", reduction, kReductions));
+  p.delta = delta;
+  TORCH_CHECK_VALUE(p.loss != Loss::huber || delta > 0, op, ": delta must be > 0, got ", delta);
+  TORCH_CHECK_VALUE(p.loss != Loss::smooth_l1 || delta >= 0, op, ": ",
+                    op == "linear_smooth_l1_loss" ? "beta" : "delta", " must be >= 0, got ", delta);
+
+  const Named all[] = {{"input", &o.input},
+                       {"linear_weight", &o.linear_weight},
+                       {"target", &o.target},
+                       {"linear_bias", o.linear_bias ? &*o.linear_bias : nullptr},
+                       {"weight", o.weight ? &*o.weight : nullptr}};
+  for (const auto& [name, tensor] : all)
+    TORCH_CHECK(!tensor || (tensor->layout() == at::kStrided && !tensor->is_nested()), op, ": ", name,
+                " must be a dense tensor, not a sparse or nested one");
+
+  const auto dtype = o.input.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, op,
+              ": input must have dtype ", words(kDtypes), ", got ", word(dtype));
+  check_dtype(op, "linear_weight", o.linear_weight, dtype, dtype == at::kDouble ? at::kDouble : at::kFloat);
+  const auto parameter = o.linear_weight.scalar_type();
+  check_dtype(op, "target", o.target, dtype, dtype);
+  if (o.linear_bias) check_dtype(op, "linear_bias", *o.linear_bias, parameter, parameter);
+  if (o.weight) check_dtype(op, "weight", *o.weight, dtype, parameter);
+
+  check_shapes(op, o);
+  for (const auto& [name, tensor] : all)
+    TORCH_CHECK(!tensor || tensor->device() == o.input.device(), op, ": ", name, " must be on ", o.input.device(),
+                ", got ", tensor->device());
+
+  const bool has_k = o.linear_weight.dim() == 2;
+  p.d = o.input.size(-1);
+  p.k = has_k ? o.linear_weight.size(0) : 1;
+  p.n = c10::multiply_integers(o.input.sizes().slice(0, o.input.dim() - 1));
+  p.x = view_of(o.input, true, true, checked.copies[0]);
+  p.w = view_of(o.linear_weight, true, true, checked.copies[1]);
+  p.y = view_of(o.target, has_k, false, checked.copies[2]);
+  if (o.linear_bias) {
+    const int64_t stride = o.linear_bias->dim() == 1 ? o.linear_bias->stride(0) : 0;
+    p.b = {o.linear_bias->const_data_ptr(), 0, stride, dtype_of(*o.linear_bias)};
+  }
+  if (o.weight) {
+    const bool has_columns = o.weight->dim() == o.input.dim();
+    p.v = view_of(*o.weight, has_columns, false, checked.copies[4]);
+    if (has_columns && o.weight->size(-1) == 1) p.v.col_stride = 0;
+  }
+  return checked;
+}
+
+void check_sgd(std::string_view op, const Operands& o, std::string_view reduction, const SgdArguments& sgd) {
+  TORCH_CHECK_VALUE(reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
+  if (sgd.lr_tensor) {
+    const at::Tensor& lr = *sgd.lr_tensor;
+    TORCH_CHECK_VALUE(lr.numel() == 1, op, ": lr must be a float or a 1-element tensor, got shape ", lr.sizes());
+    check_dtype(op, "lr", lr, at::kFloat, at::kDouble);
+    TORCH_CHECK(lr.device() == o.input.device() || lr.is_cpu(), op, ": lr must be on ", o.input.device(),
+                " or cpu, got ", lr.device());
+  } else {
+    TORCH_CHECK_VALUE(sgd.lr >= 0, op, ": lr must be >= 0, got ", sgd.lr);
+  }
+  TORCH_CHECK_VALUE(sgd.momentum >= 0, op, ": momentum must be >= 0, got ", sgd.momentum);
+  TORCH_CHECK_VALUE(sgd.weight_decay >= 0, op, ": weight_decay must be >= 0, got ", sgd.weight_decay);
+  TORCH_CHECK_VALUE(!sgd.nesterov || (sgd.momentum > 0 && sgd.dampening == 0), op,
+                    ": nesterov must be False unless momentum > 0 and dampening == 0, got momentum ", sgd.momentum,
+                    " and dampening ", sgd.dampening);
+  TORCH_CHECK_VALUE(!std::isnan(sgd.dampening), op, ": dampening must be a number, got nan");
+
+  Named written[4], read[3];
+  int n_written = 0, n_read = 0;
+  written[n_written++] = {"linear_weight", &o.linear_weight};
+  if (o.linear_bias) written[n_written++] = {"linear_bias", &*o.linear_bias};
+  const auto add_buffer = [&](const char* name, const at::Tensor& parameter, const OptionalTensor& buffer) {
+    TORCH_CHECK_VALUE(buffer, op, ": ", name, " must be a tensor when momentum != 0, got None");
+    check_dtype(op, name, *buffer, parameter.scalar_type(), parameter.scalar_type());
+    if (buffer->sizes() != parameter.sizes()) wrong_shape(op, name, word(parameter.sizes()), *buffer);
+    TORCH_CHECK(buffer->device() == o.input.device(), op, ": ", name, " must be on ", o.input.device(), ", got ",
+                buffer->device());
+    written[n_written++] = {name, &*buffer};
+  };
+  if (sgd.momentum != 0 && !sgd.weight_frozen)
+    add_buffer("momentum_buffers[0]", o.linear_weight, sgd.weight_momentum_buffer);
+  if (sgd.momentum != 0 && !sgd.bias_frozen && o.linear_bias)
+    add_buffer("momentum_buffers[1]", *o.linear_bias, sgd.bias_momentum_buffer);
+  read[n_read++] = {"input", &o.input};
+  read[n_read++] = {"target", &o.target};
+  if (o.weight) read[n_read++] = {"weight", &*o.weight};
+
+  for (int i = 0; i < n_written; ++i) {
+    const auto& [name, tensor] = written[i];
+    for (int64_t dim = 0; dim < tensor->dim(); ++dim)
+      TORCH_CHECK(tensor->stride(dim) != 0 || tensor->size(dim) <= 1, op, ": ", name,
+                  " must not overlap itself in memory (is it expanded?)");
+    const auto check_apart = [&, name = name, tensor = tensor](const char* other_name, const at::Tensor& other) {
+      TORCH_CHECK(!overlap(*tensor, other), op, ": ", name, " must not overlap ", other_name, " in memory");
+    };
+    for (int j = i + 1; j < n_written; ++j) check_apart(written[j].name, *written[j].tensor);
+    for (int j = 0; j < n_read; ++j) check_apart(read[j].name, *read[j].tensor);
+    if (sgd.lr_tensor) check_apart("lr", *sgd.lr_tensor);
+  }
+}
+
+}  // namespace linreg::torch_ops
