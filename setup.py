@@ -42,7 +42,16 @@ def extension() -> cpp_extension.CppExtension:
     cuda, why = use_cuda()
     print(f"linreg_ext: building {'with' if cuda else 'without'} CUDA: {why}", flush=True)
     folders = ["cpu", "torch"]
-    cxx = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    cxx = [
+        "-O3",
+        "-std=c++20",
+        "-fopenmp",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wno-psabi",
+        "-Wno-unknown-pragmas",
+    ]
     return cpp_extension.CppExtension(
         "linreg_ext._C",
         sources=sorted(str(path.relative_to(ROOT)) for folder in folders for path in ROOT.glob(f"csrc/{folder}/*.cpp")),

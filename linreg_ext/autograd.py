@@ -67,8 +67,7 @@ class LinearLoss(Function):
                 values = [grad_loss.to(saved_grad.dtype) * saved_grad for saved_grad in saved]
             dtypes = {"input": input.dtype, "target": target.dtype}
             grads = {
-                name: value.to(dtypes.get(name, linear_weight.dtype))
-                for name, value in zip(names, values, strict=True)
+                name: value.to(dtypes.get(name, linear_weight.dtype)) for name, value in zip(names, values, strict=True)
             }
         return (
             grads.get("input"), grads.get("linear_weight"), grads.get("target"), grads.get("linear_bias"),
@@ -169,9 +168,7 @@ def _fake_linear_loss(
     delta: float,
     reduction: str,
 ) -> Tensor:
-    check_problem(
-        f"linear_{loss}_loss", input, linear_weight, target, linear_bias, weight, loss, delta, reduction
-    )
+    check_problem(f"linear_{loss}_loss", input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     return linear_weight.new_empty(target.shape if reduction == "none" else ())
 
 
@@ -186,9 +183,7 @@ def _fake_linear_loss_grads(
     reduction: str,
     wanted: list[bool],
 ) -> tuple[Tensor, list[Tensor]]:
-    value = _fake_linear_loss(
-        input, linear_weight, target, linear_bias, weight, loss, delta, reduction
-    )
+    value = _fake_linear_loss(input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     op = f"linear_{loss}_loss"
     if reduction == "none":
         raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got 'none'")

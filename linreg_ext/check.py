@@ -162,7 +162,7 @@ def check_sgd(
 
 def check_momentum_buffers(momentum: float, buffers: list[Tensor | None] | None) -> list[Tensor | None]:
     """The two momentum buffers, of the weight and of the bias; both None where there is no momentum."""
-    if momentum == 0:
+    if not momentum > 0:  # a momentum below 0 is check_sgd's to refuse
         return [None, None]
     if not isinstance(buffers, list) or len(buffers) != 2:
         got = f"{len(buffers)} entries" if isinstance(buffers, list) else type(buffers).__name__
@@ -172,9 +172,7 @@ def check_momentum_buffers(momentum: float, buffers: list[Tensor | None] | None)
         )
     for i, buffer in enumerate(buffers):
         if buffer is not None and not isinstance(buffer, Tensor):
-            raise TypeError(
-                f"sgd_step_: momentum_buffers[{i}] must be a Tensor or None, got {type(buffer).__name__}"
-            )
+            raise TypeError(f"sgd_step_: momentum_buffers[{i}] must be a Tensor or None, got {type(buffer).__name__}")
     return buffers
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import reference
 from ._extension import REFERENCE, _C
-from .check import check_momentum_buffers, require_tensors
+from .check import check_momentum_buffers, check_problem, require_tensors
 
 if not REFERENCE:
     from .autograd import LinearLoss, register_fakes
@@ -304,7 +304,13 @@ def sgd_step(*arguments: Any) -> Tensor:
     """The operator ``linreg_ext::sgd_step_`` by its shortest way: its arguments in its order, positionally."""
     if REFERENCE:
         return reference.sgd_step(*arguments)
-    return torch.ops.linreg_ext.sgd_step_(*arguments) if torch.compiler.is_compiling() else _C.sgd_step_(*arguments)
+    if torch.compiler.is_compiling():
+        return torch.ops.linreg_ext.sgd_step_(*arguments)
+    try:
+        return _C.sgd_step_(*arguments)
+    except NotImplementedError:
+        _refuse("sgd_step_", *arguments[:5], *arguments[7:10])
+        raise
 
 
 def linear_loss(
@@ -337,6 +343,19 @@ def linear_loss(
         if weight is not None and weight.requires_grad:
             raise RuntimeError(f"{op}: weight must not require grad, got one that does")
     arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
-    if any(wanted):
-        return LinearLoss.apply(*arguments, wanted)[0]
-    return torch.ops.linreg_ext.linear_loss(*arguments)
+    try:
+        if any(wanted):
+            return LinearLoss.apply(*arguments, wanted)[0]
+        return torch.ops.linreg_ext.linear_loss(*arguments)
+    except NotImplementedError:
+        _refuse(op, *arguments)
+        raise
+
+
+def _refuse(op: str, input: Tensor, *others: Any) -> None:
+    """Say what is wrong with tensors for which the dispatcher has no kernel."""
+    check_problem(op, input, *others)
+    raise NotImplementedError(
+        f"{op}: this build has no kernels for tensors on {input.device.type} (see linreg_ext.build_info()); "
+        "move them to cpu, or set LINREG_EXT_REFERENCE=1 to run on plain PyTorch"
+    )

@@ -7,11 +7,18 @@ everything else is what autograd and ``torch.optim.SGD`` do. ``LINREG_EXT_REFERE
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .check import check_momentum_buffers, check_problem, check_sgd, require_tensors
+
+if TYPE_CHECKING:
+    from .training import History
 
 
 def linear_mse_loss(
@@ -212,3 +219,78 @@ def linear_loss(
 
 def _compute_dtype(input: Tensor) -> torch.dtype:
     return torch.float32 if input.dtype.itemsize == 2 else input.dtype
+
+
+def make_train_step(
+    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer
+) -> Callable[[Tensor, Tensor], Tensor]:
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        model.train()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def fit(
+    num_epochs: int,
+    model: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    opt: torch.optim.Optimizer,
+    train_dl: Iterable[tuple[Tensor, Tensor]],
+    *,
+    val_dl: Iterable[tuple[Tensor, Tensor]] | None = None,
+    scheduler: Any = None,
+    device: torch.device | str | None = None,
+    log_every: int | None = None,
+    progress: bool | None = None,
+    on_divergence: str = "stop",
+) -> History:
+    from .training import History  # here, because training is built on top of this module
+
+    model.to(device)
+    step = make_train_step(model, loss_fn, opt)
+    step_loss, epoch_loss, val_loss, lr = [], [], [], []
+    for epoch in range(num_epochs):
+        total, rows = 0.0, 0
+        for x, y in train_dl:
+            lr.append(float(opt.param_groups[0]["lr"]))
+            before = [p.detach().clone() for p in model.parameters()]
+            step_loss.append(step(x.to(device), y.to(device)).item())
+            if on_divergence == "stop" and not math.isfinite(step_loss[-1]):
+                with torch.no_grad():
+                    for p, old in zip(model.parameters(), before, strict=True):
+                        p.copy_(old)
+                raise RuntimeError(f"fit: the loss is {step_loss[-1]} at step {len(step_loss)}")
+            summed = getattr(loss_fn, "reduction", "mean") == "sum"
+            total, rows = total + step_loss[-1] * (1 if summed else len(x)), rows + len(x)
+        epoch_loss.append(total / rows if rows else math.nan)
+        if val_dl is not None:
+            val_loss.append(evaluate(model, loss_fn, ((x.to(device), y.to(device)) for x, y in val_dl)))
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step((val_loss or epoch_loss)[-1])
+        elif scheduler is not None:
+            scheduler.step()
+        if log_every is not None and (epoch + 1) % log_every == 0:
+            validation = f", Val loss: {val_loss[-1]:.4f}" if val_loss else ""
+            print(f"Epoch [{epoch + 1}/{num_epochs}], Loss: {step_loss[-1]:.4f}{validation}")
+    tensors = (torch.tensor(values, dtype=torch.float64) for values in (step_loss, epoch_loss, val_loss, lr))
+    steps, epochs, validation, rates = tensors
+    return History(steps, epochs, validation if val_dl is not None else None, rates)
+
+
+def evaluate(
+    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], dataloader: Iterable[tuple[Tensor, Tensor]]
+) -> float:
+    training = model.training
+    model.eval()
+    total, rows = 0.0, 0
+    with torch.no_grad():
+        for x, y in dataloader:
+            summed = getattr(loss_fn, "reduction", "mean") == "sum"
+            total, rows = total + loss_fn(model(x), y).item() * (1 if summed else len(x)), rows + len(x)
+    model.train(training)
+    return total / rows if rows else math.nan

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Vectors of the widest registers that this translation unit may use, as GCC's vector extension: arithmetic is written
-// with operators and lowered to whatever the instruction set has.
+// Vectors of doubles as wide as the registers that this translation unit may use, as GCC's vector extension: arithmetic
+// is written with operators and lowered to whatever the instruction set has.
 #pragma once
 
 #include <cstdint>
@@ -10,41 +10,34 @@ namespace linreg::cpu {
 namespace {
 
 #if defined(__AVX512F__)
-inline constexpr int kVectorBytes = 64;
+inline constexpr int kLanes = 8;
 #elif defined(__AVX__)
-inline constexpr int kVectorBytes = 32;
+inline constexpr int kLanes = 4;
 #else
-inline constexpr int kVectorBytes = 16;
+inline constexpr int kLanes = 2;
 #endif
 
-template <class C>
-struct VectorOf {
-  typedef C type __attribute__((vector_size(kVectorBytes)));
-};
-template <class C>
-using Vec = typename VectorOf<C>::type;
+typedef double Vec __attribute__((vector_size(kLanes * sizeof(double))));
 
-template <class C>
-inline constexpr int kLanes = kVectorBytes / int(sizeof(C));
-
-template <class C>
-inline __attribute__((always_inline)) Vec<C> load_vec(const C* from) {
-  Vec<C> v;
+inline __attribute__((always_inline)) Vec load_vec(const double* from) {
+  Vec v;
   std::memcpy(&v, from, sizeof(v));
   return v;
 }
 
-template <class C>
-inline __attribute__((always_inline)) void store_vec(C* to, Vec<C> v) {
-  std::memcpy(to, &v, sizeof(v));
+inline __attribute__((always_inline)) Vec load_vec(const float* from) {
+  typedef float Narrow __attribute__((vector_size(kLanes * sizeof(float))));
+  Narrow v;
+  std::memcpy(&v, from, sizeof(v));
+  return __builtin_convertvector(v, Vec);
 }
 
-// The sum of the lanes, halves first, so that its rounding error grows with the logarithm of their number.
-template <class C>
-inline __attribute__((always_inline)) C sum_lanes(Vec<C> v) {
-  C lanes[kLanes<C>];
+inline __attribute__((always_inline)) void store_vec(double* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
+
+inline __attribute__((always_inline)) double sum_lanes(Vec v) {
+  double lanes[kLanes];
   std::memcpy(lanes, &v, sizeof(v));
-  for (int half = kLanes<C> / 2; half > 0; half /= 2)
+  for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
 }

@@ -40,6 +40,7 @@ class Slot:
 
     @property
     def tensor(self) -> Tensor:
+        """The parameter that is there now."""
         return self.module._parameters[self.name]
 
 
@@ -52,6 +53,7 @@ class Affine:
         layout: how the weight parameter holds W: "rows" [K, D], "columns" [D, K], "vector" [D], "scalar" (one number,
             for one feature).
         flat: the prediction has lost its last dimension, of size 1.
+        structure: the modules, each with the children and the names of the parameters that it had.
         state: plain attributes of the modules that the trace may have read, with their values.
     """
 
@@ -59,21 +61,29 @@ class Affine:
     bias: Slot | None
     layout: str
     flat: bool = False
-    modules: tuple[nn.Module, ...] = ()
+    structure: tuple[tuple[nn.Module, tuple[nn.Module, ...], tuple[str, ...]], ...] = ()
     state: State = ()
 
     def unchanged(self) -> bool:
         """Whether the model is still the one that was traced."""
-        for module in self.modules:
-            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-                return False
-            if module._backward_pre_hooks or "forward" in module.__dict__:
-                return False
-        if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
-            return False
-        if module_hooks._global_backward_hooks or module_hooks._global_backward_pre_hooks:
-            return False
-        return _holds(self.state)
+        return _holds(self.state) and all(
+            _children(module) == children and _parameter_names(module) == names and "forward" not in module.__dict__
+            for module, children, names in self.structure
+        )
+
+    def hooked(self) -> bool:
+        """Whether hooks run when the model does."""
+        return any(
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+            for module, *_ in self.structure
+        ) or any(
+            (
+                module_hooks._global_forward_hooks,
+                module_hooks._global_forward_pre_hooks,
+                module_hooks._global_backward_hooks,
+                module_hooks._global_backward_pre_hooks,
+            )
+        )
 
     def as_rows(self, parameter: Tensor) -> Tensor:
         """The weight parameter, or a tensor of its shape, as the kernels take W: [K, D] or [D]."""
@@ -104,6 +114,14 @@ class RegressionLoss:
         return _holds(self.state)
 
 
+def _children(module: nn.Module) -> tuple[nn.Module, ...]:
+    return tuple(module._modules.values())
+
+
+def _parameter_names(module: nn.Module) -> tuple[str, ...]:
+    return tuple([name for name, parameter in module._parameters.items() if parameter is not None])
+
+
 def _holds(state: State) -> bool:
     return all(module.__dict__.get(name, _MISSING) == value for module, name, value in state)
 
@@ -119,8 +137,6 @@ _LINEAR = {F.linear, torch._C._nn.linear}
 _FLATTEN = {torch.flatten, "flatten"}
 _LOSSES = {F.mse_loss: "mse", F.l1_loss: "l1", F.huber_loss: "huber", F.smooth_l1_loss: "smooth_l1"}
 _LOSS_MODULES = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.HuberLoss: "huber", nn.SmoothL1Loss: "smooth_l1"}
-
-# --- models ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -140,9 +156,8 @@ def recognise_model(model: nn.Module) -> Affine:
     """
     if not isinstance(model, nn.Module):
         raise Unrecognised(f"the model is a {type(model).__name__}, not an nn.Module")
-    modules = tuple(model.modules())
     state = []
-    for module in modules:
+    for module in model.modules():
         if type(module).__module__.partition(".")[0] == "torch":
             if type(module) not in _TRANSPARENT:  # among them DistributedDataParallel and compiled modules
                 raise Unrecognised(f"the model holds a {type(module).__name__}")
@@ -163,9 +178,8 @@ def recognise_model(model: nn.Module) -> Affine:
     value = _evaluate(graph, _ModelRules(model))
     if not isinstance(value, Affine):
         raise Unrecognised("the model's output is not an affine function of its input")
-    affine = replace(value, modules=modules, state=tuple(state))
-    if not affine.unchanged():
-        raise Unrecognised("the model has hooks")
+    structure = tuple((module, _children(module), _parameter_names(module)) for module in model.modules())
+    affine = replace(value, structure=structure, state=tuple(state))
     if affine.bias is not None:
         if affine.bias.tensor is affine.weight.tensor:
             raise Unrecognised("weight and bias are one parameter")
@@ -254,9 +268,6 @@ def _drops_last_dimension(function: Any, args: tuple[Any, ...], kwargs: dict[str
     if function is operator.getitem:
         return arguments in (((slice(None), 0),), ((..., 0),))
     return function in _FLATTEN and not arguments
-
-
-# --- losses ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -379,9 +390,6 @@ def _regression_loss(loss: str, delta: float, reduction: str, flattens: bool) ->
     if reduction not in ("mean", "sum"):
         raise Unrecognised(f"the loss has reduction '{reduction}'")
     return RegressionLoss(loss, float(delta), reduction, flattens)
-
-
-# --- graphs ----------------------------------------------------------------------------------------------------------
 
 
 def _evaluate(graph: fx.Graph, rules: _ModelRules | _LossRules) -> Any:

@@ -111,6 +111,8 @@ class TrainStep:
             affine, loss = self._affine, self._loss
         if affine is None:
             return "eager", self._unrecognised
+        if affine.hooked():
+            return "eager", "the model has hooks"
         weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
         reason = _not_plain_parameters(weight, bias) or (x is not None and self._not_plain_data(x, y, weight))
         if reason:
@@ -161,6 +163,8 @@ class TrainStep:
             return "weight and bias have different settings in the optimizer"
         if group["differentiable"] or any(isinstance(group[name], Tensor) for name in _RULE[1:]):
             return "the optimizer is differentiable or has tensors for settings"
+        if not _within_range(group):
+            return "the optimizer has settings that torch.optim.SGD does not accept when it is made"
         for p in trained:
             if p.grad is not None:
                 return "a parameter has a gradient waiting"
@@ -209,6 +213,12 @@ class TrainStep:
 
 
 _RULE = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+
+
+def _within_range(group: dict[str, Any]) -> bool:
+    lr, momentum = group["lr"], group["momentum"]
+    plain_nesterov = not group["nesterov"] or (momentum > 0 and group["dampening"] == 0)
+    return (isinstance(lr, Tensor) or lr >= 0) and momentum >= 0 and group["weight_decay"] >= 0 and plain_nesterov
 
 
 def fused_loss(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pictures of a training run, drawn with matplotlib's Figure alone: no pyplot, no global state, no window."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .training import History
+
+# Okabe and Ito's blue and vermilion, told apart with any colour vision, and by their markers in print.
+_TRAINING, _VALIDATION, _QUIET = "#0072B2", "#D55E00", "#666666"
+_MAX_POINTS = 2000  # a panel; more only darken it
+_MAX_PANELS = 6
+
+
+def loss_curves(history: History, path: str | os.PathLike[str] | None = None, *, loss: str = "loss") -> Figure:
+    """Training (and validation) loss per epoch.
+
+    Args:
+        history: a run's :class:`linreg_ext.History`.
+        path: where to save the picture (its suffix names the format); None saves nothing.
+        loss: the label of the vertical axis.
+
+    Returns:
+        The :class:`matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+
+    Example:
+        >>> loss_curves(fit(10, model, loss_fn, opt, train_dl), "loss.png")
+    """
+    figure = _figure(width=6.0, height=4.0)
+    _draw_losses(figure.add_subplot(), history, loss)
+    return _saved(figure, path)
+
+
+def fit_figure(
+    history: History,
+    targets: Sequence[str],
+    actual: Tensor,
+    predicted: Tensor,
+    validation: Tensor,
+    r2: Sequence[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    loss: str = "loss",
+) -> Figure:
+    """Loss curves beside predicted against actual values, one panel a target.
+
+    Args:
+        history: the run.
+        targets: the names of the K targets; the first 6 are drawn.
+        actual: [N, K], in the targets' own units.
+        predicted: [N, K].
+        validation: [N], bool: which rows took no part in training.
+        r2: a caption for each target, naming its R².
+        path: where to save the picture; None saves nothing.
+        loss: the label of the loss axis.
+
+    Returns:
+        The :class:`matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+
+    Example:
+        >>> fit_figure(history, ["price"], y, x @ w.T + b, torch.arange(len(y)) >= 80, ["R² 0.93"], "fit.png")
+    """
+    shown = min(len(targets), _MAX_PANELS)
+    columns = min(1 + shown, 4)
+    rows = math.ceil((1 + shown) / columns)
+    figure = _figure(width=4.0 * columns, height=3.8 * rows)
+    _draw_losses(figure.add_subplot(rows, columns, 1), history, loss)
+    for k in range(shown):
+        axes = figure.add_subplot(rows, columns, k + 2)
+        _draw_predictions(axes, targets[k], actual[:, k], predicted[:, k], validation, r2[k])
+    return _saved(figure, path)
+
+
+def _draw_losses(axes: Axes, history: History, label: str) -> None:
+    curves = [("training", history.epoch_loss, _TRAINING, "-")]
+    if history.val_loss is not None:
+        curves.append(("validation", history.val_loss, _VALIDATION, "--"))
+    for name, values, colour, dashes in curves:
+        epochs = range(1, len(values) + 1)
+        marker = "o" if len(values) == 1 else ""
+        axes.plot(epochs, values.tolist(), dashes, color=colour, marker=marker, linewidth=1.6, label=name)
+    values = torch.cat([curve[1] for curve in curves])
+    # A factor of ten is where a linear axis begins to hide the end of the run.
+    if len(values) and values.min() > 0 and values.max() > 10 * values.min():
+        axes.set_yscale("log")
+    axes.set_title("Loss", loc="left")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(_plain(label))
+    axes.locator_params(axis="x", integer=True)
+    _finish(axes)
+
+
+def _draw_predictions(
+    axes: Axes, name: str, actual: Tensor, predicted: Tensor, validation: Tensor, caption: str
+) -> None:
+    low = min(actual.min().item(), predicted.min().item())
+    high = max(actual.max().item(), predicted.max().item())
+    margin = 0.05 * (high - low) or 1.0
+    ends = (low - margin, high + margin)
+    axes.plot(ends, ends, color=_QUIET, linewidth=1.0, zorder=1)
+    stride = math.ceil(len(actual) / _MAX_POINTS)
+    groups = [("training", ~validation, _TRAINING, "o")]
+    if validation.any():
+        groups.append(("validation", validation, _VALIDATION, "D"))
+    for label, rows, colour, marker in groups:
+        # One stride for both, so that the picture keeps the shares of training and validation.
+        x, y = actual[rows][::stride], predicted[rows][::stride]
+        few = len(x) <= 100
+        axes.scatter(
+            x.tolist(), y.tolist(), s=34 if few else 10, color=colour, marker=marker, label=label,
+            alpha=0.85 if few else 0.45, linewidths=0.6 if few else 0, edgecolors="white", zorder=2,
+        )  # fmt: skip
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    axes.set_title(_plain(name), loc="left")
+    axes.set_xlabel(f"actual {_plain(name)}")
+    axes.set_ylabel(f"predicted {_plain(name)}")
+    axes.text(0.97, 0.04, caption, transform=axes.transAxes, ha="right", va="bottom", color="#333333")
+    _finish(axes)
+
+
+def _plain(name: str) -> str:
+    """A name to be drawn letter by letter: without formulas between dollars, and not over-long."""
+    return (name if len(name) <= 32 else name[:31] + "…").replace("$", r"\$")
+
+
+def _finish(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(frameon=False)
+
+
+def _figure(**size: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("linreg_ext: a plot needs matplotlib (`pip install matplotlib`)") from None
+    return Figure(figsize=(size["width"], size["height"]), layout="constrained")
+
+
+def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Any:
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure

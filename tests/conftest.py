@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import pytest
+import torch
+
+import linreg_ext
+
+HAS_CUDA = torch.cuda.is_available() and linreg_ext.build_info()["cuda"] is not None
+
+
+@pytest.fixture(params=["cpu", "cuda"] if HAS_CUDA else ["cpu"])
+def device(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """Every test starts from one seed and leaves the number of threads as it found it."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Are the gradients right? First and second derivatives, any grad_output, any subset of operands."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import LOSSES, Problem
+
+import linreg_ext
+
+FLOAT64 = (torch.float64, torch.float64)
+
+
+def call(loss, x, w, y, b=None, v=None, reduction="mean"):
+    options = {"huber": {"delta": 0.7}, "smooth_l1": {"beta": 0.7}}.get(loss, {})
+    return getattr(linreg_ext, f"linear_{loss}_loss")(x, w, y, linear_bias=b, weight=v, reduction=reduction, **options)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weight", [None, "elements", "rows"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcheck_and_gradgradcheck(loss, reduction, weight, bias, device):
+    p = Problem.random(5, 3, 2, FLOAT64, bias=bias, weight=weight, device=device)
+    operands = [t.requires_grad_() for t in p.operands().values()]
+
+    def function(x, w, y, b=None):
+        return call(loss, x, w, y, b, p.weight, reduction)
+
+    assert torch.autograd.gradcheck(function, operands)
+    assert torch.autograd.gradgradcheck(function, operands)
+
+
+def test_gradcheck_of_a_weight_of_one_dimension(device):
+    x, w, y = (
+        torch.randn(*shape, dtype=torch.float64, device=device, requires_grad=True) for shape in ((4, 3), (3,), (4,))
+    )
+    for bias in (
+        torch.zeros((), dtype=torch.float64, device=device),
+        torch.zeros(1, dtype=torch.float64, device=device),
+    ):
+        b = bias.requires_grad_()
+        assert torch.autograd.gradcheck(lambda *t: call("mse", *t), (x, w, y, b))
+        assert torch.autograd.gradgradcheck(lambda *t: call("mse", *t), (x, w, y, b))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_only_the_gradients_that_are_needed(reduction, device):
+    plain = Problem.random(9, 4, 2, FLOAT64, device=device)
+    for needed in itertools.product([False, True], repeat=4):
+        operands = [t.clone().requires_grad_(need) for t, need in zip(plain.operands().values(), needed, strict=True)]
+        loss = call("huber", *operands, reduction=reduction)
+        assert loss.requires_grad == any(needed)
+        if any(needed):
+            loss.sum().backward()
+        twins = [t.detach().clone().requires_grad_(need) for t, need in zip(operands, needed, strict=True)]
+        x, w, y, b = twins
+        expected = F.huber_loss(F.linear(x, w, b), y, delta=0.7, reduction=reduction)
+        if any(needed):
+            expected.sum().backward()
+        for ours, theirs, need in zip(operands, twins, needed, strict=True):
+            assert (ours.grad is not None) == need
+            if need:
+                torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_the_gradients_not_needed_are_not_computed(monkeypatch, device):
+    asked = []
+    original = torch.ops.linreg_ext.linear_loss_grads
+
+    def watched(*arguments):
+        asked.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(torch.ops.linreg_ext, "linear_loss_grads", watched)
+    p = Problem.random(9, 4, 2, FLOAT64, device=device)
+    call("mse", p.input, p.linear_weight.requires_grad_(), p.target, p.linear_bias).backward()
+    assert asked == [[False, True, False, False]]
+    with torch.no_grad():
+        call("mse", p.input, p.linear_weight, p.target, p.linear_bias)
+    assert len(asked) == 1
+
+
+def grad_outputs(shape, device):
+    wide = torch.randn(shape[0], 2 * shape[1], dtype=torch.float64, device=device)
+    return {
+        "expanded": torch.tensor(0.3, dtype=torch.float64, device=device).expand(shape),
+        "row expanded": torch.randn(1, shape[1], dtype=torch.float64, device=device).expand(shape),
+        "sliced": wide[:, ::2],
+        "transposed": torch.randn(shape[::-1], dtype=torch.float64, device=device).t(),
+        "contiguous": torch.randn(shape, dtype=torch.float64, device=device),
+    }
+
+
+@pytest.mark.parametrize("kind", ["expanded", "row expanded", "sliced", "transposed", "contiguous"])
+@pytest.mark.parametrize("weight", [None, "elements", "rows"])
+def test_any_grad_output_of_an_unreduced_loss(kind, weight, device):
+    p = Problem.random(8, 3, 2, FLOAT64, weight=weight, device=device)
+    operands = [t.requires_grad_() for t in p.operands().values()]
+    output = grad_outputs((8, 2), device)[kind]
+    ours = torch.autograd.grad(call("mse", *operands, p.weight, "none"), operands, output)
+    x, w, y, b = operands
+    value = F.mse_loss(F.linear(x, w, b), y, reduction="none")
+    if p.weight is not None:
+        value = value * (p.weight if weight == "elements" else p.weight[:, None])
+    for a, e in zip(ours, torch.autograd.grad(value, operands, output), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [0.0, -2.5, 1e30, float("nan")])
+def test_a_scaled_loss(scale, device):
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    operands = [t.requires_grad_() for t in p.operands().values()]
+    x, w, y, b = operands
+    ours = torch.autograd.grad(call("mse", *operands) * scale, operands)
+    theirs = torch.autograd.grad(F.mse_loss(F.linear(x, w, b), y) * scale, operands)
+    for a, e in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
+def test_float16_gradients_are_scaled_before_they_are_rounded(device):
+    """1/N of a small residual is below float16, times the scale of the loss it is not."""
+    x, y = torch.ones(4096, 1, device=device).half(), torch.full((4096, 1), 2e-3, device=device).half()
+    w = torch.zeros(1, 1, device=device).half().requires_grad_()
+    target = y.clone().requires_grad_()
+    (linear := call("mse", x, w, target)).mul(1024.0).backward()
+    exact = 1024 * 2 * y.double() / 4096
+    torch.testing.assert_close(target.grad.double(), exact, rtol=1e-3, atol=0)
+    w2 = w.detach().clone().requires_grad_()
+    (call("mse", x * 100, w2, y + 100, reduction="sum") / 4096).backward()  # the sum itself is above float16
+    assert w2.grad.isfinite().all()
+    assert linear.dtype == torch.float16
+
+
+def test_backward_twice_and_accumulation(device):
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    w = p.linear_weight.requires_grad_()
+    loss = call("mse", p.input, w, p.target, p.linear_bias)
+    loss.backward(retain_graph=True)
+    first = w.grad.clone()
+    loss.backward(retain_graph=True)
+    assert torch.equal(w.grad, 2 * first)
+    w.grad.zero_()  # must not reach what backward has saved
+    (3 * loss).backward()
+    torch.testing.assert_close(w.grad, 3 * first, rtol=1e-15, atol=0)
+
+
+def test_a_parameter_changed_before_backward_is_an_error_as_in_pytorch(device):
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    loss = call("mse", p.input, p.linear_weight.requires_grad_(), p.target)
+    linreg_ext.sgd_step_(p.input, p.linear_weight, p.target, lr=0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_second_derivative_is_the_hessian(device):
+    p = Problem.random(20, 3, 1, FLOAT64, device=device)
+    w = p.linear_weight.requires_grad_()
+    (g,) = torch.autograd.grad(call("mse", p.input, w, p.target), w, create_graph=True)
+    rows = torch.stack([torch.autograd.grad(g[0, i], w, retain_graph=True)[0][0] for i in range(3)])
+    torch.testing.assert_close(rows, 2 / 20 * p.input.T @ p.input)
+
+
+def test_functional_transforms(device):
+    p = Problem.random(6, 3, 2, FLOAT64, device=device)
+    x, w, y, b = p.operands().values()
+
+    def loss(w, x, y):
+        return call("mse", x, w, y, b)
+
+    expected = torch.func.grad(lambda w: F.mse_loss(F.linear(x, w, b), y))(w)
+    torch.testing.assert_close(torch.func.grad(loss)(w, x, y), expected)
+    many = torch.randn(4, 2, 3, dtype=torch.float64, device=device)
+    each = torch.stack([loss(one, x, y) for one in many])
+    torch.testing.assert_close(torch.func.vmap(loss, (0, None, None))(many, x, y), each)
+    grads = torch.func.vmap(torch.func.grad(loss), (0, None, None))(many, x, y)
+    torch.testing.assert_close(grads[1], torch.func.grad(loss)(many[1], x, y))
+
+
+def test_modules(device):
+    pairs = (
+        (linreg_ext.LinearMSELoss, torch.nn.MSELoss, {}),
+        (linreg_ext.LinearL1Loss, torch.nn.L1Loss, {}),
+        (linreg_ext.LinearHuberLoss, torch.nn.HuberLoss, {"delta": 0.5}),
+        (linreg_ext.LinearSmoothL1Loss, torch.nn.SmoothL1Loss, {"beta": 0.5}),
+    )
+    x, y = torch.randn(7, 4, device=device), torch.randn(7, 2, device=device)
+    for fused, stock, options in pairs:
+        for reduction in ("mean", "sum", "none"):
+            model = fused(4, 2, reduction=reduction, device=device, **options)
+            layer = torch.nn.Linear(4, 2, device=device)
+            layer.load_state_dict({k.removeprefix("linear."): v for k, v in model.state_dict().items()})
+            ours, theirs = model(x, y), stock(reduction=reduction, **options)(layer(x), y)
+            torch.testing.assert_close(ours, theirs)
+            ours.sum().backward()
+            theirs.sum().backward()
+            torch.testing.assert_close(model.linear.weight.grad, layer.weight.grad)
+            torch.testing.assert_close(model.linear.bias.grad, layer.bias.grad)
+            assert torch.equal(model.predict(x), layer(x))
+            assert reduction in repr(model)
+        assert fused(4, 2, bias=False, dtype=torch.float64, **options).linear.bias is None

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does bad input fail well? One table of bad calls, run against the operators, their fakes and the reference."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import linreg_ext
+from linreg_ext import functional, reference
+
+
+def good():
+    return {
+        "input": torch.randn(32, 3), "linear_weight": torch.randn(1, 3), "target": torch.randn(32, 1),
+        "linear_bias": torch.randn(1),
+    }  # fmt: skip
+
+
+def shared(name, *, of):
+    """An argument that is a view of the memory of another."""
+
+    def change(arguments):
+        other = arguments[of].view(-1)
+        arguments[name] = other[: arguments[name].numel()].view(arguments[name].shape)
+
+    return change
+
+
+def expanded(name, shape):
+    def change(arguments):
+        arguments[name] = torch.zeros(1).expand(shape)
+
+    return change
+
+
+# what is changed in a good call -> the error and its words. A function changes the arguments in place.
+LOSS_CASES = [
+    ({"target": torch.zeros(32)}, RuntimeError, "target must have shape [32, 1], got [32]"),
+    ({"target": torch.zeros(32, 32)}, RuntimeError, "target must have shape [32, 1], got [32, 32]"),
+    ({"target": torch.zeros(31, 1)}, RuntimeError, "target must have shape [32, 1], got [31, 1]"),
+    ({"linear_weight": torch.zeros(3)}, RuntimeError, "target must have shape [32], got [32, 1]"),
+    ({"linear_weight": torch.zeros(1, 4)}, RuntimeError, "linear_weight must have shape [out_features, 3] or [3], got [1, 4]"),
+    ({"linear_weight": torch.zeros(1, 1, 3)}, RuntimeError, "linear_weight must have shape [out_features, 3] or [3]"),
+    ({"linear_bias": torch.zeros(2)}, RuntimeError, "linear_bias must have shape [1], got [2]"),
+    ({"linear_bias": torch.zeros(())}, RuntimeError, "linear_bias must have shape [1], got []"),
+    ({"weight": torch.zeros(31)}, RuntimeError, "weight must have shape [32, 1], [32] or [32, 1], got [31]"),
+    ({"input": torch.zeros(())}, RuntimeError, "input must have at least 1 dimension, got shape []"),
+    ({"input": torch.zeros(32, 3).long()}, RuntimeError, "input must have dtype float32, float64, bfloat16 or float16, got int64"),
+    ({"input": torch.zeros(32, 3).cfloat()}, RuntimeError, "float16, got complex64"),
+    ({"input": torch.zeros(32, 3).double()}, RuntimeError, "linear_weight must have dtype float64, got float32"),
+    ({"input": torch.zeros(32, 3).half()}, RuntimeError, "target must have dtype float16, got float32"),
+    ({"linear_weight": torch.zeros(1, 3).half()}, RuntimeError, "linear_weight must have dtype float32, got float16"),
+    ({"target": torch.zeros(32, 1).double()}, RuntimeError, "target must have dtype float32, got float64"),
+    ({"target": torch.zeros(32, 1).bool()}, RuntimeError, "target must have dtype float32, got bool"),
+    ({"linear_bias": torch.zeros(1).double()}, RuntimeError, "linear_bias must have dtype float32, got float64"),
+    ({"weight": torch.ones(32).long()}, RuntimeError, "weight must have dtype float32, got int64"),
+    ({"input": torch.zeros(32, 3).to_sparse()}, RuntimeError, "input must be a dense tensor, not a sparse or nested one"),
+    ({"target": torch.zeros(32, 1, device="meta")}, RuntimeError, "target must be on cpu, got meta"),
+]  # fmt: skip
+
+NOT_TENSORS = [
+    ({"input": [[1.0, 2.0, 3.0]]}, TypeError, "input must be a Tensor, got list"),
+    ({"target": None}, TypeError, "target must be a Tensor, got NoneType"),
+    ({"linear_bias": 0.0}, TypeError, "linear_bias must be a Tensor or None, got float"),
+    ({"weight": 1}, TypeError, "weight must be a Tensor or None, got int"),
+]
+
+STEP_CASES = [
+    ({"lr": -0.1}, ValueError, "lr must be >= 0, got -0.1"),
+    ({"lr": math.nan}, ValueError, "lr must be >= 0, got nan"),
+    ({"lr": torch.zeros(2)}, ValueError, "lr must be a float or a 1-element tensor, got shape [2]"),
+    ({"lr": torch.tensor(1)}, RuntimeError, "lr must have dtype float32 or float64, got int64"),
+    ({"momentum": -0.5}, ValueError, "momentum must be >= 0, got -0.5"),
+    ({"weight_decay": -1.0}, ValueError, "weight_decay must be >= 0, got -1"),
+    ({"dampening": math.nan}, ValueError, "dampening must be a number, got nan"),
+    ({"nesterov": True}, ValueError, "nesterov must be False unless momentum > 0 and dampening == 0, got momentum 0 and"),
+    ({"nesterov": True, "momentum": 0.9, "dampening": 0.5, "momentum_buffers": [None, None]}, ValueError, "and dampening 0.5"),
+    ({"loss": "mae"}, ValueError, "loss must be one of 'mse', 'l1', 'huber' or 'smooth_l1', got 'mae'"),
+    ({"loss": "huber", "delta": 0.0}, ValueError, "delta must be > 0, got 0"),
+    ({"loss": "huber", "delta": math.nan}, ValueError, "delta must be > 0, got nan"),
+    ({"loss": "smooth_l1", "delta": -2.5}, ValueError, "delta must be >= 0, got -2.5"),
+    ({"momentum": 0.9}, ValueError, "momentum_buffers must be a list [buffer of linear_weight, buffer of linear_bias] when momentum"),
+    ({"momentum": 0.9, "momentum_buffers": [None]}, ValueError, "got 1 entries"),
+    ({"momentum": 0.9, "momentum_buffers": [1.0, None]}, TypeError, "momentum_buffers[0] must be a Tensor or None, got float"),
+    ({"momentum": 0.9, "momentum_buffers": [torch.zeros(3), None]}, RuntimeError, "momentum_buffers[0] must have shape [1, 3], got [3]"),
+    ({"momentum": 0.9, "momentum_buffers": [None, torch.zeros(1).double()]}, RuntimeError, "momentum_buffers[1] must have dtype float32"),
+    (shared("linear_weight", of="input"), RuntimeError, "linear_weight must not overlap input in memory"),
+    (shared("linear_weight", of="target"), RuntimeError, "linear_weight must not overlap target in memory"),
+    (shared("linear_bias", of="linear_weight"), RuntimeError, "linear_weight must not overlap linear_bias in memory"),
+    (shared("linear_bias", of="target"), RuntimeError, "linear_bias must not overlap target in memory"),
+    (expanded("linear_weight", (1, 3)), RuntimeError, "linear_weight must not overlap itself in memory (is it expanded?)"),
+]  # fmt: skip
+
+
+def changed(change):
+    arguments = good()
+    if callable(change):
+        change(arguments)
+    else:
+        arguments.update(change)
+    return arguments
+
+
+def message_of(function, arguments, error):
+    with pytest.raises(error) as raised:
+        function(**arguments)
+    assert type(raised.value) is error
+    return str(raised.value)
+
+
+def on_fakes(function):
+    """Calls `function` with fake tensors in place of real ones that share memory where the real ones do."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def call(**arguments):
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            bases = {}
+
+            def fake(t):
+                if not isinstance(t, torch.Tensor):
+                    return [fake(item) for item in t] if isinstance(t, list) else t
+                if t.is_sparse:
+                    return mode.from_tensor(t)
+                key = (t.untyped_storage()._cdata, t.dtype)
+                if key not in bases:
+                    numel = max(1, t.untyped_storage().nbytes() // t.element_size())
+                    bases[key] = torch.empty(numel, dtype=t.dtype, device=t.device)
+                return bases[key].as_strided(t.shape, t.stride(), t.storage_offset())
+
+            return function(**{name: fake(value) for name, value in arguments.items()})
+
+    return call
+
+
+@pytest.mark.parametrize("where", ["operator", "fake"])
+@pytest.mark.parametrize(("change", "error", "words"), LOSS_CASES + NOT_TENSORS)
+def test_bad_arguments_of_a_loss(change, error, words, where):
+    arguments = changed(change)
+    function = linreg_ext.linear_mse_loss if where == "operator" else on_fakes(linreg_ext.linear_mse_loss)
+    message = message_of(function, arguments, error)
+    assert message.startswith("linear_mse_loss: ")
+    assert words in message
+    assert message == message_of(reference.linear_mse_loss, arguments, error)
+
+
+@pytest.mark.parametrize("where", ["operator", "fake"])
+@pytest.mark.parametrize(("change", "error", "words"), LOSS_CASES + NOT_TENSORS + STEP_CASES)
+def test_bad_arguments_of_a_step(change, error, words, where):
+    arguments = {"lr": 0.1, **changed(change)}
+    function = linreg_ext.sgd_step_ if where == "operator" else on_fakes(linreg_ext.sgd_step_)
+    tensors = [
+        t for t in arguments.values() if isinstance(t, torch.Tensor) and t.device.type == "cpu" and not t.is_sparse
+    ]
+    before = [t.clone() for t in tensors]
+    message = message_of(function, arguments, error)
+    assert message.startswith("sgd_step_: ")
+    assert words in message
+    assert message == message_of(reference.sgd_step_, arguments, error)
+    for t, old in zip(tensors, before, strict=True):
+        torch.testing.assert_close(t, old, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("module", [linreg_ext, reference], ids=["operator", "reference"])
+def test_bad_options_of_a_loss(module):
+    arguments = good()
+    for function, options, words in (
+        ("linear_mse_loss", {"reduction": "avg"}, "linear_mse_loss: reduction must be one of 'none', 'mean' or 'sum', got 'avg'"),
+        ("linear_huber_loss", {"delta": -1.0}, "linear_huber_loss: delta must be > 0, got -1"),
+        ("linear_smooth_l1_loss", {"beta": -0.5}, "linear_smooth_l1_loss: beta must be >= 0, got -0.5"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as raised:
+            getattr(module, function)(**arguments, **options)
+        assert str(raised.value) == words
+
+
+def test_a_weight_that_requires_grad_is_refused():
+    arguments = good()
+    weight = torch.ones(32, requires_grad=True)
+    with pytest.raises(RuntimeError, match="linear_mse_loss: weight must not require grad"):
+        linreg_ext.linear_mse_loss(**arguments, weight=weight)
+    with torch.no_grad():
+        linreg_ext.linear_mse_loss(**arguments, weight=weight)
+
+
+def test_momentum_without_a_buffer_is_refused_by_the_operator():
+    x, w, y, b = good().values()
+    with pytest.raises(
+        ValueError, match=r"sgd_step_: momentum_buffers\[0\] must be a tensor when momentum != 0, got None"
+    ):
+        functional.sgd_step(
+            x, w, y, b, None, None, None, "mse", 1.0, "mean", None, 0.1, 0.9, 0.0, 0.0, False, False,
+            True, True, False, False, False,
+        )  # fmt: skip
+
+
+def test_memory_that_interleaves_without_overlap_is_accepted():
+    flat = torch.randn(4, 9)
+    w, b = flat[:, :8], flat[:, 8]
+    linreg_ext.sgd_step_(torch.randn(5, 8), w, torch.randn(5, 4), linear_bias=b, lr=0.1)
+    with pytest.raises(RuntimeError, match="linear_weight must not overlap linear_bias"):
+        linreg_ext.sgd_step_(torch.randn(5, 8), w, torch.randn(5, 4), linear_bias=flat[:, 7], lr=0.1)
+
+
+def test_modules_refuse_bad_options():
+    for call, words in (
+        (lambda: linreg_ext.LinearMSELoss(1, 1, reduction="avg"), "LinearMSELoss: reduction must be one of"),
+        (lambda: linreg_ext.LinearHuberLoss(1, 1, delta=0.0), "LinearHuberLoss: delta must be > 0, got 0"),
+        (lambda: linreg_ext.LinearSmoothL1Loss(1, 1, beta=-1.0), "LinearSmoothL1Loss: beta must be >= 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_fit_refuses_bad_options():
+    model = nn.Linear(1, 1)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = [(torch.ones(2, 1), torch.ones(2, 1))]
+    for options, words in (
+        ({"num_epochs": -1}, "fit: num_epochs must be >= 0, got -1"),
+        ({"log_every": 0}, "fit: log_every must be >= 1 or None, got 0"),
+        ({"on_divergence": "ignore"}, "fit: on_divergence must be 'stop' or 'continue', got 'ignore'"),
+        ({"train_dl": [torch.ones(2, 1)]}, r"fit: a loader must yield \(input, target\) pairs, got Tensor"),
+        ({"train_dl": [(1, 2, 3)]}, r"fit: a loader must yield \(input, target\) pairs, got 3 items"),
+    ):
+        arguments = {"num_epochs": 1, "model": model, "loss_fn": nn.MSELoss(), "opt": opt, "train_dl": batch, **options}
+        with pytest.raises(ValueError, match=words):
+            linreg_ext.fit(**arguments)
+    with pytest.raises(RuntimeError, match=r"sgd_step_: target must have shape \[2, 1\], got \[2\]"):
+        linreg_ext.fit(1, model, nn.MSELoss(), opt, [(torch.ones(2, 1), torch.ones(2))])

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Is the kernel the reference? Under the accuracy rule, over shapes, dtypes, losses, reductions, weights and layouts."""
+
+import math
+
+import pytest
+import torch
+from accuracy import DTYPES, LOSSES, Problem, assert_as_accurate, loss_and_grads, oracle, plain_loss
+
+import linreg_ext
+from linreg_ext import reference
+
+ROWS = (1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
+FEATURES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 64, 101, 128, 1024, 1025)
+SHAPES = [(n, 5, 1) for n in ROWS] + [(n, 17, 3) for n in ROWS] + [(67, d, 1) for d in FEATURES]
+SHAPES += [(35, d, k) for d in (1, 4, 9, 130) for k in (2, 3, 4, 5, 8, 33)] + [(1000, 3, 2), (3, 40000, 2), (9, 6, 700)]
+
+
+def fused_loss(problem, loss, delta, reduction):
+    x, w, y, b, v = vars(problem).values()
+    name = {"huber": {"delta": delta}, "smooth_l1": {"beta": delta}}.get(loss, {})
+    function = getattr(linreg_ext, f"linear_{loss}_loss")
+    return function(x, w, y, linear_bias=b, weight=v, reduction=reduction, **name)
+
+
+def check(problem, loss="mse", delta=1.0, reduction="mean", grad_loss=1.0):
+    """Loss and every gradient, judged beside plain PyTorch in the same dtype."""
+    ours = loss_and_grads(lambda p: fused_loss(p, loss, delta, reduction), problem, grad_loss)
+    plain = loss_and_grads(lambda p: plain_loss(p, loss, delta, reduction), problem, grad_loss)
+    exact = oracle(problem, loss, delta, reduction, grad_loss)
+    for name, value in ours.items():
+        assert_as_accurate(name, value, plain[name], exact[name])
+    without_grad = fused_loss(problem, loss, delta, reduction)
+    assert torch.equal(without_grad, ours["loss"]), "the loss alone differs from the loss with gradients"
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(shape, dtypes, device):
+    check(Problem.random(*shape, dtypes, device=device))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weight", [None, "elements", "rows", "row columns"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_losses_reductions_weights(loss, reduction, weight, bias, dtypes, device):
+    for shape in ((45, 6, 1), (130, 21, 3)):
+        problem = Problem.random(*shape, dtypes, bias=bias, weight=weight, device=device)
+        check(problem, loss, 0.75, reduction, grad_loss=0.5)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("noise", [1e-2, 1e-4, 0.0])
+@pytest.mark.parametrize("shape", [(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3)], ids=str)
+def test_near_convergence(shape, noise, dtypes, device):
+    """The residual is what is left of large numbers: nothing may be rounded before the subtraction."""
+    check(Problem.random(*shape, dtypes, noise=noise, device=device))
+
+
+@pytest.mark.parametrize("dtypes", [DTYPES["float32"], DTYPES["bfloat16"]], ids=["float32", "bfloat16"])
+def test_a_million_rows(dtypes, device):
+    check(Problem.random(1_000_003, 3, 1, dtypes, device=device))
+
+
+def test_many_rows_far_from_zero(device):
+    """Means of 10⁴ and spreads of 1: sums in float32 alone would lose the spread."""
+    problem = Problem.random(200_000, 4, 1, DTYPES["float32"], device=device)
+    problem.input += 1e4
+    problem.target += 1e4
+    check(problem)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_thresholds(loss, device):
+    for delta in (1e-30, 1e-3, 10.0, 1e30):
+        check(Problem.random(100, 7, 2, DTYPES["float32"], device=device), loss, delta)
+
+
+def rows_with_gaps(t):
+    wide = torch.full((t.shape[0], t.shape[1] + 3), math.nan, dtype=t.dtype, device=t.device)
+    wide[:, 1:-2] = t
+    return wide[:, 1:-2]
+
+
+def every_other_column(t):
+    wide = torch.full((t.shape[0], 2 * t.shape[1]), math.nan, dtype=t.dtype, device=t.device)
+    wide[:, ::2] = t
+    return wide[:, ::2]
+
+
+LAYOUTS = {
+    "row stride": rows_with_gaps,
+    "column stride": every_other_column,
+    "transposed": lambda t: t.t().contiguous().t(),
+    "one row expanded": lambda t: t[:1].expand_as(t),
+    "one number expanded": lambda t: t[:1, :1].expand_as(t),
+    "reversed twice": lambda t: t.flip(0),
+}
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(70, 6, 2), (70, 40, 1), (70, 40, 3)], ids=str)
+def test_layouts_give_the_bits_of_contiguous_operands(layout, shape, dtypes, device):
+    problem = Problem.random(*shape, dtypes, weight="elements", device=device)
+    strided = Problem(
+        LAYOUTS[layout](problem.input), rows_with_gaps(problem.linear_weight), LAYOUTS[layout](problem.target),
+        torch.stack([problem.linear_bias] * 2, 1)[:, 0], LAYOUTS[layout](problem.weight),
+    )  # fmt: skip
+    plain = Problem(*(t.contiguous() for t in vars(strided).values()))
+    copies = [t.clone() for t in vars(strided).values()]
+    with torch.no_grad():
+        for reduction in ("mean", "none"):
+            ours = fused_loss(strided, "mse", 1.0, reduction)
+            assert torch.equal(ours, fused_loss(plain, "mse", 1.0, reduction))
+    wanted = [True] * 4
+    arguments = (None, "mse", 1.0, "mean", wanted)
+    strided_grads, plain_grads = (
+        torch.ops.linreg_ext.linear_loss_grads(p.input, p.linear_weight, p.target, p.linear_bias, *arguments)
+        for p in (strided, plain)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(strided_grads[1], plain_grads[1], strict=True))
+    for before, after in zip(copies, vars(strided).values(), strict=True):
+        assert torch.equal(before, after), "an input was modified"
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("d", [3, 20])
+def test_any_storage_offset_and_nothing_written_outside(d, dtypes, device):
+    n, k, momentum = 9, 2, 0.9
+    problem = Problem.random(n, d, k, dtypes, device=device)
+    expected = [problem.linear_weight.clone(), problem.linear_bias.clone()]
+    linreg_ext.sgd_step_(
+        problem.input, expected[0], problem.target, linear_bias=expected[1], lr=0.1, momentum=momentum,
+        momentum_buffers=[None, None],
+    )  # fmt: skip
+    for offset in range(41):
+
+        def placed(t, offset=offset):
+            buffer = torch.full((t.numel() + offset + 41,), 77.0, dtype=t.dtype, device=t.device)
+            view = buffer[offset : offset + t.numel()].view(t.shape)
+            view.copy_(t)
+            return buffer, view
+
+        (_, x), (wb, w), (_, y), (bb, b) = (placed(t) for t in list(vars(problem).values())[:4])
+        (mb, m), (nb, b2) = placed(torch.zeros_like(w)), placed(torch.zeros_like(b))
+        linreg_ext.sgd_step_(x, w, y, linear_bias=b, lr=0.1, momentum=momentum, momentum_buffers=[m, b2], dampening=0.0)
+        assert torch.equal(w, expected[0])
+        assert torch.equal(b, expected[1])
+        for buffer, view in ((wb, w), (bb, b), (mb, m), (nb, b2)):
+            outside = torch.cat([buffer[:offset], buffer[offset + view.numel() :]])
+            assert (outside == 77.0).all(), "written outside of the view"
+
+
+def test_parameters_with_strides_are_updated_in_place(device):
+    problem = Problem.random(50, 6, 3, DTYPES["float32"], device=device)
+    expected = problem.linear_weight.clone(), problem.linear_bias.clone()
+    linreg_ext.sgd_step_(problem.input, expected[0], problem.target, linear_bias=expected[1], lr=0.1)
+    flat = torch.full((3, 7), math.nan, device=device)  # weight and bias side by side, as columns of one matrix
+    w, b = flat[:, :6], flat[:, 6]
+    transposed = problem.linear_weight.t().contiguous().t()
+    for weight, bias in ((w, b), (transposed, problem.linear_bias.clone())):
+        weight.copy_(problem.linear_weight)
+        bias.copy_(problem.linear_bias)
+        linreg_ext.sgd_step_(problem.input, weight, problem.target, linear_bias=bias, lr=0.1)
+        assert torch.equal(weight, expected[0])
+        assert torch.equal(bias, expected[1])
+
+
+def test_leading_dimensions_and_a_weight_of_one_dimension(device):
+    x, y = torch.randn(4, 5, 6, device=device), torch.randn(4, 5, 2, device=device)
+    w, b, v = torch.randn(2, 6, device=device), torch.randn(2, device=device), torch.rand(4, 5, device=device)
+    flat = linreg_ext.linear_mse_loss(x.flatten(0, 1), w, y.flatten(0, 1), linear_bias=b, weight=v.flatten())
+    assert torch.equal(linreg_ext.linear_mse_loss(x, w, y, linear_bias=b, weight=v), flat)
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1)  # the leading dimensions do not collapse
+    assert torch.equal(linreg_ext.linear_mse_loss(turned, w, y, linear_bias=b, weight=v), flat)
+    one = linreg_ext.linear_mse_loss(x, w[:1], y[..., :1], linear_bias=b[:1])
+    for bias in (b[0], b[:1]):
+        assert torch.equal(linreg_ext.linear_mse_loss(x, w[0], y[..., 0], linear_bias=bias), one)
+    single = linreg_ext.linear_mse_loss(x[0, 0], w, y[0, 0], linear_bias=b)
+    assert torch.equal(single, linreg_ext.linear_mse_loss(x[:1, 0], w, y[:1, 0], linear_bias=b))
+
+
+def test_weight_k_is_k_copies_of_a_row(device):
+    problem = Problem.random(40, 6, 2, DTYPES["float64"], device=device)
+    copies = torch.arange(40, device=device) % 4
+    problem.weight = copies.double()
+    weighted = loss_and_grads(lambda p: fused_loss(p, "huber", 1.0, "mean"), problem)
+    repeated = Problem(
+        problem.input.repeat_interleave(copies, 0), problem.linear_weight,
+        problem.target.repeat_interleave(copies, 0), problem.linear_bias,
+    )  # fmt: skip
+    rows = loss_and_grads(lambda p: fused_loss(p, "huber", 1.0, "mean"), repeated)
+    for name in ("loss", "linear_weight", "linear_bias"):
+        torch.testing.assert_close(weighted[name], rows[name], rtol=1e-13, atol=1e-15)
+
+
+def test_permuted_and_duplicated_rows(device):
+    problem = Problem.random(1000, 20, 2, DTYPES["float64"], device=device)
+    once = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem)
+    order = torch.randperm(1000, device=device)
+    for rows in (order, torch.cat([order, order])):
+        changed = Problem(problem.input[rows], problem.linear_weight, problem.target[rows], problem.linear_bias)
+        again = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), changed)
+        for name in ("loss", "linear_weight", "linear_bias"):
+            torch.testing.assert_close(again[name], once[name], rtol=1e-12, atol=1e-14)
+
+
+def test_a_power_of_two_scales_exactly(device):
+    problem = Problem.random(77, 9, 1, DTYPES["float32"], bias=False, device=device)
+    scaled = Problem(problem.input * 4, problem.linear_weight / 4 * 8, problem.target * 8, None)
+    once, again = (loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), p) for p in (problem, scaled))
+    assert torch.equal(again["loss"], once["loss"] * 64)
+    assert torch.equal(again["linear_weight"], once["linear_weight"] * 32)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e-42, -0.0])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("where", ["input", "target", "linear_weight", "linear_bias", "weight"])
+def test_special_values_travel_as_in_pytorch(value, loss, where, device):
+    problem = Problem.random(37, 5, 2, DTYPES["float32"], weight="elements", device=device)
+    getattr(problem, where).flatten()[3 % getattr(problem, where).numel()] = value
+    ours = loss_and_grads(lambda p: fused_loss(p, loss, 1.0, "sum"), problem)
+    plain = loss_and_grads(lambda p: plain_loss(p, loss, 1.0, "sum"), problem)
+    for name in ours:
+        assert torch.equal(ours[name].isnan(), plain[name].isnan()), name
+        assert torch.equal(ours[name].isinf(), plain[name].isinf()), name
+
+
+def test_what_overflows_only_in_between_does_not_overflow(device):
+    x, w, y = (torch.tensor([[value]], device=device) for value in (3e38, 2.0, 3e38))
+    assert linreg_ext.linear_l1_loss(x, w, y).item() == torch.tensor(3e38).item()
+
+
+def test_a_weight_of_zero_does_not_hide_a_nan(device):
+    x, w, y = torch.ones(2, 1, device=device), torch.ones(1, 1, device=device), torch.zeros(2, 1, device=device)
+    y[1] = math.nan
+    assert linreg_ext.linear_mse_loss(x, w, y, weight=torch.tensor([1.0, 0.0], device=device)).isnan()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (0, 0, 1), (1, 1, 1), (0, 20, 1)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_empty_and_odd(shape, reduction, device):
+    problem = Problem.random(*shape, DTYPES["float32"], device=device)
+    ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, reduction), problem)
+    plain = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, reduction), problem)
+    for name in ours:
+        torch.testing.assert_close(ours[name], plain[name], equal_nan=True)
+
+
+def test_a_step_without_rows_does_what_pytorchs_does(device):
+    layer = torch.nn.Linear(3, 2, device=device)
+    twin = [p.detach().clone() for p in layer.parameters()]
+    x, y = torch.empty(0, 3, device=device), torch.empty(0, 2, device=device)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.5)
+    torch.nn.functional.mse_loss(layer(x), y).backward()
+    optimizer.step()
+    assert linreg_ext.sgd_step_(x, twin[0], y, linear_bias=twin[1], lr=0.1, weight_decay=0.5).isnan()
+    for ours, theirs in zip(twin, layer.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_the_reference_has_every_public_function():
+    import inspect
+
+    for name in ("linear_mse_loss", "linear_l1_loss", "linear_huber_loss", "linear_smooth_l1_loss", "sgd_step_"):
+        assert inspect.signature(getattr(linreg_ext, name)) == inspect.signature(getattr(reference, name)), name
+    for name in ("make_train_step", "fit", "evaluate"):
+        assert inspect.signature(getattr(linreg_ext, name)).parameters.keys() == (
+            inspect.signature(getattr(reference, name)).parameters.keys()
+        ), name

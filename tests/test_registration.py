@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does PyTorch believe us? opcheck on every operator, and torch.compile, whose compiled result is compared."""
+
+import itertools
+
+import pytest
+import torch
+from accuracy import DTYPES, LOSSES, Problem
+
+import linreg_ext
+
+OPS = torch.ops.linreg_ext
+
+
+def samples(dtypes, device, requires_grad):
+    for loss, bias, weight in itertools.product(LOSSES, (True, False), (None, "elements", "rows")):
+        p = Problem.random(9, 5, 2, dtypes, bias=bias, weight=weight, device=device)
+        if requires_grad:
+            for operand in p.operands().values():
+                operand.requires_grad_()
+        yield loss, (p.input, p.linear_weight, p.target, p.linear_bias, p.weight)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_the_losses(dtypes, requires_grad, device):
+    for loss, operands in samples(dtypes, device, requires_grad):
+        for reduction in ("mean", "none"):
+            torch.library.opcheck(OPS.linear_loss.default, (*operands, loss, 0.5, reduction))
+        wanted = [True, True, operands[3] is not None, True]
+        torch.library.opcheck(OPS.linear_loss_grads.default, (*operands, loss, 0.5, "sum", wanted))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_opcheck_of_the_step(dtypes, momentum, device):
+    for loss, operands in samples(dtypes, device, False):
+        _, w, _, b, _ = operands
+        buffers = [torch.zeros_like(w), None if b is None else torch.zeros_like(b)] if momentum else [None, None]
+        for lr_tensor in (None, torch.tensor(0.01, device=device)):
+            torch.library.opcheck(
+                OPS.sgd_step_.default,
+                (*operands, *buffers, loss, 0.5, "mean", lr_tensor, 0.1, momentum, 0.0, 0.1, False, False,
+                 False, False, False, False, False),
+            )  # fmt: skip
+
+
+def test_fake_tensors_have_the_metadata_of_the_results(device):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for dtypes in DTYPES.values():
+        for _, (x, w, y, b, v) in samples(dtypes, device, False):
+            wanted = [True, True, b is not None, True]
+            arguments = (x.t().contiguous().t(), w, y, b, v, "mse", 1.0, "mean", wanted)
+            real = OPS.linear_loss_grads(*arguments)
+            with FakeTensorMode() as mode:
+                to_fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+                fake = OPS.linear_loss_grads(*to_fake)
+            for a, f in zip([real[0], *real[1]], [fake[0], *fake[1]], strict=True):
+                assert (a.shape, a.dtype, a.device, a.stride()) == (f.shape, f.dtype, f.device, f.stride())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiled_loss_and_gradients(loss, reduction, device):
+    torch._dynamo.reset()
+    function = getattr(linreg_ext, f"linear_{loss}_loss")
+
+    def training(x, w, y, b):
+        return (function(x, w, y, linear_bias=b, reduction=reduction) * 2).sum()
+
+    compiled = torch.compile(training, fullgraph=True)
+    p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
+    results = []
+    for f in (training, compiled):
+        operands = [t.clone().requires_grad_() for t in p.operands().values()]
+        value = f(*operands)
+        results.append([value, *torch.autograd.grad(value, operands)])
+    for eager, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, eager)
+
+
+def test_compiled_step_on_views_of_one_buffer(device):
+    torch._dynamo.reset()
+
+    def step(flat, x, y):
+        return linreg_ext.sgd_step_(x, flat[:10].view(2, 5), y, linear_bias=flat[10:], lr=0.1)
+
+    p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
+    flat = torch.cat([p.linear_weight.flatten(), p.linear_bias])
+    eager, compiled = flat.clone(), flat.clone()
+    losses = [step(eager, p.input, p.target), torch.compile(step, fullgraph=True)(compiled, p.input, p.target)]
+    assert torch.equal(eager, compiled)
+    assert torch.equal(*losses)
+    assert not torch.equal(eager, flat)
+
+
+def test_the_direct_entry_sees_transforms_and_subclasses():
+    """What is not a plain tensor goes through the dispatcher, so that fakes stay fake."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    with FakeTensorMode():
+        loss = linreg_ext.sgd_step_(torch.empty(4, 3), torch.empty(1, 3), torch.empty(4, 1), lr=0.1)
+    assert isinstance(loss, FakeTensor)
+
+
+def test_version_counters_are_bumped_by_op_and_direct_entry(device):
+    for by in ("op", "direct"):
+        p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
+        buffers = [torch.zeros_like(p.linear_weight), torch.zeros_like(p.linear_bias)]
+        mutated = [p.linear_weight, p.linear_bias, *buffers]
+        before = [t._version for t in mutated]
+        if by == "direct":
+            linreg_ext.sgd_step_(
+                p.input,
+                p.linear_weight,
+                p.target,
+                linear_bias=p.linear_bias,
+                lr=0.1,
+                momentum=0.9,
+                momentum_buffers=buffers,
+            )
+        else:
+            OPS.sgd_step_(
+                p.input, p.linear_weight, p.target, p.linear_bias, None, *buffers, "mse", 1.0, "mean", None, 0.1,
+                0.9, 0.0, 0.0, False, False, False, False, False, False, False,
+            )  # fmt: skip
+        assert [t._version for t in mutated] == [version + 1 for version in before]
+        assert p.input._version == p.target._version == 0 or by
+
+
+def test_parameters_that_require_grad_are_updated_in_any_grad_mode(device):
+    p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
+    expected = p.linear_weight.clone()
+    linreg_ext.sgd_step_(p.input, expected, p.target, lr=0.1)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        parameter = torch.nn.Parameter(p.linear_weight.clone())
+        with mode():
+            loss = linreg_ext.sgd_step_(p.input, parameter, p.target, lr=0.1)
+        assert torch.equal(parameter.detach(), expected)
+        assert parameter.grad is None
+        assert not loss.requires_grad

@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which level a step takes, why, and that no level is anything but the plain loop."""
+
+import copy
+import functools
+import types
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from linreg_ext import make_train_step, reference
+
+
+class TwoNumbers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(1)), nn.Parameter(torch.randn(1))
+
+    def forward(self, x):
+        return self.a + self.b * x
+
+
+class Forwards(nn.Module):
+    def __init__(self, d=1, k=1):
+        super().__init__()
+        self.linear = nn.Linear(d, k)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class Product(nn.Module):
+    """x @ w.t() + b, as the tutorials write it."""
+
+    def __init__(self, d, k):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(k, d)), nn.Parameter(torch.randn(k))
+
+    def forward(self, x):
+        return x @ self.w.t() + self.b
+
+
+class Columns(Product):
+    def __init__(self, d, k):
+        super().__init__(d, k)
+        self.w = nn.Parameter(torch.randn(d, k))
+
+    def forward(self, x):
+        return torch.addmm(self.b, x, self.w)
+
+
+class Vector(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(d))
+
+    def forward(self, x):
+        return torch.mv(x, self.w)
+
+
+class Flat(Forwards):
+    def forward(self, x):
+        return self.linear(x).squeeze(-1)
+
+
+def flattened_mse(prediction, target):
+    return F.mse_loss(prediction.reshape(target.shape), target)
+
+
+def by_hand(t1, t2):
+    diff = t1 - t2
+    return torch.sum(diff * diff) / diff.numel()
+
+
+FUSED_MODELS = {  # model, features, shape of a target of 6 rows
+    "nn.Linear": (lambda: nn.Linear(3, 2), 3, (6, 2)),
+    "nn.Linear without bias": (lambda: nn.Linear(3, 1, bias=False), 3, (6, 1)),
+    "Sequential": (lambda: nn.Sequential(nn.Linear(3, 1)), 3, (6, 1)),
+    "nested Sequential with Identity": (lambda: nn.Sequential(nn.Identity(), nn.Sequential(nn.Linear(3, 1))), 3, (6, 1)),
+    "a module that forwards": (lambda: Forwards(3, 2), 3, (6, 2)),
+    "a + b x": (TwoNumbers, 1, (6, 1)),
+    "x @ w.t() + b": (lambda: Product(3, 2), 3, (6, 2)),
+    "addmm with [D, K]": (lambda: Columns(3, 2), 3, (6, 2)),
+    "torch.mv": (lambda: Vector(3), 3, (6,)),
+    "squeezed": (lambda: Flat(3), 3, (6,)),
+}  # fmt: skip
+
+FUSED_LOSSES = {
+    "MSELoss": nn.MSELoss(),
+    "MSELoss, sum": nn.MSELoss(reduction="sum"),
+    "L1Loss": nn.L1Loss(),
+    "HuberLoss": nn.HuberLoss(delta=0.5),
+    "SmoothL1Loss": nn.SmoothL1Loss(beta=0.25),
+    "SmoothL1Loss, beta 0": nn.SmoothL1Loss(beta=0.0),
+    "F.mse_loss": F.mse_loss,
+    "F.l1_loss": F.l1_loss,
+    "partial": functools.partial(F.huber_loss, delta=2.0, reduction="sum"),
+    "swapped": lambda prediction, target: F.mse_loss(target, prediction),
+    "with options": lambda prediction, target: F.smooth_l1_loss(prediction, target, beta=0.5, reduction="sum"),
+    "flattened": flattened_mse,
+    "view_as": lambda prediction, target: F.l1_loss(prediction.view_as(target), target),
+    "mean of squares": lambda prediction, target: ((target - prediction) ** 2).mean(),
+    "sum of squares": lambda prediction, target: torch.sum((prediction - target).pow(2)),
+    "mean of absolutes": lambda prediction, target: torch.mean(torch.abs(prediction - target)),
+    "by hand": by_hand,
+}
+
+
+def assert_same_training(model, loss_fn, make_optimizer, x, y, level, steps=5, rtol=1e-5):
+    """Steps of make_train_step beside the plain loop: losses, parameters, gradients and optimizer state."""
+    twin, twin_loss = copy.deepcopy(model), copy.deepcopy(loss_fn)
+    optimizer, twin_optimizer = make_optimizer(model), make_optimizer(twin)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if level == "fused" else "ignore")
+        step = make_train_step(model, loss_fn, optimizer)
+        plain = reference.make_train_step(twin, twin_loss, twin_optimizer)
+        for _ in range(steps):
+            loss, expected = step(x, y), plain(x, y)
+            assert loss.shape == () and not loss.requires_grad
+            torch.testing.assert_close(loss, expected, rtol=rtol, atol=rtol)
+    assert step.explain().split(":")[0] == level, step.explain()
+    assert model.training
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=rtol, atol=rtol, msg=name)
+        assert (ours.grad is None) == (theirs.grad is None)
+    ours, theirs = optimizer.state_dict(), twin_optimizer.state_dict()
+    assert ours["state"].keys() == theirs["state"].keys()
+    return step
+
+
+def sgd(model, **options):
+    return torch.optim.SGD([p for p in model.parameters()], **{"lr": 0.05, "momentum": 0.9, **options})
+
+
+@pytest.mark.parametrize("model", FUSED_MODELS)
+def test_models_that_are_fused(model):
+    make, d, shape = FUSED_MODELS[model]
+    assert_same_training(make(), nn.MSELoss(), sgd, torch.randn(6, d), torch.randn(shape), "fused")
+
+
+@pytest.mark.parametrize("loss", FUSED_LOSSES)
+def test_losses_that_are_fused(loss):
+    optimizer = functools.partial(sgd, lr=0.01)
+    assert_same_training(nn.Linear(3, 2), FUSED_LOSSES[loss], optimizer, torch.randn(6, 3), torch.randn(6, 2), "fused")
+
+
+def test_a_prediction_reshaped_to_the_target():
+    x, y = torch.randn(6, 3), torch.randn(6)
+    assert_same_training(nn.Linear(3, 1, bias=False), flattened_mse, sgd, x, y, "fused")
+
+
+class Branches(Forwards):
+    def forward(self, x):
+        return self.linear(x) if x.sum() > 0 else -self.linear(x)
+
+
+class Attribute(Forwards):
+    scale = 2.0
+
+    def forward(self, x):
+        return self.linear(x) * self.scale
+
+
+class Twice(Forwards):
+    def forward(self, x):
+        return self.linear(x) + self.linear(x)
+
+
+class Decorated(Forwards):
+    @torch.no_grad()
+    def inner(self, x):
+        return x * 2
+
+    def forward(self, x):
+        return self.linear(self.inner(x))
+
+
+class SharedParameter(TwoNumbers):
+    def forward(self, x):
+        return self.a + self.a * x
+
+
+def hooked():
+    model = nn.Linear(1, 1)
+    model.register_forward_hook(lambda module, args, output: output * 2)
+    return model
+
+
+def patched():
+    model = nn.Linear(1, 1)
+    model.forward = types.MethodType(lambda self, x: F.linear(x, self.weight * 2, self.bias), model)
+    return model
+
+
+def parametrized():
+    model = nn.Linear(1, 1)
+    nn.utils.parametrizations.weight_norm(model)
+    return model
+
+
+EAGER_MODELS = {
+    "two layers": lambda: nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)),
+    "two layers, both linear": lambda: nn.Sequential(nn.Linear(1, 3), nn.Linear(3, 1)),
+    "dropout": lambda: nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.0)),
+    "control flow": Branches,
+    "a scale": Attribute,
+    "used twice": Twice,
+    "more than it seems": Decorated,
+    "one parameter for both": SharedParameter,
+    "a forward hook": hooked,
+    "a forward of its own": patched,
+    "parametrized": parametrized,
+}
+
+
+@pytest.mark.parametrize("model", EAGER_MODELS)
+def test_models_that_are_not_fused_train_as_they_are(model):
+    model = EAGER_MODELS[model]()
+    optimizer = functools.partial(sgd, lr=0.001)
+    assert_same_training(model, nn.MSELoss(), optimizer, torch.rand(6, 1), torch.rand(6, 1), "eager", rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        lambda prediction, target: F.mse_loss(prediction, target) * 3,
+        lambda prediction, target: F.mse_loss(prediction, target, weight=torch.ones(6, 2) * 2),
+        lambda prediction, target: (prediction - target).mean(),
+        lambda prediction, target: F.mse_loss(prediction, prediction * 0 + target),
+        lambda prediction, target: F.mse_loss(prediction, target) if prediction.sum() > 0 else F.l1_loss(prediction, target),
+    ],
+)  # fmt: skip
+def test_losses_that_are_not_fused_train_as_they_are(loss):
+    optimizer = functools.partial(sgd, lr=0.001)
+    assert_same_training(nn.Linear(3, 2), loss, optimizer, torch.rand(6, 3), torch.rand(6, 2), "eager", rtol=1e-6)
+
+
+def test_a_loss_that_reads_from_outside_is_not_fused():
+    power = 2
+
+    def loss(prediction, target):
+        return ((prediction - target) ** power).mean()
+
+    with pytest.warns(UserWarning, match="eager: the loss uses `power` from outside"):
+        make_train_step(nn.Linear(1, 1), loss, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0))
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "Adagrad"])
+def test_another_optimizer_gets_its_gradients_from_one_pass(name):
+    def make(model):
+        return getattr(torch.optim, name)(model.parameters(), lr=0.01)
+
+    for model, shape in ((nn.Linear(3, 2), (6, 2)), (Columns(3, 2), (6, 2)), (Flat(3), (6,))):
+        step = assert_same_training(model, nn.MSELoss(), make, torch.randn(6, 3), torch.randn(shape), "gradients")
+        assert name in step.explain()
+
+
+def test_what_makes_sgd_step_for_itself():
+    """Hooks, settings of its own for the bias, an optimizer that is differentiable, a subclass, a replaced step."""
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+
+    class Mine(torch.optim.SGD):
+        pass
+
+    def groups(model):
+        return torch.optim.SGD([{"params": [model.weight]}, {"params": [model.bias], "lr": 0.5}], lr=0.1)
+
+    def with_hook(model):
+        optimizer = sgd(model)
+        optimizer.register_step_post_hook(lambda *_: None)
+        return optimizer
+
+    def replaced(model):
+        optimizer = sgd(model)
+        original = optimizer.step
+        optimizer.step = lambda: original()
+        return optimizer
+
+    for make, words in (
+        (groups, "different settings"), (with_hook, "hooks"), (replaced, "replaced"),
+        (lambda model: Mine(model.parameters(), lr=0.1), "Mine"),
+    ):  # fmt: skip
+        step = assert_same_training(nn.Linear(3, 2), nn.MSELoss(), make, x, y, "gradients")
+        assert words in step.explain()
+    two_equal_groups = lambda m: torch.optim.SGD([{"params": [m.weight]}, {"params": [m.bias]}], lr=0.1)  # noqa: E731
+    assert_same_training(nn.Linear(3, 2), nn.MSELoss(), two_equal_groups, x, y, "fused")
+
+
+def test_frozen_parameters_stay_frozen():
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    for frozen in ("weight", "bias"):
+        model = nn.Linear(3, 2)
+        getattr(model, frozen).requires_grad_(False)
+        before = getattr(model, frozen).clone()
+        assert_same_training(model, nn.MSELoss(), lambda m: sgd(m, weight_decay=0.1), x, y, "fused")
+        assert torch.equal(before, getattr(model, frozen))
+
+
+def test_a_parameter_that_the_optimizer_does_not_have_collects_its_gradient():
+    def make(model):
+        return torch.optim.SGD([model.weight], lr=0.1)
+
+    model = nn.Linear(3, 2)
+    assert_same_training(model, nn.MSELoss(), make, torch.randn(6, 3), torch.randn(6, 2), "gradients")
+    assert model.bias.grad is not None
+
+
+def test_a_pending_gradient_is_added_as_in_the_plain_loop():
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    model = nn.Linear(3, 2)
+    model.weight.grad = torch.ones(2, 3)
+    twin = copy.deepcopy(model)
+    twin.weight.grad = torch.ones(2, 3)
+    optimizer, twin_optimizer = sgd(model), sgd(twin)
+    with pytest.warns(UserWarning, match="gradients: a parameter has a gradient waiting"):
+        step = make_train_step(model, nn.MSELoss(), optimizer)
+    plain = reference.make_train_step(twin, nn.MSELoss(), twin_optimizer)
+    for _ in range(3):
+        torch.testing.assert_close(step(x, y), plain(x, y))
+    torch.testing.assert_close(model.weight.detach(), twin.weight.detach())
+    assert step.explain().startswith("fused")  # from the second step on
+
+
+def test_what_changes_between_steps_is_seen():
+    x, y = torch.randn(6, 1), torch.randn(6, 1)
+    model, loss = Forwards(), nn.MSELoss()
+    optimizer = sgd(model)
+    step = make_train_step(model, loss, optimizer)
+    step(x, y)
+    assert step.explain().startswith("fused")
+
+    hook = model.linear.register_forward_hook(lambda module, args, output: output * 2)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(UserWarning, match="eager: the model has hooks"):
+        value = step(x, y)
+    twice = 2 * F.linear(x, before["linear.weight"], before["linear.bias"])
+    torch.testing.assert_close(value, F.mse_loss(twice, y))
+    hook.remove()
+
+    model.linear.bias = None
+    before = copy.deepcopy(model)
+    torch.testing.assert_close(step(x, y), F.mse_loss(before(x), y).detach())
+    assert step.explain().startswith("fused")
+
+    loss.reduction = "sum"
+    before = copy.deepcopy(model)
+    torch.testing.assert_close(step(x, y), F.mse_loss(before(x), y, reduction="sum").detach())
+
+    model.linear = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    optimizer.add_param_group({"params": list(model.linear.parameters())})
+    before = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="eager: the model holds a ReLU"):
+        torch.testing.assert_close(step(x, y), F.mse_loss(before(x), y, reduction="sum").detach())
+
+
+def test_data_that_asks_for_more_is_not_fused():
+    model = nn.Linear(3, 2)
+    step = make_train_step(model, nn.MSELoss(), sgd(model))
+    x, y = torch.randn(6, 3, requires_grad=True), torch.randn(6, 2)
+    with pytest.warns(UserWarning, match="eager: a batch requires grad"):
+        step(x, y)
+    assert x.grad is not None
+    with pytest.warns(UserWarning, match="eager: autocast is on"), torch.autocast("cpu", dtype=torch.bfloat16):
+        step(x.detach(), y)
+    with pytest.warns(UserWarning, match="eager: grad mode is off"), torch.no_grad(), pytest.raises(RuntimeError):
+        step(x.detach(), y)
+    step(x.detach(), y)
+    assert step.explain().startswith("fused")
+
+
+def test_the_warning_comes_once():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.warns(UserWarning) as caught:
+        step = make_train_step(model, nn.MSELoss(), optimizer)
+        for _ in range(5):
+            step(torch.randn(6, 3), torch.randn(6, 2))
+    assert [str(w.message) for w in caught] == [step.explain()]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_schedulers_see_the_steps_and_do_not_warn(make, before):
+    """Warnings are errors here; a scheduler may be made before or after the step."""
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    model = nn.Linear(3, 2)
+    twin = copy.deepcopy(model)
+    optimizer, twin_optimizer = sgd(model), sgd(twin)
+    scheduler = make(optimizer) if before else None
+    step = make_train_step(model, nn.MSELoss(), optimizer)
+    scheduler = scheduler or make(optimizer)
+    twin_scheduler = make(twin_optimizer)
+    plain = reference.make_train_step(twin, nn.MSELoss(), twin_optimizer)
+    for _ in range(8):
+        torch.testing.assert_close(step(x, y), plain(x, y))
+        scheduler.step()
+        twin_scheduler.step()
+    assert step.explain().startswith("fused")
+    assert scheduler.state_dict().get("_last_lr") == twin_scheduler.state_dict().get("_last_lr")
+    torch.testing.assert_close(model.weight.detach(), twin.weight.detach())
