@@ -20,11 +20,16 @@ def _load() -> ModuleType | None:
     try:
         from . import _C
     except ImportError as error:
-        raise ImportError(_explain(error)) from error
+        raise _failure(_explain(error)) from error
     built_for = _C.build_info()["torch"]
     if built_for != torch.__version__:
-        raise ImportError(_mismatch(built_for))
+        raise _failure(_mismatch(built_for))
     return _C
+
+
+def _failure(message: str) -> ImportError:
+    """An ImportError of this package itself, which `python -m linreg_ext` shows as one line."""
+    return ImportError(message, name=__package__)
 
 
 def _explain(error: ImportError) -> str:

@@ -19,8 +19,9 @@ OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradien
 class LinearLoss(Function):
     """``(loss, *gradients)`` of a linear layer under a regression loss.
 
-    One pass yields the loss and the gradients that `wanted` names (in the order of `OPERANDS`; those of float16 operands
-    in float32, since they may leave float16's range until they are scaled). Backward scales them; a second derivative and a loss that is not reduced need G = dloss/dprediction again and recompute it.
+    One pass yields the loss and the gradients that `wanted` names, in the order of `OPERANDS`; those of float16
+    operands in float32, since they may leave float16's range until they are scaled. Backward scales them. A second
+    derivative and a loss that is not reduced need G = dloss/dprediction again and recompute it.
     """
 
     @staticmethod

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._extension import REFERENCE, _C
+from ._extension import _C, REFERENCE
 from .check import check_momentum_buffers, check_problem, require_tensors
 
 if not REFERENCE:
@@ -130,7 +130,8 @@ def linear_huber_loss(
 
     .. math::
         P = X W^T + b, \quad R = P - Y, \quad
-        \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = r^2/2 \text{ if } |r| \le \delta \text{ else } \delta(|r| - \delta/2)
+        \text{loss} = \text{reduce}(\ell(R)), \quad
+        \ell(r) = r^2/2 \text{ if } |r| \le \delta \text{ else } \delta(|r| - \delta/2)
 
     The derivative is r clamped to [−δ, δ].
 
@@ -181,7 +182,8 @@ def linear_smooth_l1_loss(
 
     .. math::
         P = X W^T + b, \quad R = P - Y, \quad
-        \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = r^2/(2\beta) \text{ if } |r| < \beta \text{ else } |r| - \beta/2
+        \text{loss} = \text{reduce}(\ell(R)), \quad
+        \ell(r) = r^2/(2\beta) \text{ if } |r| < \beta \text{ else } |r| - \beta/2
 
     The derivative is r/β clamped to [−1, 1]; β = 0 is the absolute error.
 
@@ -258,8 +260,9 @@ def sgd_step_(
         delta: the threshold of huber (> 0), the beta of smooth_l1 (>= 0).
         lr: a float, or a 1-element float32 or float64 tensor, which is read where it lives.
         momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
-        momentum_buffers: with momentum, a list [buffer of linear_weight, buffer of linear_bias] that carries the state
-            from step to step. A None entry says that this parameter has not stepped yet; the call puts its buffer there.
+        momentum_buffers: with momentum, a list [buffer of linear_weight, buffer of linear_bias] that carries the
+            state from step to step. A None entry says that this parameter has not stepped yet; the call puts its new
+            buffer there.
 
     Returns:
         The loss of before the update: a fresh 0-dim tensor of linear_weight's dtype.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,12 +23,14 @@ _MAX_POINTS = 2000  # a panel; more only darken it
 _MAX_PANELS = 6
 
 
-def loss_curves(history: History, path: str | os.PathLike[str] | None = None, *, loss: str = "loss") -> Figure:
+def loss_curves(
+    history: History, path: str | os.PathLike[str] | IO[bytes] | None = None, *, loss: str = "loss"
+) -> Figure:
     """Training (and validation) loss per epoch.
 
     Args:
         history: a run's :class:`linreg_ext.History`.
-        path: where to save the picture (its suffix names the format); None saves nothing.
+        path: where to save the picture (its suffix names the format); None saves nothing, a binary file gets a PNG.
         loss: the label of the vertical axis.
 
     Returns:
@@ -52,7 +54,7 @@ def fit_figure(
     predicted: Tensor,
     validation: Tensor,
     r2: Sequence[str],
-    path: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] | IO[bytes] | None = None,
     *,
     loss: str = "loss",
 ) -> Figure:
@@ -65,7 +67,7 @@ def fit_figure(
         predicted: [N, K].
         validation: [N], bool: which rows took no part in training.
         r2: a caption for each target, naming its R².
-        path: where to save the picture; None saves nothing.
+        path: where to save the picture (its suffix names the format); None saves nothing, a binary file gets a PNG.
         loss: the label of the loss axis.
 
     Returns:
@@ -80,8 +82,10 @@ def fit_figure(
     shown = min(len(targets), _MAX_PANELS)
     columns = min(1 + shown, 4)
     rows = math.ceil((1 + shown) / columns)
-    figure = _figure(width=4.0 * columns, height=3.8 * rows)
-    _draw_losses(figure.add_subplot(rows, columns, 1), history, loss)
+    figure = _figure(width=3.5 * columns, height=3.6 * rows)
+    losses = figure.add_subplot(rows, columns, 1)
+    losses.set_box_aspect(1)  # as the panels beside it
+    _draw_losses(losses, history, loss)
     for k in range(shown):
         axes = figure.add_subplot(rows, columns, k + 2)
         _draw_predictions(axes, targets[k], actual[:, k], predicted[:, k], validation, r2[k])
@@ -100,10 +104,14 @@ def _draw_losses(axes: Axes, history: History, label: str) -> None:
     # A factor of ten is where a linear axis begins to hide the end of the run.
     if len(values) and values.min() > 0 and values.max() > 10 * values.min():
         axes.set_yscale("log")
+        axes.set_xscale("log")  # most of such a fall is in the first epochs, which a linear axis draws as a cliff
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.xaxis.set_minor_formatter("")
+    else:
+        axes.locator_params(axis="x", integer=True)
     axes.set_title("Loss", loc="left")
     axes.set_xlabel("epoch")
     axes.set_ylabel(_plain(label))
-    axes.locator_params(axis="x", integer=True)
     _finish(axes)
 
 
@@ -116,13 +124,13 @@ def _draw_predictions(
     ends = (low - margin, high + margin)
     axes.plot(ends, ends, color=_QUIET, linewidth=1.0, zorder=1)
     stride = math.ceil(len(actual) / _MAX_POINTS)
+    few = len(actual) <= 100
     groups = [("training", ~validation, _TRAINING, "o")]
     if validation.any():
         groups.append(("validation", validation, _VALIDATION, "D"))
     for label, rows, colour, marker in groups:
         # One stride for both, so that the picture keeps the shares of training and validation.
         x, y = actual[rows][::stride], predicted[rows][::stride]
-        few = len(x) <= 100
         axes.scatter(
             x.tolist(), y.tolist(), s=34 if few else 10, color=colour, marker=marker, label=label,
             alpha=0.85 if few else 0.45, linewidths=0.6 if few else 0, edgecolors="white", zorder=2,
@@ -156,7 +164,7 @@ def _figure(**size: float) -> Figure:
     return Figure(figsize=(size["width"], size["height"]), layout="constrained")
 
 
-def _saved(figure: Figure, path: str | os.PathLike[str] | None) -> Any:
+def _saved(figure: Figure, path: str | os.PathLike[str] | IO[bytes] | None) -> Any:
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure

@@ -15,6 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,12 +97,9 @@ def listing(names: Sequence[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
 
 
-def _read_csv(path: Path) -> tuple[tuple[str, ...], Tensor]:
-    return _read_text(path, ",")
-
-
-def _read_tsv(path: Path) -> tuple[tuple[str, ...], Tensor]:
-    return _read_text(path, "\t")
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read_text(path: Path, delimiter: str) -> tuple[tuple[str, ...], Tensor]:
@@ -137,7 +135,7 @@ def _read_text(path: Path, delimiter: str) -> tuple[tuple[str, ...], Tensor]:
 
 def _header(path: Path, row: list[str]) -> tuple[str, ...]:
     if all(map(_is_number, row)):
-        return _numbered(len(row))
+        return tuple(f"x{i}" for i in range(len(row)))
     names = tuple(cell.strip() for cell in row)
     for i, name in enumerate(names):
         if not name:
@@ -185,7 +183,7 @@ def _read_parquet(path: Path) -> tuple[tuple[str, ...], Tensor]:
             _distinct(path, tuple(file.schema_arrow.names))
             table = file.read()
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise TableError(f"{path}: expected a Parquet file ({_first_line(error)})") from None
+        raise TableError(f"{path}: expected a Parquet file ({first_line(error)})") from None
     types = pyarrow.types
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind = column.type
@@ -222,7 +220,7 @@ def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
             loaded = np.load(file, allow_pickle=False)
             return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise TableError(f"{path}: expected NumPy arrays of numbers ({_first_line(error)})") from None
+        raise TableError(f"{path}: expected NumPy arrays of numbers ({first_line(error)})") from None
 
 
 def _from_matrix(path: Path, matrix: np.ndarray) -> tuple[tuple[str, ...], Tensor]:
@@ -253,10 +251,6 @@ def _from_columns(path: Path, columns: dict[str, np.ndarray]) -> tuple[tuple[str
     return tuple(columns), values
 
 
-def _numbered(count: int) -> tuple[str, ...]:
-    return tuple(f"x{i}" for i in range(count))
-
-
 def _distinct(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
@@ -268,13 +262,9 @@ def _count(cells: Sequence[str]) -> str:
     return f"{len(cells)} value{'s' if len(cells) != 1 else ''}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 _READERS: dict[str, Callable[[Path], tuple[tuple[str, ...], Tensor]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_text, delimiter=","),
+    ".tsv": partial(_read_text, delimiter="\t"),
     ".parquet": _read_parquet,
     ".npy": _read_npy,
     ".npz": _read_npz,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -35,11 +36,12 @@ def test_loss_curves_show_the_history(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("lowest", "scale"), [(0.5, "linear"), (0.0, "linear"), (0.01, "log")])
-def test_the_loss_axis_is_logarithmic_where_that_helps(lowest: float, scale: str) -> None:
+def test_the_axes_are_logarithmic_where_that_helps(lowest: float, scale: str) -> None:
     run = history(20, validation=False, lowest=lowest or 0.5)
     if lowest == 0:
         run.epoch_loss[-1] = 0
-    assert loss_curves(run).axes[0].get_yscale() == scale
+    (axes,) = loss_curves(run).axes
+    assert (axes.get_xscale(), axes.get_yscale()) == (scale, scale)
 
 
 def test_short_and_broken_histories_are_drawn(tmp_path: Path) -> None:
@@ -77,6 +79,12 @@ def test_many_targets_and_rows_stay_a_picture() -> None:
     figure = fit_figure(history(3), [f"y{k}" for k in range(9)], actual, actual, everything, [""] * 9)
     assert len(figure.axes) == 7
     assert len(figure.axes[1].collections[0].get_offsets()) <= 2000
+
+
+def test_a_binary_file_gets_a_png() -> None:
+    file = io.BytesIO()
+    loss_curves(history(5), file)
+    assert file.getvalue().startswith(b"\x89PNG")
 
 
 def test_no_global_state_is_touched() -> None:

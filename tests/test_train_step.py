@@ -119,7 +119,8 @@ def assert_same_training(model, loss_fn, make_optimizer, x, y, level, steps=5, r
         plain = reference.make_train_step(twin, twin_loss, twin_optimizer)
         for _ in range(steps):
             loss, expected = step(x, y), plain(x, y)
-            assert loss.shape == () and not loss.requires_grad
+            assert loss.shape == ()
+            assert not loss.requires_grad
             torch.testing.assert_close(loss, expected, rtol=rtol, atol=rtol)
     assert step.explain().split(":")[0] == level, step.explain()
     assert model.training
@@ -132,7 +133,7 @@ def assert_same_training(model, loss_fn, make_optimizer, x, y, level, steps=5, r
 
 
 def sgd(model, **options):
-    return torch.optim.SGD([p for p in model.parameters()], **{"lr": 0.05, "momentum": 0.9, **options})
+    return torch.optim.SGD(model.parameters(), **{"lr": 0.05, "momentum": 0.9, **options})
 
 
 @pytest.mark.parametrize("model", FUSED_MODELS)
@@ -375,7 +376,7 @@ def test_data_that_asks_for_more_is_not_fused():
 def test_the_warning_comes_once():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="gradients") as caught:  # noqa: PT031 - all of it must warn once
         step = make_train_step(model, nn.MSELoss(), optimizer)
         for _ in range(5):
             step(torch.randn(6, 3), torch.randn(6, 2))

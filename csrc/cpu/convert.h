@@ -12,9 +12,12 @@ namespace {
 
 inline size_t size_of(Dtype dtype) {
   switch (dtype) {
-    case Dtype::float32: return 4;
-    case Dtype::float64: return 8;
-    default: return 2;
+    case Dtype::float32:
+      return 4;
+    case Dtype::float64:
+      return 8;
+    default:
+      return 2;
   }
 }
 
@@ -26,9 +29,7 @@ inline __attribute__((always_inline)) To bit_cast(From from) {
   return to;
 }
 
-inline __attribute__((always_inline)) float from_bfloat16(uint16_t h) {
-  return bit_cast<float>(uint32_t(h) << 16);
-}
+inline __attribute__((always_inline)) float from_bfloat16(uint16_t h) { return bit_cast<float>(uint32_t(h) << 16); }
 
 // Branch-free, so that loops over it vectorise: the exponent is rebased by a multiplication, which also normalises
 // subnormals; inf and nan keep their all-ones exponent.
@@ -50,9 +51,9 @@ inline uint16_t to_float16(float f) {
   const uint32_t bits = bit_cast<uint32_t>(f);
   const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return 0x7e00;               // nan
-  if (magnitude >= 0x47800000) return sign | 0x7c00;        // 2^16 and more, inf
-  if (magnitude < 0x38800000) {                             // below 2^-14: subnormal, in units of 2^-24
+  if (magnitude > 0x7f800000) return 0x7e00;          // nan
+  if (magnitude >= 0x47800000) return sign | 0x7c00;  // 2^16 and more, inf
+  if (magnitude < 0x38800000) {                       // below 2^-14: subnormal, in units of 2^-24
     // Adding 0.5 makes the unit of f's last place 2^-24, so the hardware rounds.
     return sign | uint16_t(bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u);
   }
@@ -71,10 +72,14 @@ inline void load(const void* from, int64_t stride, Dtype dtype, int64_t count, C
   };
   const auto same = [](auto number) { return number; };
   switch (dtype) {
-    case Dtype::float32: return loop(static_cast<const float*>(from), same);
-    case Dtype::float64: return loop(static_cast<const double*>(from), same);
-    case Dtype::bfloat16: return loop(static_cast<const uint16_t*>(from), [](uint16_t h) { return from_bfloat16(h); });
-    case Dtype::float16: return loop(static_cast<const uint16_t*>(from), [](uint16_t h) { return from_float16(h); });
+    case Dtype::float32:
+      return loop(static_cast<const float*>(from), same);
+    case Dtype::float64:
+      return loop(static_cast<const double*>(from), same);
+    case Dtype::bfloat16:
+      return loop(static_cast<const uint16_t*>(from), [](uint16_t h) { return from_bfloat16(h); });
+    case Dtype::float16:
+      return loop(static_cast<const uint16_t*>(from), [](uint16_t h) { return from_float16(h); });
   }
 }
 
@@ -85,10 +90,14 @@ inline void store(const C* __restrict__ from, int64_t count, Dtype dtype, void* 
     for (int64_t i = 0; i < count; ++i) sink[i] = convert(from[i]);
   };
   switch (dtype) {
-    case Dtype::float32: return loop(static_cast<float*>(to), [](C c) { return float(c); });
-    case Dtype::float64: return loop(static_cast<double*>(to), [](C c) { return double(c); });
-    case Dtype::bfloat16: return loop(static_cast<uint16_t*>(to), [](C c) { return to_bfloat16(float(c)); });
-    case Dtype::float16: return loop(static_cast<uint16_t*>(to), [](C c) { return to_float16(float(c)); });
+    case Dtype::float32:
+      return loop(static_cast<float*>(to), [](C c) { return float(c); });
+    case Dtype::float64:
+      return loop(static_cast<double*>(to), [](C c) { return double(c); });
+    case Dtype::bfloat16:
+      return loop(static_cast<uint16_t*>(to), [](C c) { return to_bfloat16(float(c)); });
+    case Dtype::float16:
+      return loop(static_cast<uint16_t*>(to), [](C c) { return to_float16(float(c)); });
   }
 }
 

@@ -8,11 +8,11 @@ namespace linreg::cpu {
 
 // What a pass is asked for beside the loss sum.
 struct PassOutputs {
-  bool weight_sum = false;         // Gᵀ X
-  bool bias_sum = false;           // Σ G over rows
-  void* input_gradient = nullptr;  // scale · G W, [n, d] in x's gradient_dtype
-  void* target_gradient = nullptr; // −scale · G, [n, k] in y's gradient_dtype
-  void* elements = nullptr;        // v ℓ(R), [n, k] in w's dtype
+  bool weight_sum = false;          // Gᵀ X
+  bool bias_sum = false;            // Σ G over rows
+  void* input_gradient = nullptr;   // scale · G W, [n, d] in x's gradient_dtype
+  void* target_gradient = nullptr;  // −scale · G, [n, k] in y's gradient_dtype
+  void* elements = nullptr;         // v ℓ(R), [n, k] in w's dtype
 };
 
 // The sums of a pass, before scaling, in its workspace.

@@ -21,10 +21,14 @@ void losses_and_slopes(const double* __restrict__ residuals, int64_t count, doub
 inline void losses_and_slopes(Loss loss, const double* residuals, int64_t count, double delta, double* losses,
                               double* slopes) {
   switch (effective_loss(loss, delta)) {
-    case Loss::mse: return losses_and_slopes<Loss::mse>(residuals, count, delta, losses, slopes);
-    case Loss::l1: return losses_and_slopes<Loss::l1>(residuals, count, delta, losses, slopes);
-    case Loss::huber: return losses_and_slopes<Loss::huber>(residuals, count, delta, losses, slopes);
-    case Loss::smooth_l1: return losses_and_slopes<Loss::smooth_l1>(residuals, count, delta, losses, slopes);
+    case Loss::mse:
+      return losses_and_slopes<Loss::mse>(residuals, count, delta, losses, slopes);
+    case Loss::l1:
+      return losses_and_slopes<Loss::l1>(residuals, count, delta, losses, slopes);
+    case Loss::huber:
+      return losses_and_slopes<Loss::huber>(residuals, count, delta, losses, slopes);
+    case Loss::smooth_l1:
+      return losses_and_slopes<Loss::smooth_l1>(residuals, count, delta, losses, slopes);
   }
 }
 

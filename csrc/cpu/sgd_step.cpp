@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One SGD step: one pass, then the rule on every number of the parameters, in double, rounded once.
-#include "../math/sgd.h"
-
 #include <cmath>
 
+#include "../math/sgd.h"
 #include "convert.h"
 #include "pass.h"
 
@@ -16,7 +15,8 @@ PassOutputs outputs_for_step() {
   return outputs;
 }
 
-void update(const Parameter& parameter, int64_t rows, int64_t columns, const double* sums, double scale, const Sgd& sgd) {
+void update(const Parameter& parameter, int64_t rows, int64_t columns, const double* sums, double scale,
+            const Sgd& sgd) {
   if (parameter.frozen || !parameter.value.data) return;
   const Dtype dtype = parameter.value.dtype;
   for (int64_t i = 0; i < rows; ++i) {

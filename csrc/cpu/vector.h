@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Vectors of doubles as wide as the registers that this translation unit may use, as GCC's vector extension: arithmetic
-// is written with operators and lowered to whatever the instruction set has.
+// Vectors of doubles as GCC's vector extension: arithmetic is written with operators and lowered to whatever the
+// instruction set has.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,7 @@
 namespace linreg::cpu {
 namespace {
 
-#if defined(__AVX512F__)
-inline constexpr int kLanes = 8;
-#elif defined(__AVX__)
-inline constexpr int kLanes = 4;
-#else
-inline constexpr int kLanes = 2;
-#endif
+inline constexpr int kLanes = LINREG_LANES;  // of the file that includes this
 
 typedef double Vec __attribute__((vector_size(kLanes * sizeof(double))));
 

@@ -63,7 +63,8 @@ void check_dtype(std::string_view op, const char* name, const at::Tensor& tensor
   TORCH_CHECK(false, op, ": ", name, " must have dtype ", words(all), ", got ", word(dtype));
 }
 
-[[noreturn]] void wrong_shape(std::string_view op, const char* name, const std::string& expected, const at::Tensor& got) {
+[[noreturn]] void wrong_shape(std::string_view op, const char* name, const std::string& expected,
+                              const at::Tensor& got) {
   TORCH_CHECK(false, op, ": ", name, " must have shape ", expected, ", got ", got.sizes());
 }
 
@@ -178,10 +179,14 @@ bool overlap(const at::Tensor& one, const at::Tensor& other) {
 
 Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case at::kDouble: return Dtype::float64;
-    case at::kBFloat16: return Dtype::bfloat16;
-    case at::kHalf: return Dtype::float16;
-    default: return Dtype::float32;
+    case at::kDouble:
+      return Dtype::float64;
+    case at::kBFloat16:
+      return Dtype::bfloat16;
+    case at::kHalf:
+      return Dtype::float16;
+    default:
+      return Dtype::float32;
   }
 }
 
@@ -200,8 +205,8 @@ Checked check_problem(std::string_view op, const Operands& o, std::string_view l
   p.reduction = Reduction(choice(op, "reduction", reduction, kReductions));
   p.delta = delta;
   TORCH_CHECK_VALUE(p.loss != Loss::huber || delta > 0, op, ": delta must be > 0, got ", delta);
-  TORCH_CHECK_VALUE(p.loss != Loss::smooth_l1 || delta >= 0, op, ": ",
-                    op == "linear_smooth_l1_loss" ? "beta" : "delta", " must be >= 0, got ", delta);
+  TORCH_CHECK_VALUE(p.loss != Loss::smooth_l1 || delta >= 0, op, ": ", op == "linear_smooth_l1_loss" ? "beta" : "delta",
+                    " must be >= 0, got ", delta);
 
   const Named all[] = {{"input", &o.input},
                        {"linear_weight", &o.linear_weight},

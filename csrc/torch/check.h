@@ -16,9 +16,9 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 // The operands of one call, as the public functions name them.
 struct Operands {
-  const at::Tensor& input;          // [*, D]
-  const at::Tensor& linear_weight;  // [K, D] or [D]
-  const at::Tensor& target;         // [*, K] or [*]
+  const at::Tensor& input;            // [*, D]
+  const at::Tensor& linear_weight;    // [K, D] or [D]
+  const at::Tensor& target;           // [*, K] or [*]
   const OptionalTensor& linear_bias;  // [K], or [] or [1] beside [D]
   const OptionalTensor& weight;       // target's shape, or [*] or [*, 1]
 };

@@ -26,8 +26,7 @@ at::Tensor linear_loss(const at::Tensor& input, const at::Tensor& linear_weight,
       check_problem(op_name(loss), {input, linear_weight, target, linear_bias, weight}, loss, delta, reduction);
   checked.problem.threads = at::get_num_threads();
   const bool elements = checked.problem.reduction == Reduction::none;
-  at::Tensor value =
-      at::detail::empty_cpu(elements ? target.sizes() : at::IntArrayRef(), linear_weight.scalar_type());
+  at::Tensor value = at::detail::empty_cpu(elements ? target.sizes() : at::IntArrayRef(), linear_weight.scalar_type());
   Workspace workspace(cpu::loss_workspace(checked.problem, {}));
   cpu::linear_loss(checked.problem, {}, value.data_ptr(), workspace.get());
   return value;

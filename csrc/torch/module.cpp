@@ -36,19 +36,18 @@ at::Tensor sgd_step(const at::Tensor& input, const at::Tensor& linear_weight, co
                     const OptionalTensor& weight_momentum_buffer, const OptionalTensor& bias_momentum_buffer,
                     std::string_view loss, double delta, std::string_view reduction, const OptionalTensor& lr_tensor,
                     double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-                    bool weight_first_step, bool bias_first_step,
-                    bool weight_frozen, bool bias_frozen, bool skip_nonfinite) {
+                    bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen,
+                    bool skip_nonfinite) {
   std::optional<pybind11::gil_scoped_release> released;
   const bool direct = plain({&input, &linear_weight, &target, given(linear_bias), given(weight),
                              given(weight_momentum_buffer), given(bias_momentum_buffer), given(lr_tensor)});
   if (!direct || input.numel() >= kLongWork) released.emplace();
   if (direct)
-    return sgd_step_cpu(input, linear_weight, target, linear_bias, weight, weight_momentum_buffer,
-                        bias_momentum_buffer, loss, delta, reduction, lr_tensor, lr, momentum, dampening, weight_decay,
-                        nesterov, maximize, weight_first_step, bias_first_step, weight_frozen, bias_frozen, skip_nonfinite);
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("linreg_ext::sgd_step_", "")
-                             .typed<decltype(sgd_step_cpu)>();
+    return sgd_step_cpu(input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
+                        loss, delta, reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, maximize,
+                        weight_first_step, bias_first_step, weight_frozen, bias_frozen, skip_nonfinite);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("linreg_ext::sgd_step_", "").typed<decltype(sgd_step_cpu)>();
   return op.call(input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer, loss,
                  delta, reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, maximize,
                  weight_first_step, bias_first_step, weight_frozen, bias_frozen, skip_nonfinite);

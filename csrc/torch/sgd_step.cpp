@@ -54,8 +54,8 @@ at::Tensor sgd_step_cpu(const at::Tensor& input, const at::Tensor& linear_weight
                         const OptionalTensor& weight_momentum_buffer, const OptionalTensor& bias_momentum_buffer,
                         std::string_view loss, double delta, std::string_view reduction,
                         const OptionalTensor& lr_tensor, double lr, double momentum, double dampening,
-                        double weight_decay, bool nesterov, bool maximize, bool weight_first_step,
-                        bool bias_first_step, bool weight_frozen, bool bias_frozen, bool skip_nonfinite) {
+                        double weight_decay, bool nesterov, bool maximize, bool weight_first_step, bool bias_first_step,
+                        bool weight_frozen, bool bias_frozen, bool skip_nonfinite) {
   constexpr std::string_view op = "sgd_step_";
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
   const Operands operands{input, linear_weight, target, linear_bias, weight};
@@ -82,7 +82,8 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "sgd_step_(Tensor input, Tensor(a!) linear_weight, Tensor target, Tensor(b!)? linear_bias, Tensor? weight, "
       "Tensor(c!)? weight_momentum_buffer, Tensor(d!)? bias_momentum_buffer, str loss, float delta, str reduction, "
       "Tensor? lr_tensor, float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
-      "bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen, bool skip_nonfinite) -> Tensor");
+      "bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen, bool skip_nonfinite) -> "
+      "Tensor");
 }
 
 TORCH_LIBRARY_IMPL(linreg_ext, CPU, m) { m.impl("sgd_step_", &sgd_step_cpu); }

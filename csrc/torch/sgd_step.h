@@ -13,7 +13,7 @@ at::Tensor sgd_step_cpu(const at::Tensor& input, const at::Tensor& linear_weight
                         const OptionalTensor& weight_momentum_buffer, const OptionalTensor& bias_momentum_buffer,
                         std::string_view loss, double delta, std::string_view reduction,
                         const OptionalTensor& lr_tensor, double lr, double momentum, double dampening,
-                        double weight_decay, bool nesterov, bool maximize, bool weight_first_step,
-                        bool bias_first_step, bool weight_frozen, bool bias_frozen, bool skip_nonfinite);
+                        double weight_decay, bool nesterov, bool maximize, bool weight_first_step, bool bias_first_step,
+                        bool weight_frozen, bool bias_frozen, bool skip_nonfinite);
 
 }  // namespace linreg::torch_ops

@@ -135,6 +135,7 @@ _MATMUL = {operator.matmul, torch.matmul, torch.mm, torch.mv, "matmul", "mm", "m
 _TRANSPOSE = {torch.t, "t"}
 _LINEAR = {F.linear, torch._C._nn.linear}
 _FLATTEN = {torch.flatten, "flatten"}
+_RESHAPE = {torch.reshape, "reshape", "view", "view_as", "reshape_as"}
 _LOSSES = {F.mse_loss: "mse", F.l1_loss: "l1", F.huber_loss: "huber", F.smooth_l1_loss: "smooth_l1"}
 _LOSS_MODULES = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.HuberLoss: "huber", nn.SmoothL1Loss: "smooth_l1"}
 
@@ -334,18 +335,14 @@ class _LossRules:
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if function in _LOSSES:
             operands, options = _loss_call(function, args, kwargs)
-            if _are_both(operands) and options.pop("weight", None) is None:
-                if options.pop("size_average", None) is None and options.pop("reduce", None) is None:
-                    delta = options.get("delta", options.get("beta", 1.0))
-                    reduction = options.get("reduction", "mean")
-                    return _regression_loss(_LOSSES[function], delta, reduction, _FLAT_PREDICTION in operands)
-        elif function is getattr and args == (_TARGET, "shape"):
+            plain = all(options.get(name) is None for name in ("weight", "size_average", "reduce"))
+            if _are_both(operands) and plain:
+                delta = options.get("delta", options.get("beta", 1.0))
+                reduction = options.get("reduction", "mean")
+                return _regression_loss(_LOSSES[function], delta, reduction, _FLAT_PREDICTION in operands)
+        elif (function, args) in ((getattr, (_TARGET, "shape")), ("size", (_TARGET,)), ("numel", (_TARGET,))):
             return _Shape()
-        elif function in ("size", "numel") and args == (_TARGET,):
-            return _Shape()
-        elif function in ("reshape", "view", torch.reshape) and args == (_PREDICTION, _Shape()):
-            return _FLAT_PREDICTION
-        elif function in ("view_as", "reshape_as") and args == (_PREDICTION, _TARGET):
+        elif args in ((_PREDICTION, _Shape()), (_PREDICTION, _TARGET)) and function in _RESHAPE:
             return _FLAT_PREDICTION
         elif function in _SUB and not kwargs and _are_both(args):
             return _Elementwise("r", _FLAT_PREDICTION in args)

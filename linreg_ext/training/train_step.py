@@ -85,7 +85,7 @@ class TrainStep:
         return loss.detach()
 
     def explain(self) -> str:
-        """One sentence whose first word is the level of the last step (before the first: of the next), with the reason."""
+        """One sentence: the level of the last step (before the first: of the next), a colon, and the reason."""
         return f"{self.level}: {self._reason}"
 
     @property

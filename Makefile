@@ -1,0 +1,78 @@
+# Every target sets up what it needs and is safe to run again. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := setup.py $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+
+# A Python that has a suitable torch lends it, and all else that it has, to the virtual environment; this also works
+# without a network. Otherwise torch is installed: the version that the project is tested with.
+TORCH := torch==2.13.0
+HAS_TORCH := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))
+LEND := import site, sys; print("\n".join([*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]))
+# What must be there and what makes `make train` nicer: plots, Parquet, safetensors, a progress bar, more tests.
+NEEDED := setuptools numpy ninja pybind11 pytest
+WANTED := tqdm matplotlib safetensors pyarrow hypothesis scikit-learn
+LINTERS := ruff clang-format
+MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", "clang-format": "clang_format"}; \
+	print(*(n for n in sys.argv[1:] if not u.find_spec(names.get(n, n))))
+LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
+
+.PHONY: help train test bench examples lint format build clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+train: build ## fit the shipped table: progress, coefficients, weights, history and plot in runs/
+	$(RUN) -m linreg_ext fit
+
+test: build ## pass the tests
+	$(RUN) -m pytest
+
+examples: build ## run the five tutorial programs, eager and fused side by side
+	$(RUN) -m linreg_ext.examples
+
+bench: build ## measure the fused step beside eager PyTorch
+	$(RUN) -m benchmarks
+
+lint: $(VENV)/.linters ## check style and formatting
+	$(LINT) ruff check .
+	$(LINT) ruff format --check .
+	$(LINT) clang-format --dry-run -Werror $(filter csrc/%,$(SOURCES))
+
+format: $(VENV)/.linters ## format the sources
+	$(LINT) ruff check --fix .
+	$(LINT) ruff format .
+	$(LINT) clang-format -i $(filter csrc/%,$(SOURCES))
+
+build: $(VENV)/.built ## compile the extension in place
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(RUN) setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/bin/python:
+	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
+		echo "using the torch of $$(command -v $(PYTHON))"; \
+		$(PYTHON) -m venv --without-pip $(VENV) && \
+		$(PYTHON) -c '$(LEND)' >"$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/lender.pth"; \
+	else \
+		$(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH); \
+	fi
+
+# Without a network, what is only wanted is done without; what is needed stops here, and pip has said why.
+$(VENV)/.installed: $(VENV)/bin/python
+	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(NEEDED))"; test -z "$$missing" || $(PIP) $$missing
+	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(WANTED))"; test -z "$$missing" || $(PIP) $$missing || \
+		echo "going on without: $$missing"
+	@touch $@
+
+$(VENV)/.linters: $(VENV)/bin/python
+	@$(PIP) $(LINTERS)
+	@touch $@
+
+clean: ## remove everything that was built or installed here
+	rm -rf $(VENV) build dist *.egg-info linreg_ext/_C*.so .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

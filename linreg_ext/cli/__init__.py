@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line: ``python -m linreg_ext fit | predict | info``.
+
+`fit` trains a linear model on a table with this library's own loop and leaves a folder with weights, history
+and plot; `predict` applies such a folder to another table. Whatever is wrong with the input is one line on
+stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from ..tables import TableError
+from .arguments import parse
+from .errors import CommandError, complain
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None takes the process's own.
+
+    Returns:
+        The exit code: 0, 2 after an error that is the input's, 130 after Ctrl-C, 141 when stdout was closed.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # R² must not fail on an ASCII terminal
+    try:
+        args = parse(argv)
+        args.command(args)
+        sys.stdout.flush()
+    except (CommandError, TableError) as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered must not fail again at exit
+        return 141
+    except OSError as error:
+        return complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (MemoryError, torch.OutOfMemoryError):
+        return complain("not enough memory for this table")
+    return 0

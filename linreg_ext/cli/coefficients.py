@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A fitted model in its table's own units, and the file that keeps it."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tables import first_line
+from .errors import CommandError
+from .run_folder import WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A linear model in its table's own units: target = bias + Σ weight·feature."""
+
+    features: tuple[str, ...]
+    targets: tuple[str, ...]
+    weight: Tensor  # [K, D], float64
+    bias: Tensor  # [K], float64
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Predictions [N, K] from features [N, D]."""
+        return torch.addmm(self.bias, x, self.weight.T)
+
+
+def weights_file(model: Coefficients) -> dict[str, bytes]:
+    """The name and content of the file that :func:`load_weights` reads."""
+    tensors = {"weight": model.weight.contiguous(), "bias": model.bias.contiguous()}
+    names = {"features": list(model.features), "targets": list(model.targets)}
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        buffer = io.BytesIO()
+        torch.save({**tensors, **names}, buffer)
+        return {WEIGHTS_WITHOUT_SAFETENSORS: buffer.getvalue()}
+    return {WEIGHTS: save(tensors, {key: json.dumps(value) for key, value in names.items()})}
+
+
+def load_weights(folder: Path) -> Coefficients:
+    """The model that an earlier fit left in `folder`."""
+    path = next((folder / n for n in (WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS) if (folder / n).is_file()), None)
+    if path is None:
+        what = "no such folder" if not folder.exists() else "no weights of an earlier fit in it"
+        raise CommandError(f"{folder}: {what}")
+    try:
+        found = _read_safetensors(path) if path.name == WEIGHTS else torch.load(path, weights_only=True)
+        features, targets = (tuple(found[key]) for key in ("features", "targets"))
+        weight, bias = found["weight"], found["bias"]
+        if not all(isinstance(name, str) for name in features + targets):
+            raise ValueError("a name is no text")
+        for tensor, shape in ((weight, [len(targets), len(features)]), (bias, [len(targets)])):
+            if list(tensor.shape) != shape or tensor.dtype != torch.float64 or not tensor.isfinite().all():
+                raise ValueError(f"expected finite float64 of shape {shape}, got {tensor.dtype} {list(tensor.shape)}")
+    except CommandError:
+        raise
+    except Exception as error:  # a broken file can break its reader in any way
+        raise CommandError(f"{path}: expected the weights of an earlier fit ({first_line(error)})") from None
+    return Coefficients(features, targets, weight, bias)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise CommandError(f"{path}: reading it needs safetensors (`pip install safetensors`)") from None
+    with safe_open(path, "pt") as file:
+        names = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        return {**names, "weight": file.get_tensor("weight"), "bias": file.get_tensor("bias")}

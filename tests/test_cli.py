@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line: what it fits, what it leaves on disk, and the one line that it says about bad input."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import linreg_ext
+from linreg_ext.cli import main, training
+from linreg_ext.cli.coefficients import load_weights
+from linreg_ext.cli.problem import hold_out
+from linreg_ext.tables import read_table
+
+FRUIT = Path(linreg_ext.__file__).parent / "data" / "apples_and_oranges.csv"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*argv: object) -> int:
+    try:
+        return main([str(argument) for argument in argv])
+    except SystemExit as end:  # argparse's own
+        return end.code
+
+
+def table(path: str, content: str) -> Path:
+    Path(path).write_text(content)
+    return Path(path)
+
+
+def everything() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+def random_table(path: str, rows: int, scales: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    x = scales * (3 + random.standard_normal((rows, len(scales))))
+    y = (x / scales) @ random.standard_normal(len(scales)) + 5 + noise * random.standard_normal(rows)
+    np.savez(path, **{f"f{i}": column for i, column in enumerate(x.T)}, y=y)
+    return x, y
+
+
+def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [K, D] and intercepts [K] by numpy, in the units of x [N, D] and y [N, K]."""
+    centre, spread = x.mean(0), x.std(0)
+    design = np.column_stack([(x - centre) / spread, np.ones(len(x))])
+    solution = np.linalg.lstsq(design, y, rcond=None)[0]
+    weight = (solution[:-1] / spread[:, None]).T
+    return weight, solution[-1] - weight @ centre
+
+
+def r2(actual: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    return 1 - ((actual - predicted) ** 2).mean(0) / actual.var(0)
+
+
+def test_the_default_job_fits_the_shipped_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "15 rows, 12 to train on, 3 held out to validate\n3 features: temperature, rainfall, humidity\n" in out
+    assert "Epoch [200/200]" in out
+    assert max(map(len, out.splitlines())) <= 100
+    scores = {
+        line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("apples ", "oranges "))
+    }
+    for target in ("apples", "oranges"):
+        r2_training, rmse_training, r2_validation, rmse_validation = map(float, scores[target])
+        assert r2_training >= 0.98
+        assert r2_validation >= 0.98
+        assert 0 < rmse_training < 2
+        assert 0 < rmse_validation < 2
+    folder = Path("runs/apples_and_oranges")
+    assert {path.name for path in folder.iterdir()} >= {"history.csv"}
+    assert everything()[0] == "runs"
+    assert not [path for path in everything() if "linreg_ext-" in path]
+
+
+def test_coefficients_are_least_squares_in_the_tables_units() -> None:
+    assert run("fit", "--val-fraction", 0, "--out", "fruit") == 0
+    model = load_weights(Path("fruit"))
+    values = read_table(FRUIT).values.numpy()
+    x, y = values[:, :3], values[:, 3:]
+    weight, bias = least_squares(x, y)
+    assert model.features == ("temperature", "rainfall", "humidity")
+    assert model.targets == ("apples", "oranges")
+    # Trained in float32 on standardised columns: what remains is rounding, here a hundredfold of its unit.
+    in_units = x.std(0) / y.std(0)[:, None]
+    assert np.abs((model.weight.numpy() - weight) * in_units).max() < 2e-5
+    predicted = model.predict(torch.from_numpy(x)).numpy()
+    assert np.abs((predicted - (x @ weight.T + bias)) / y.std(0)).max() < 5e-5
+
+
+@pytest.mark.parametrize("loss", ["l1", "huber", "smooth-l1"])
+def test_the_other_losses_fit_too(loss: str) -> None:
+    assert run("fit", "--loss", loss, "--val-fraction", 0, "--out", "out") == 0
+    values = read_table(FRUIT).values
+    predicted = load_weights(Path("out")).predict(values[:, :3])
+    assert r2(values[:, 3:].numpy(), predicted.numpy()).min() > 0.99
+
+
+def test_the_intercept_is_in_the_tables_units() -> None:
+    """Under absolute error half of the residuals are positive, however skewed; centring alone misses that."""
+    random = np.random.default_rng(2)
+    x, noise = random.standard_normal((2, 400))
+    y = 1000 + 100 * (x + np.exp(1.5 * noise))
+    np.savez("skewed.npz", x=x, y=y)
+    assert run("fit", "skewed.npz", "--loss", "l1", "--val-fraction", 0, "--out", "out") == 0
+    residual = y - load_weights(Path("out")).predict(torch.from_numpy(x)[:, None])[:, 0].numpy()
+    assert abs((residual > 0).mean() - 0.5) < 0.03
+
+
+def test_diabetes_reaches_least_squares() -> None:
+    data = pytest.importorskip("sklearn.datasets").load_diabetes(scaled=False)
+    header = ",".join([*data.feature_names, "progression"])
+    np.savetxt("diabetes.csv", np.column_stack([data.data, data.target]), delimiter=",", header=header, comments="")
+    assert run("fit", "diabetes.csv", "--val-fraction", 0) == 0
+    predicted = load_weights(Path("runs/diabetes")).predict(torch.from_numpy(data.data)).numpy()
+    weight, bias = least_squares(data.data, data.target[:, None])
+    best = r2(data.target[:, None], data.data @ weight.T + bias)
+    assert best - r2(data.target[:, None], predicted) < 1e-3
+
+
+def test_wildly_scaled_columns_reach_least_squares() -> None:
+    scales = 10.0 ** np.linspace(-6, 6, 20)
+    x, y = random_table("wild.npz", 10_000, scales, noise=0.5)
+    assert run("fit", "wild.npz", "--epochs", 12, "--val-fraction", 0, "--batch-size", 128) == 0
+    model = load_weights(Path("runs/wild"))
+    weight, bias = least_squares(x, y[:, None])
+    assert np.abs((model.weight.numpy() - weight) * scales).max() < 0.05 * 0.5
+    best = r2(y[:, None], x @ weight.T + bias)
+    assert best - r2(y[:, None], model.predict(torch.from_numpy(x)).numpy()) < 1e-4
+
+
+def test_many_correlated_columns_do_not_diverge() -> None:
+    random = np.random.default_rng(1)
+    x = random.standard_normal((500, 200)) + 3 * random.standard_normal((500, 1))
+    np.save("wide.npy", np.column_stack([x, x @ random.standard_normal(200)]))
+    assert run("fit", "wide.npy", "--epochs", 20) == 0
+
+
+def test_training_on_the_numbers_as_they_are() -> None:
+    assert run("fit", "--no-standardize", "--epochs", 500, "--val-fraction", 0, "--out", "raw") == 0
+    values = read_table(FRUIT).values
+    predicted = load_weights(Path("raw")).predict(values[:, :3])
+    assert r2(values[:, 3:].numpy(), predicted.numpy()).min() > 0.95
+
+
+def test_the_same_seed_writes_the_same_bytes() -> None:
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(torch.seed())
+        assert run("fit", "--seed", seed, "--epochs", 20, "--batch-size", 4, "--out", folder) == 0
+    weights = [load_weights(Path(folder)) for folder in "abc"]
+    assert torch.equal(weights[0].weight, weights[1].weight)
+    assert torch.equal(weights[0].bias, weights[1].bias)
+    assert Path("a/history.csv").read_bytes() == Path("b/history.csv").read_bytes()
+    assert not torch.equal(weights[0].weight, weights[2].weight)
+
+
+def test_statistics_come_from_the_training_rows_alone() -> None:
+    """A validation row's numbers change no weight."""
+    random_table("t.npz", 50, np.ones(3), noise=0.1)
+    held_out = hold_out(read_table("t.npz"), 0.2, torch.Generator().manual_seed(0))
+    columns = dict(np.load("t.npz"))
+    for values in columns.values():
+        values[held_out.numpy()] *= 1000
+    np.savez("changed.npz", **columns)
+    for name in ("t", "changed"):
+        assert run("fit", f"{name}.npz", "--epochs", 5) == 0
+    first, second = (load_weights(Path("runs") / name) for name in ("t", "changed"))
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.bias, second.bias)
+
+
+def test_history_and_weights_files() -> None:
+    safetensors = pytest.importorskip("safetensors")
+    assert run("fit", "--epochs", 7, "--lr", 0.01, "--out", "deep/er/run") == 0
+    with open("deep/er/run/history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "train_loss", "validation_loss", "lr"]
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 8)]
+    assert float(rows[0]["lr"]) == 0.01
+    assert float(rows[-1]["lr"]) < 0.001
+    with safetensors.safe_open("deep/er/run/weights.safetensors", "pt") as file:
+        assert file.metadata() == {
+            "features": '["temperature", "rainfall", "humidity"]',
+            "targets": '["apples", "oranges"]',
+        }
+        assert file.get_tensor("weight").shape == (2, 3)
+        assert file.get_tensor("bias").dtype == torch.float64
+    modes = {path.stat().st_mode & 0o777 for path in Path("deep/er/run").iterdir()}
+    assert modes == {0o666 & ~umask()}
+    assert Path("deep/er/run").stat().st_mode & 0o777 == 0o777 & ~umask()
+    assert run("fit", "--epochs", 1, "--val-fraction", 0, "--out", "deep/er/run") == 0
+    assert Path("deep/er/run/history.csv").read_text().splitlines()[0] == "epoch,train_loss,lr"
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_predict_finds_its_columns_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--epochs", 50, "--out", "model") == 0
+    capsys.readouterr()
+    assert run("predict", "model", FRUIT) == 0
+    printed = capsys.readouterr().out
+    table("new.csv", "note,humidity,temperature,rainfall\n1,43,73,67\n2,64,91,88\n")
+    assert run("predict", "model", "new.csv", "--out", "new_out.csv") == 0
+    written = Path("new_out.csv").read_text()
+    assert written.splitlines()[0] == "apples,oranges"
+    values = read_table(FRUIT).values
+    expected = load_weights(Path("model")).predict(values[:, :3])
+    rows = [[float(cell) for cell in row] for row in csv.reader(printed.splitlines()[1:])]
+    assert rows == expected.tolist()
+    # A product of another number of rows may be summed in another order: four terms of at most about 100.
+    np.testing.assert_allclose(read_table("new_out.csv").values.numpy(), rows[:2], atol=4 * 128 * 2**-52)
+    assert capsys.readouterr().err == ""
+
+
+def test_optional_packages_are_optional(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("safetensors", "safetensors.torch", "matplotlib.figure", "tqdm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run("fit", "--epochs", 5, "--out", "model") == 0
+    out, err = capsys.readouterr()
+    assert "Epoch [5/5]" in out
+    assert "no plot.png: " in out
+    assert "pip install matplotlib" in out
+    assert err == ""
+    assert {path.name for path in Path("model").iterdir()} == {"weights.pt", "history.csv"}
+    assert run("predict", "model", FRUIT) == 0
+    assert capsys.readouterr().out.count("\n") == 16
+
+
+def test_a_terminal_gets_a_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run("fit", "--epochs", 5) == 0
+    out, err = capsys.readouterr()
+    assert "5/5" in err
+    assert "Epoch" not in out
+
+
+def test_info_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info") == 0
+    out = capsys.readouterr().out
+    assert f"linreg_ext            {linreg_ext.__version__}" in out
+    assert torch.__version__ in out
+    for command in ("fit", "predict", "info"):
+        assert run(command, "--help") == 0
+        assert f"example:\n  python -m linreg_ext {command}" in capsys.readouterr().out
+
+
+GOOD = "a,b,y\n1,5,3\n2,4,1\n3,7,2\n4,1,9\n5,2,4\n6,3,7\n"
+BAD = [
+    ("fit nothing.csv", "nothing.csv: no such file"),
+    ("fit empty.csv", "empty.csv: expected a table, got an empty file"),
+    ("fit text.csv", "text.csv, row 3, column 'b': expected a finite number, got 'x'"),
+    ("fit nan.csv", "nan.csv, row 2, column 'a': expected a finite number, got 'nan'"),
+    ("fit good.csv --target z", "--target z: good.csv has the columns a, b, y"),
+    ("fit --target y good.csv", "TABLE comes before --target"),
+    ("fit good.csv --target a a", "--target a: named twice"),
+    ("fit good.csv --target a b y", "every column is a target"),
+    ("fit one_column.csv", "every column is a target"),
+    ("fit one_row.csv", "expected at least 2 rows, got 1"),
+    ("fit two_rows.csv", "--val-fraction 0.2: of the 2 rows of two_rows.csv"),
+    ("fit good.csv --val-fraction 0.9", "--val-fraction 0.9: of the 6 rows"),
+    ("fit flat.csv", "feature 'b' must vary, got 7 in all rows"),
+    ("fit flat.csv --target b", "target 'b' must vary, got 7 in all rows"),
+    ("fit rare.csv --val-fraction 0.5 --seed 0", "feature 'b' must vary, got 0 in the 4 training rows"),
+    ("fit huge.csv --no-standardize", "feature 'a' has numbers beyond float32's range"),
+    ("fit good.csv --lr 50", "training diverges"),
+    ("fit good.csv --lr 1 --no-standardize --momentum 0", "lower --lr (1) or drop --no-standardize"),
+    ("fit good.csv --lr 2 --epochs 5 --momentum 0", "training diverges: the loss went from"),
+    ("fit good.csv --out good.csv/run", "good.csv is not a folder)"),
+    ("fit good.csv --out good.csv", "--out good.csv: expected a folder, got a file"),
+    ("fit good.csv --out mine", "--out mine: is a folder of something else than an earlier fit"),
+    ("fit good.csv --out .", "--out .: is a folder of something else than an earlier fit"),
+    ("fit good.csv --epochs 0", "argument --epochs: expected a whole number > 0, got '0'"),
+    ("fit good.csv --epochs -3", "argument --epochs: expected a whole number > 0, got '-3'"),
+    ("fit good.csv --epochs 1.5", "argument --epochs: expected a whole number > 0, got '1.5'"),
+    ("fit good.csv --lr 0", "argument --lr: expected a number > 0, got '0'"),
+    ("fit good.csv --lr nan", "argument --lr: expected a number > 0, got 'nan'"),
+    ("fit good.csv --batch-size 0", "argument --batch-size: expected a whole number > 0, got '0'"),
+    ("fit good.csv --momentum 1", "argument --momentum: expected a number from 0 to below 1, got '1'"),
+    ("fit good.csv --weight-decay -1", "argument --weight-decay: expected a number >= 0, got '-1'"),
+    (
+        "fit good.csv --val-fraction 1",
+        "argument --val-fraction: expected a number from 0 to below 1, got '1'",
+    ),
+    ("fit good.csv --seed x", "argument --seed: expected a whole number >= 0, got 'x'"),
+    ("fit good.csv --loss cubic", "argument --loss: invalid choice: 'cubic'"),
+    ("predict nowhere good.csv", "nowhere: no such folder"),
+    ("predict mine good.csv", "mine: no weights of an earlier fit in it"),
+    ("predict broken good.csv", "broken/weights.pt: expected the weights of an earlier fit"),
+    ("predict foreign good.csv", "foreign/weights.pt: expected the weights of an earlier fit"),
+    ("predict garbled good.csv", "garbled/weights.safetensors: "),
+    ("predict model good.csv", "good.csv: expected a column 'c', got a, b, y"),
+    ("predict model needed.csv --out needed.csv", "--out needed.csv: is the table itself"),
+    ("predict model needed.csv --out mine", "mine: Is a directory"),
+    ("predict model needed.csv --out good.csv/x", "good.csv/x: Not a directory"),
+    ("", "the following arguments are required"),
+    ("train", "invalid choice: 'train'"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BAD, ids=[command for command, _ in BAD])
+def test_bad_input_is_one_line(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table("good.csv", GOOD)
+    table("empty.csv", "")
+    table("text.csv", "a,b\n1,2\n3,x\n")
+    table("nan.csv", "a,b\nnan,2\n")
+    table("one_column.csv", "a\n1\n2\n")
+    table("one_row.csv", "a,b\n1,2\n")
+    table("two_rows.csv", "a,b\n1,2\n3,4\n")
+    table("flat.csv", "a,b,y\n1,7,3\n2,7,1\n3,7,2\n4,7,4\n5,7,3\n")
+    table("rare.csv", "a,b,y\n" + "".join(f"{i},{int(i == RARE_ROW)},{i % 3}\n" for i in range(8)))
+    table("huge.csv", "a,y\n1e200,1\n2e200,2\n3e200,4\n0,3\n1,3\n")
+    table("needed.csv", "c\n1\n2\n")
+    for folder in ("mine", "broken", "foreign", "garbled", "model"):
+        Path(folder).mkdir()
+    table("mine/notes.txt", "keep me")
+    table("broken/weights.pt", "no archive")
+    table("garbled/weights.safetensors", "\0" * 20)
+    torch.save({"weight": torch.ones(2, 2)}, "foreign/weights.pt")
+    line = {"features": ["c"], "targets": ["y"]}
+    torch.save({**line, "weight": torch.ones(1, 1).double(), "bias": torch.ones(1).double()}, "model/weights.pt")
+    before = everything()
+    assert run(*command.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("linreg_ext: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert everything() == before
+
+
+# The first row that seed 0 puts among the 4 of 8 that validate.
+RARE_ROW = int(torch.randperm(8, generator=torch.Generator().manual_seed(0))[0])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--device", "cuda") == 2
+    assert capsys.readouterr().err == "linreg_ext: error: --device cuda: this PyTorch finds no CUDA device\n"
+    assert everything() == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_fits_as_the_cpu_does() -> None:
+    for device in ("cpu", "cuda"):
+        assert run("fit", "--device", device, "--out", device) == 0
+    on_cpu, on_cuda = (load_weights(Path(device)) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(on_cuda.weight, on_cpu.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_huge_numbers_are_fine_when_standardised() -> None:
+    table("huge.csv", "a,y\n" + "".join(f"{i}e200,{2 * i}e-200\n" for i in range(1, 9)))
+    assert run("fit", "huge.csv", "--val-fraction", 0) == 0
+
+
+def test_ctrl_c_leaves_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit", interrupted)
+    assert run("fit", "--out", "some/where") == 130
+    assert capsys.readouterr().err == "linreg_ext: error: interrupted\n"
+    assert everything() == []
+
+
+def test_a_new_fit_leaves_nothing_of_the_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors")
+    pytest.importorskip("matplotlib")
+    assert run("fit", "--epochs", 1, "--out", "run") == 0
+    assert everything() == ["run", "run/history.csv", "run/plot.png", "run/weights.safetensors"]
+    for name in ("safetensors.torch", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run("fit", "--epochs", 1, "--out", "run") == 0
+    assert everything() == ["run", "run/history.csv", "run/weights.pt"]
+
+
+def test_the_default_learning_curve_only_falls() -> None:
+    """Full batches at the default rate and momentum do not overshoot."""
+    assert run("fit", "--out", "run") == 0
+    loss = read_table("run/history.csv").select(["train_loss"])[:, 0]
+    assert (loss.diff() <= 1e-6).all()  # float32 rounding of losses of at most 1
+
+
+def test_a_failed_run_keeps_the_earlier_one() -> None:
+    assert run("fit", "--epochs", 5, "--out", "run") == 0
+    before = {path: path.read_bytes() for path in Path("run").iterdir()}
+    assert run("fit", "--lr", 1e6, "--out", "run") == 2
+    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
+    assert run("fit", "run/history.csv", "--out", "run") == 2
+    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """As in `… predict model big.csv | head -1`."""
+    assert run("fit", "--epochs", 1, "--out", "model") == 0
+    rows = "".join(f"{i},{i % 7},{i % 11}\n" for i in range(20_000))  # more than a pipe holds
+    table("big.csv", "temperature,rainfall,humidity\n" + rows)
+    environment = {**os.environ, "PYTHONPATH": str(Path(linreg_ext.__file__).parents[1])}
+    command = [sys.executable, "-m", "linreg_ext", "predict", "model", "big.csv"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"apples,oranges\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 141

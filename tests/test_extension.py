@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The compiled part: what it says of itself, and what is said when it cannot be used."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import linreg_ext
+
+PACKAGE = Path(linreg_ext.__file__).parent
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the package to break, and a way to run Python on it."""
+    shutil.copytree(PACKAGE, tmp_path / "linreg_ext", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run(*arguments, **environment):
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": "", **environment},
+        )  # fmt: skip
+
+    return tmp_path / "linreg_ext", run
+
+
+def test_build_info():
+    info = linreg_ext.build_info()
+    assert info["torch"] == torch.__version__
+    assert info["reference"] is False
+    assert info["compiler"].startswith("gcc")
+
+
+def test_a_missing_compiled_part(copied):
+    package, run = copied
+    for file in package.glob("_C*.so"):
+        file.unlink()
+    result = run("-c", "import linreg_ext")
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: linreg_ext: the compiled part is not built; build it with `pip install")
+    assert "make build" in last
+    command = run("-m", "linreg_ext", "info")
+    assert command.returncode == 1
+    assert "the compiled part is not built" in command.stderr
+    assert "Traceback" not in command.stderr
+
+
+def test_a_compiled_part_for_another_torch(copied):
+    """Found by asking it where it loads, and by its stamp where it does not."""
+    package, run = copied
+    (file,) = package.glob("_C*.so")
+    version = torch.__version__.encode()
+    other = b"1" + version[1:]
+    loads = file.read_bytes().replace(version + b"\0", other + b"\0")
+    expected = (
+        f"the compiled part was built for torch {other.decode()}, found torch {torch.__version__}; rebuild it with"
+    )
+    for content in (loads, b"no library, but linreg_ext built for torch " + other + b"\0"):
+        file.write_bytes(content)
+        result = run("-c", "import linreg_ext")
+        assert result.returncode == 1
+        assert expected in result.stderr
+    file.write_bytes(b"nothing that is known")
+    assert "the compiled part cannot be loaded" in run("-c", "import linreg_ext").stderr
+
+
+def test_the_reference_runs_without_the_compiled_part(copied):
+    package, run = copied
+    for file in package.glob("_C*.so"):
+        file.unlink()
+    script = """
+import torch, linreg_ext
+from torch import nn
+assert linreg_ext.build_info() == {"torch": None, "compiler": None, "cuda": None, "reference": True}
+x, y = torch.randn(20, 3), torch.randn(20, 1)
+model = linreg_ext.LinearMSELoss(3, 1)
+model(x, y).backward()
+layer = nn.Linear(3, 1)
+opt = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+history = linreg_ext.fit(5, layer, nn.MSELoss(), opt, [(x, y)])
+print(history.epoch_loss[-1] < history.epoch_loss[0])
+"""
+    result = run("-c", script, LINREG_EXT_REFERENCE="1")
+    assert result.stdout.strip() == "tensor(True)", result.stderr
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set_passes_the_values(capability):
+    """The capability is read once a process, so each has one of its own."""
+    tests = Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests / "test_values.py",
+         tests / "test_parity.py::test_shapes", tests / "test_parity.py::test_near_convergence"],
+        cwd=tests.parent, capture_output=True, text=True, env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert re.search(r"\[100%\]", result.stdout)
