@@ -16,8 +16,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Times the fused step beside eager PyTorch, after checking that both give the same answer.",
-        epilog="step: one tiny step, by every way in; large: one step on more data than caches hold; memory: how much the "
-        "process grows while it trains on a 2 GB matrix.",
+        epilog="step: one tiny step, by every way in; large: one step on more data than caches hold; memory: how much "
+        "the process grows while it trains on a 2 GB matrix.",
     )
     parser.add_argument("workload", nargs="*", metavar="workload", help=f"one of {', '.join(WORKLOADS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="less data and fewer repeats: a look, not a measurement")
