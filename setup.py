@@ -49,6 +49,7 @@ def extension() -> cpp_extension.CppExtension:
         "-fvisibility=hidden",
         "-Wall",
         "-Wextra",
+        "-Wno-unused-parameter",
         "-Wno-psabi",
         "-Wno-unknown-pragmas",
     ]

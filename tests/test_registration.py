@@ -104,6 +104,14 @@ def test_the_direct_entry_sees_transforms_and_subclasses():
     assert isinstance(loss, FakeTensor)
 
 
+def test_the_direct_entry_does_not_dispatch_plain_tensors():
+    p = Problem.random(9, 5, 2, DTYPES["float32"])
+    with torch.profiler.profile() as profile:
+        OPS.linear_loss(p.input, p.linear_weight, p.target, None, None, "mse", 1.0, "mean")
+        linreg_ext.sgd_step_(p.input, p.linear_weight, p.target, lr=0.1)
+    assert [event.key for event in profile.key_averages() if "linreg_ext" in event.key] == ["linreg_ext::linear_loss"]
+
+
 def test_version_counters_are_bumped_by_op_and_direct_entry(device):
     for by in ("op", "direct"):
         p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)

@@ -114,14 +114,16 @@ class Worker {
     }
   }
 
-  // With few features rows_ holds a group as [d, kGroupRows], zeros beyond the data.
+  // With few features rows_ holds a group as [d, kGroupRows], zeros up to a whole number of vectors.
   void load_columns(int64_t first, int64_t rows) {
     for (int64_t j = 0; j < p_.d; ++j) {
       double* column = rows_ + j * kGroupRows;
       load(at(p_.x, first, j), p_.x.row_stride, p_.x.dtype, rows, column);
-      fill(column + rows, kGroupRows - rows, 0.0);
+      fill(column + rows, padded(rows) - rows, 0.0);
     }
   }
+
+  static int64_t padded(int64_t rows) { return (rows + kLanes - 1) / kLanes * kLanes; }
 
   void predict_columns(int64_t rows) {
     for (int64_t t = 0; t < p_.k; ++t) {
@@ -129,7 +131,7 @@ class Worker {
       for (int64_t j = 0; j < p_.d; ++j) {
         const double w = w_[t * p_.d + j];
         const double* column = rows_ + j * kGroupRows;
-        for (int64_t i = 0; i < kGroupRows; ++i) sums[i] += column[i] * w;
+        for (int64_t i = 0; i < padded(rows); ++i) sums[i] += column[i] * w;
       }
       for (int64_t i = 0; i < rows; ++i) residuals_[i * p_.k + t] = sums[i];
     }
@@ -142,7 +144,8 @@ class Worker {
       for (int64_t j = 0; j < p_.d; ++j) {
         double* lanes = lanes_ + (t * p_.d + j) * kLanes;
         Vec sum = load_vec(lanes);
-        for (int64_t i = 0; i < kGroupRows; i += kLanes) sum += load_vec(g + i) * load_vec(rows_ + j * kGroupRows + i);
+        for (int64_t i = 0; i < padded(rows); i += kLanes)
+          sum += load_vec(g + i) * load_vec(rows_ + j * kGroupRows + i);
         store_vec(lanes, sum);
       }
     }

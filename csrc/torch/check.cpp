@@ -146,6 +146,7 @@ struct Extent {
 
 Extent extent_of(const at::Tensor& t) {
   const int64_t size = int64_t(t.element_size()), start = reinterpret_cast<int64_t>(t.const_data_ptr());
+  if (t.numel() == 0) return {start, 0, 1, 0};
   if ((t.dim() == 1 || t.dim() == 2) && !t.is_contiguous()) {
     const int64_t width = t.dim() == 2 ? t.size(1) : 1;
     if (t.stride(0) >= width && (width == 1 || t.stride(1) == 1))
@@ -156,11 +157,10 @@ Extent extent_of(const at::Tensor& t) {
   return {start, (last + 1) * size, 1, (last + 1) * size};
 }
 
-// Whether two tensors share an element. Columns of one matrix interleave without sharing anything, so comparing first
-// and last address is not enough.
-bool overlap(const at::Tensor& one, const at::Tensor& other) {
-  if (one.numel() == 0 || other.numel() == 0) return false;
-  Extent a = extent_of(one), b = extent_of(other);
+// Whether two extents share a byte. Columns of one matrix interleave without sharing anything, so comparing first and
+// last address is not enough.
+bool overlap(Extent a, Extent b) {
+  if (a.length == 0 || b.length == 0 || a.count == 0 || b.count == 0) return false;
   if (a.start + (a.count - 1) * a.step + a.length <= b.start) return false;
   if (b.start + (b.count - 1) * b.step + b.length <= a.start) return false;
   if (a.count > b.count) std::swap(a, b);
@@ -211,8 +211,8 @@ Checked check_problem(std::string_view op, const Operands& o, std::string_view l
   const Named all[] = {{"input", &o.input},
                        {"linear_weight", &o.linear_weight},
                        {"target", &o.target},
-                       {"linear_bias", o.linear_bias ? &*o.linear_bias : nullptr},
-                       {"weight", o.weight ? &*o.weight : nullptr}};
+                       {"linear_bias", o.linear_bias},
+                       {"weight", o.weight}};
   for (const auto& [name, tensor] : all)
     TORCH_CHECK(!tensor || (tensor->layout() == at::kStrided && !tensor->is_nested()), op, ": ", name,
                 " must be a dense tensor, not a sparse or nested one");
@@ -268,37 +268,44 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
                     " and dampening ", sgd.dampening);
   TORCH_CHECK_VALUE(!std::isnan(sgd.dampening), op, ": dampening must be a number, got nan");
 
-  Named written[4], read[3];
-  int n_written = 0, n_read = 0;
-  written[n_written++] = {"linear_weight", &o.linear_weight};
-  if (o.linear_bias) written[n_written++] = {"linear_bias", &*o.linear_bias};
-  const auto add_buffer = [&](const char* name, const at::Tensor& parameter, const OptionalTensor& buffer) {
+  // The tensors that are written first, then those that are only read.
+  struct Used {
+    const char* name;
+    const at::Tensor* tensor;
+    Extent extent;
+  } used[8];
+  int count = 0;
+  const auto add = [&](const char* name, const at::Tensor* tensor) {
+    if (tensor) used[count++] = {name, tensor, extent_of(*tensor)};
+  };
+  const auto add_buffer = [&](const char* name, const at::Tensor& parameter, const at::Tensor* buffer) {
     TORCH_CHECK_VALUE(buffer, op, ": ", name, " must be a tensor when momentum != 0, got None");
     check_dtype(op, name, *buffer, parameter.scalar_type(), parameter.scalar_type());
     if (buffer->sizes() != parameter.sizes()) wrong_shape(op, name, word(parameter.sizes()), *buffer);
     TORCH_CHECK(buffer->device() == o.input.device(), op, ": ", name, " must be on ", o.input.device(), ", got ",
                 buffer->device());
-    written[n_written++] = {name, &*buffer};
+    add(name, buffer);
   };
+  add("linear_weight", &o.linear_weight);
+  add("linear_bias", o.linear_bias);
   if (sgd.momentum != 0 && !sgd.weight_frozen)
     add_buffer("momentum_buffers[0]", o.linear_weight, sgd.weight_momentum_buffer);
   if (sgd.momentum != 0 && !sgd.bias_frozen && o.linear_bias)
     add_buffer("momentum_buffers[1]", *o.linear_bias, sgd.bias_momentum_buffer);
-  read[n_read++] = {"input", &o.input};
-  read[n_read++] = {"target", &o.target};
-  if (o.weight) read[n_read++] = {"weight", &*o.weight};
+  const int written = count;
+  add("input", &o.input);
+  add("target", &o.target);
+  add("weight", o.weight);
+  add("lr", sgd.lr_tensor);
 
-  for (int i = 0; i < n_written; ++i) {
-    const auto& [name, tensor] = written[i];
-    for (int64_t dim = 0; dim < tensor->dim(); ++dim)
-      TORCH_CHECK(tensor->stride(dim) != 0 || tensor->size(dim) <= 1, op, ": ", name,
+  for (int i = 0; i < written; ++i) {
+    const at::Tensor& tensor = *used[i].tensor;
+    for (int64_t dim = 0; dim < tensor.dim(); ++dim)
+      TORCH_CHECK(tensor.stride(dim) != 0 || tensor.size(dim) <= 1, op, ": ", used[i].name,
                   " must not overlap itself in memory (is it expanded?)");
-    const auto check_apart = [&, name = name, tensor = tensor](const char* other_name, const at::Tensor& other) {
-      TORCH_CHECK(!overlap(*tensor, other), op, ": ", name, " must not overlap ", other_name, " in memory");
-    };
-    for (int j = i + 1; j < n_written; ++j) check_apart(written[j].name, *written[j].tensor);
-    for (int j = 0; j < n_read; ++j) check_apart(read[j].name, *read[j].tensor);
-    if (sgd.lr_tensor) check_apart("lr", *sgd.lr_tensor);
+    for (int j = i + 1; j < count; ++j)
+      TORCH_CHECK(!overlap(used[i].extent, used[j].extent), op, ": ", used[i].name, " must not overlap ", used[j].name,
+                  " in memory");
   }
 }
 

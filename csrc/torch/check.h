@@ -14,13 +14,17 @@ namespace linreg::torch_ops {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+// Tensors are passed on by reference or, where they may be missing, by pointer: copying one counts references, which
+// for a tensor that Python holds costs as much as a small step.
+inline const at::Tensor* given(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
+
 // The operands of one call, as the public functions name them.
 struct Operands {
-  const at::Tensor& input;            // [*, D]
-  const at::Tensor& linear_weight;    // [K, D] or [D]
-  const at::Tensor& target;           // [*, K] or [*]
-  const OptionalTensor& linear_bias;  // [K], or [] or [1] beside [D]
-  const OptionalTensor& weight;       // target's shape, or [*] or [*, 1]
+  const at::Tensor& input;          // [*, D]
+  const at::Tensor& linear_weight;  // [K, D] or [D]
+  const at::Tensor& target;         // [*, K] or [*]
+  const at::Tensor* linear_bias;    // [K], or [] or [1] beside [D]
+  const at::Tensor* weight;         // target's shape, or [*] or [*, 1]
 };
 
 // A checked problem, with the copies of operands that cannot be read in place (see Rows and View in linreg.h).
@@ -32,12 +36,15 @@ struct Checked {
 Checked check_problem(std::string_view op, const Operands& operands, std::string_view loss, double delta,
                       std::string_view reduction);
 
+// What the rule needs beside the operands.
 struct SgdArguments {
-  const OptionalTensor &weight_momentum_buffer, &bias_momentum_buffer;
-  const OptionalTensor& lr_tensor;
+  const at::Tensor *weight_momentum_buffer, *bias_momentum_buffer;
+  const at::Tensor* lr_tensor;  // in place of lr
   double lr, momentum, dampening, weight_decay;
   bool nesterov, maximize;
-  bool weight_frozen, bias_frozen;  // a parameter that is not updated needs no buffer
+  bool weight_first_step, bias_first_step;  // the buffer is filled, not read
+  bool weight_frozen, bias_frozen;          // the parameter is read, not updated, and needs no buffer
+  bool skip_nonfinite;                      // change nothing when the loss is nan or inf
 };
 
 // Checks the hyper-parameters and the state, and that nothing that is written overlaps itself or anything else.

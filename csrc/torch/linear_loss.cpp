@@ -22,8 +22,8 @@ at::Tensor linear_loss(const at::Tensor& input, const at::Tensor& linear_weight,
                        const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view loss,
                        double delta, std::string_view reduction) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
-  Checked checked =
-      check_problem(op_name(loss), {input, linear_weight, target, linear_bias, weight}, loss, delta, reduction);
+  Checked checked = check_problem(op_name(loss), {input, linear_weight, target, given(linear_bias), given(weight)},
+                                  loss, delta, reduction);
   checked.problem.threads = at::get_num_threads();
   const bool elements = checked.problem.reduction == Reduction::none;
   at::Tensor value = at::detail::empty_cpu(elements ? target.sizes() : at::IntArrayRef(), linear_weight.scalar_type());
@@ -38,7 +38,8 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(
     std::string_view reduction, std::array<bool, 4> wanted) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const std::string op = op_name(loss);
-  Checked checked = check_problem(op, {input, linear_weight, target, linear_bias, weight}, loss, delta, reduction);
+  Checked checked =
+      check_problem(op, {input, linear_weight, target, given(linear_bias), given(weight)}, loss, delta, reduction);
   TORCH_CHECK_VALUE(reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
   TORCH_CHECK_VALUE(!wanted[2] || linear_bias, op,
                     ": linear_bias must be given when its gradient is asked for, got None");

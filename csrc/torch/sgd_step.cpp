@@ -6,6 +6,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "workspace.h"
@@ -17,8 +18,8 @@ namespace {
 // autograd that both have changed.
 class Updated {
  public:
-  Updated(const at::Tensor* value, const OptionalTensor& buffer, bool has_momentum, bool first_step, bool frozen)
-      : value_(frozen ? nullptr : value), buffer_(has_momentum && !frozen && buffer ? &*buffer : nullptr) {
+  Updated(const at::Tensor* value, const at::Tensor* buffer, bool first_step, bool frozen)
+      : value_(frozen ? nullptr : value), buffer_(frozen ? nullptr : buffer) {
     parameter.first_step = first_step;
     parameter.frozen = frozen;
     if (value_) parameter.value = rows_of(*value_, value_copy_);
@@ -47,34 +48,54 @@ double value_of(const at::Tensor& lr) {
   return lr.scalar_type() == at::kDouble ? *lr.const_data_ptr<double>() : double(*lr.const_data_ptr<float>());
 }
 
+// The operator's signature, as its schema has it.
+at::Tensor sgd_step_op(const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
+                       const OptionalTensor& linear_bias, const OptionalTensor& weight,
+                       const OptionalTensor& weight_momentum_buffer, const OptionalTensor& bias_momentum_buffer,
+                       std::string_view loss, double delta, std::string_view reduction, const OptionalTensor& lr_tensor,
+                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
+                       bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen,
+                       bool skip_nonfinite) {
+  return sgd_step_cpu({input, linear_weight, target, given(linear_bias), given(weight)}, loss, delta, reduction,
+                      {given(weight_momentum_buffer), given(bias_momentum_buffer), given(lr_tensor), lr, momentum,
+                       dampening, weight_decay, nesterov, maximize, weight_first_step, bias_first_step, weight_frozen,
+                       bias_frozen, skip_nonfinite});
+}
+
 }  // namespace
 
-at::Tensor sgd_step_cpu(const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
-                        const OptionalTensor& linear_bias, const OptionalTensor& weight,
-                        const OptionalTensor& weight_momentum_buffer, const OptionalTensor& bias_momentum_buffer,
-                        std::string_view loss, double delta, std::string_view reduction,
-                        const OptionalTensor& lr_tensor, double lr, double momentum, double dampening,
-                        double weight_decay, bool nesterov, bool maximize, bool weight_first_step, bool bias_first_step,
-                        bool weight_frozen, bool bias_frozen, bool skip_nonfinite) {
+at::Tensor sgd_step_cpu(const Operands& operands, std::string_view loss, double delta, std::string_view reduction,
+                        const SgdArguments& arguments) {
   constexpr std::string_view op = "sgd_step_";
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
-  const Operands operands{input, linear_weight, target, linear_bias, weight};
   Checked checked = check_problem(op, operands, loss, delta, reduction);
-  check_sgd(op, operands, reduction,
-            {weight_momentum_buffer, bias_momentum_buffer, lr_tensor, lr, momentum, dampening, weight_decay, nesterov,
-             maximize, weight_frozen, bias_frozen});
+  check_sgd(op, operands, reduction, arguments);
   checked.problem.threads = at::get_num_threads();
 
-  const Sgd sgd{lr_tensor ? value_of(*lr_tensor) : lr, momentum, dampening, weight_decay, nesterov, maximize};
-  const bool has_momentum = momentum != 0;
-  Updated w(&linear_weight, weight_momentum_buffer, has_momentum, weight_first_step, weight_frozen);
-  Updated b(linear_bias ? &*linear_bias : nullptr, bias_momentum_buffer, has_momentum, bias_first_step, bias_frozen);
-  at::Tensor value = at::detail::empty_cpu({}, linear_weight.scalar_type());
+  const auto& a = arguments;
+  const Sgd sgd{
+      a.lr_tensor ? value_of(*a.lr_tensor) : a.lr, a.momentum, a.dampening, a.weight_decay, a.nesterov, a.maximize};
+  const bool has_momentum = a.momentum != 0;
+  Updated w(&operands.linear_weight, has_momentum ? a.weight_momentum_buffer : nullptr, a.weight_first_step,
+            a.weight_frozen);
+  Updated b(operands.linear_bias, has_momentum ? a.bias_momentum_buffer : nullptr, a.bias_first_step, a.bias_frozen);
+  at::Tensor value = at::detail::empty_cpu({}, operands.linear_weight.scalar_type());
   Workspace workspace(cpu::sgd_workspace(checked.problem));
-  cpu::sgd_step(checked.problem, sgd, w.parameter, b.parameter, skip_nonfinite, value.data_ptr(), workspace.get());
+  cpu::sgd_step(checked.problem, sgd, w.parameter, b.parameter, a.skip_nonfinite, value.data_ptr(), workspace.get());
   w.finish();
   b.finish();
   return value;
+}
+
+at::Tensor sgd_step_dispatched(const Operands& o, std::string_view loss, double delta, std::string_view reduction,
+                               const SgdArguments& a) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("linreg_ext::sgd_step_", "").typed<decltype(sgd_step_op)>();
+  const auto optional = [](const at::Tensor* tensor) { return tensor ? OptionalTensor(*tensor) : OptionalTensor(); };
+  return op.call(o.input, o.linear_weight, o.target, optional(o.linear_bias), optional(o.weight),
+                 optional(a.weight_momentum_buffer), optional(a.bias_momentum_buffer), loss, delta, reduction,
+                 optional(a.lr_tensor), a.lr, a.momentum, a.dampening, a.weight_decay, a.nesterov, a.maximize,
+                 a.weight_first_step, a.bias_first_step, a.weight_frozen, a.bias_frozen, a.skip_nonfinite);
 }
 
 TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
@@ -86,7 +107,7 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "Tensor");
 }
 
-TORCH_LIBRARY_IMPL(linreg_ext, CPU, m) { m.impl("sgd_step_", &sgd_step_cpu); }
+TORCH_LIBRARY_IMPL(linreg_ext, CPU, m) { m.impl("sgd_step_", &sgd_step_op); }
 
 TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) { m.impl("sgd_step_", torch::CppFunction::makeFallthrough()); }
 
