@@ -56,6 +56,11 @@ def _mismatch(built_for: str) -> str:
 _C = _load()
 
 
+def has_kernels(device_type: str) -> bool:
+    """Whether this build computes on devices of a type; the reference computes on all."""
+    return REFERENCE or device_type == "cpu" or (device_type == "cuda" and _C.build_info()["cuda"] is not None)
+
+
 def build_info() -> dict[str, object]:
     """What this installation was built with.
 

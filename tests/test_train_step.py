@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linreg_ext import make_train_step, reference
+from linreg_ext import linear_mse_loss, make_train_step, reference
 
 
 class TwoNumbers(nn.Module):
@@ -371,6 +371,15 @@ def test_data_that_asks_for_more_is_not_fused():
         step(x.detach(), y)
     step(x.detach(), y)
     assert step.explain().startswith("fused")
+
+
+def test_a_device_without_kernels_is_left_to_pytorch():
+    model = nn.Linear(3, 2, device="meta")
+    with pytest.warns(UserWarning, match="eager: this build has no kernels for meta"):
+        step = make_train_step(model, nn.MSELoss(), sgd(model))
+    assert step(torch.randn(6, 3, device="meta"), torch.randn(6, 2, device="meta")).device.type == "meta"
+    arguments = (torch.randn(6, 3, device="meta"), torch.randn(2, 3, device="meta"), torch.randn(6, 2, device="meta"))
+    assert linear_mse_loss(*arguments).device.type == "meta"  # the fake kernel's
 
 
 def test_the_warning_comes_once():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_hooks
 
 from .. import functional
+from .._extension import has_kernels
 from ..check import DTYPES
 from .recognise import Affine, RegressionLoss, Unrecognised, recognise_loss, recognise_model
 
@@ -244,6 +245,8 @@ def _not_plain_parameters(*parameters: Tensor | None) -> str:
             continue
         if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
             return f"a parameter is a {type(parameter).__name__}"
+        if not has_kernels(parameter.device.type):
+            return f"this build has no kernels for {parameter.device.type}"
         if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
             return f"a parameter is {parameter.layout} of {parameter.dtype}"
     return ""
