@@ -50,8 +50,9 @@ format: $(VENV)/.linters ## format the sources
 build: $(VENV)/.built ## compile the extension in place
 
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
-	$(RUN) setup.py --quiet build_ext --inplace
-	@touch $@
+	@echo "compiling, which takes about a minute; build/log has the details"; mkdir -p build
+	@$(RUN) setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
+	@grep '^linreg_ext:' build/log; touch $@
 
 $(VENV)/bin/python:
 	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \

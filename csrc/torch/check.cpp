@@ -6,7 +6,6 @@
 
 #include <array>
 #include <cmath>
-#include <initializer_list>
 #include <sstream>
 #include <string>
 
@@ -68,15 +67,16 @@ void check_dtype(std::string_view op, const char* name, const at::Tensor& tensor
   TORCH_CHECK(false, op, ": ", name, " must have shape ", expected, ", got ", got.sizes());
 }
 
-std::vector<int64_t> with(at::IntArrayRef rows, std::initializer_list<int64_t> more) {
+std::vector<int64_t> joined(at::IntArrayRef rows, at::IntArrayRef more) {
   std::vector<int64_t> shape(rows.begin(), rows.end());
-  shape.insert(shape.end(), more);
+  shape.insert(shape.end(), more.begin(), more.end());
   return shape;
 }
 
-bool is(at::IntArrayRef shape, at::IntArrayRef rows, std::optional<int64_t> last) {
-  return shape.size() == rows.size() + last.has_value() && shape.slice(0, rows.size()) == rows &&
-         (!last || shape.back() == *last);
+// Whether a shape is that of `rows`, followed by `more`.
+bool is(at::IntArrayRef shape, at::IntArrayRef rows, at::IntArrayRef more) {
+  return shape.size() == rows.size() + more.size() && shape.slice(0, rows.size()) == rows &&
+         shape.slice(rows.size()) == more;
 }
 
 void check_shapes(std::string_view op, const Operands& o) {
@@ -86,22 +86,20 @@ void check_shapes(std::string_view op, const Operands& o) {
   const int64_t d = o.input.size(-1);
   if (w.dim() < 1 || w.dim() > 2 || w.size(-1) != d)
     wrong_shape(op, "linear_weight", "[out_features, " + std::to_string(d) + "] or [" + std::to_string(d) + "]", w);
-  const bool has_k = w.dim() == 2;
-  const std::optional<int64_t> k = has_k ? std::optional<int64_t>(w.size(0)) : std::nullopt;
-  const auto outputs = [&] { return has_k ? with(rows, {*k}) : with(rows, {}); };
-  if (!is(o.target.sizes(), rows, k)) wrong_shape(op, "target", word(outputs()), o.target);
+  const at::IntArrayRef outputs = w.sizes().slice(0, w.dim() - 1);  // [K] or []
+  if (!is(o.target.sizes(), rows, outputs)) wrong_shape(op, "target", word(joined(rows, outputs)), o.target);
   if (o.linear_bias) {
     const auto shape = o.linear_bias->sizes();
-    if (has_k && !(shape.size() == 1 && shape[0] == *k)) wrong_shape(op, "linear_bias", word({*k}), *o.linear_bias);
-    if (!has_k && !(shape.empty() || (shape.size() == 1 && shape[0] == 1)))
+    if (!outputs.empty() && shape != outputs) wrong_shape(op, "linear_bias", word(outputs), *o.linear_bias);
+    if (outputs.empty() && !shape.empty() && shape != at::IntArrayRef{1})
       wrong_shape(op, "linear_bias", "[] or [1]", *o.linear_bias);
   }
   if (o.weight) {
     const auto shape = o.weight->sizes();
-    const bool fits = is(shape, rows, k) || (has_k && (is(shape, rows, std::nullopt) || is(shape, rows, 1)));
-    if (!fits) {
-      std::vector<std::vector<int64_t>> shapes = {outputs()};
-      if (has_k) shapes.insert(shapes.end(), {with(rows, {}), with(rows, {1})});
+    const bool one_a_row = !outputs.empty() && (is(shape, rows, {}) || is(shape, rows, {1}));
+    if (!is(shape, rows, outputs) && !one_a_row) {
+      std::vector<std::vector<int64_t>> shapes = {joined(rows, outputs)};
+      if (!outputs.empty()) shapes.insert(shapes.end(), {joined(rows, {}), joined(rows, {1})});
       wrong_shape(op, "weight", words(shapes), *o.weight);
     }
   }
