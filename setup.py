@@ -4,11 +4,19 @@
 import os
 from pathlib import Path
 
-import torch
-from setuptools import setup
-from torch.utils import cpp_extension
+from setuptools import Extension, setup
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError as error:
+    raise SystemExit(
+        f"linreg_ext: is compiled against the torch that will run it, and there is none ({error}): "
+        "install torch, then build with `pip install --no-build-isolation .`"
+    ) from None
 
 ROOT = Path(__file__).parent.resolve()
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names others
 GIGABYTES_PER_JOB = 4  # what one compiler job may need with torch's headers
 
 
@@ -38,30 +46,29 @@ def bound_jobs() -> None:
     os.environ.setdefault("MAX_JOBS", str(jobs))
 
 
-def extension() -> cpp_extension.CppExtension:
+def extension() -> Extension:
     cuda, why = use_cuda()
     print(f"linreg_ext: building {'with' if cuda else 'without'} CUDA: {why}", flush=True)
-    folders = ["cpu", "torch"]
-    cxx = [
-        "-O3",
-        "-std=c++20",
-        "-fopenmp",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unused-parameter",
-        "-Wno-psabi",
-        "-Wno-unknown-pragmas",
+    if cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+    folders = ["cpu", "torch", "cuda"] if cuda else ["cpu", "torch"]  # a CPU build is one with fewer sources
+    sources = [
+        path for folder in folders for path in sorted(ROOT.glob(f"csrc/{folder}/*.c[pu]*")) if path.suffix != ".cuh"
     ]
-    return cpp_extension.CppExtension(
+    warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    make = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    return make(
         "linreg_ext._C",
-        sources=sorted(str(path.relative_to(ROOT)) for folder in folders for path in ROOT.glob(f"csrc/{folder}/*.cpp")),
-        depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")),
+        sources=[str(path.relative_to(ROOT)) for path in sources],
+        depends=[str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.*h"))],
         define_macros=[
             ("LINREG_EXT_TORCH_VERSION", f'"{torch.__version__}"'),
             ("LINREG_EXT_CUDA_VERSION", f'"{torch.version.cuda}"' if cuda else '""'),
         ],
-        extra_compile_args={"cxx": cxx},
+        extra_compile_args={
+            "cxx": ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", *warnings],
+            "nvcc": ["-O3", "-std=c++20", "-lineinfo"],
+        },
         extra_link_args=["-fopenmp"],
     )
 
