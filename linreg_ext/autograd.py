@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
-from . import reference
 from .check import check_problem, check_sgd
 
 OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradient can be asked for, in this order
@@ -55,7 +55,9 @@ class LinearLoss(Function):
         grads: dict[str, Tensor] = {}
         if grad_loss is not None:
             names = [name for name, wanted in zip(OPERANDS, ctx.wanted, strict=True) if wanted]
-            if torch.is_grad_enabled():  # create_graph: the result must be differentiable itself
+            if (
+                torch.is_grad_enabled() or is_transforming() or _is_batched(grad_loss)
+            ):  # the result must be differentiable itself
                 values = _differentiable_grads(
                     grad_loss, input, linear_weight, target, linear_bias, weight,
                     ctx.loss, ctx.delta, ctx.reduction, names,
@@ -75,21 +77,20 @@ class LinearLoss(Function):
             None, None, None, None, None,
         )  # fmt: skip
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        """Batches the plain PyTorch formulas: the kernels take one problem at a time."""
-        *_, loss, delta, reduction, wanted = args
 
-        def plain(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-            value = reference.linear_loss(*tensors, loss, delta, reduction)
-            if reduction == "none":
-                return (value,)
-            names = [name for name, asked in zip(OPERANDS, wanted, strict=True) if asked]
-            one = torch.ones_like(value)
-            return (value, *_differentiable_grads(one, *tensors, loss, delta, reduction, names))
+def is_transforming() -> bool:
+    """Whether torch.func or forward-mode AD is at work, which need every derivative of every operation.
 
-        mapped = torch.func.vmap(plain, in_dims[:5], randomness=info.randomness)(*args[:5])
-        return mapped, (0,) * len(mapped)
+    Inside of them `requires_grad` does not say what will be differentiated; plain PyTorch runs instead of the kernels.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _is_batched(grad_loss: Tensor) -> bool:
+    """Whether `is_grads_batched` calls backward for many grad_outputs at once."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad_loss)
 
 
 def _elementwise_grads(
@@ -133,9 +134,9 @@ def _differentiable_grads(
     elif loss == "l1" or (loss == "smooth_l1" and delta == 0):
         g = r.sgn()
     elif loss == "huber":
-        g = r.clamp(-delta, delta)
+        g = torch.where(r.abs() < delta, r, r.detach().clamp(-delta, delta))
     else:
-        g = (r / delta).clamp(-1, 1)
+        g = torch.where(r.abs() < delta, r / delta, (r.detach() / delta).clamp(-1, 1))
     if weight is not None:
         v = _like(weight.to(compute), r)
         g = g * v
@@ -144,7 +145,8 @@ def _differentiable_grads(
         g = g / (r.numel() if weight is None else v.sum())
 
     k, d = (w.shape[0], w.shape[1]) if w.dim() == 2 else (1, w.shape[0])
-    g_rows, x_rows = g.reshape(-1, k), x.reshape(-1, d)
+    n = math.prod(x.shape[:-1])
+    g_rows, x_rows = g.reshape(n, k), x.reshape(n, d)
     grads = {
         "input": lambda: (g_rows @ w.reshape(k, d)).reshape(x.shape),
         "linear_weight": lambda: (g_rows.t() @ x_rows).reshape(w.shape),

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._extension import _C, REFERENCE
+from ._extension import _C, REFERENCE, has_kernels
 from .check import check_momentum_buffers, check_problem, require_tensors
 
 if not REFERENCE:
-    from .autograd import LinearLoss, register_fakes
+    from .autograd import LinearLoss, is_transforming, register_fakes
 
     register_fakes()
 
@@ -346,6 +346,8 @@ def linear_loss(
         if weight is not None and weight.requires_grad:
             raise RuntimeError(f"{op}: weight must not require grad, got one that does")
     arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    if is_transforming():
+        return reference.linear_loss(*arguments)
     try:
         if any(wanted):
             return LinearLoss.apply(*arguments, wanted)[0]
@@ -356,8 +358,10 @@ def linear_loss(
 
 
 def _refuse(op: str, input: Tensor, *others: Any) -> None:
-    """Say what is wrong with tensors for which the dispatcher has no kernel."""
+    """Say what is wrong with tensors for which the dispatcher has no kernel, if that is what is wrong."""
     check_problem(op, input, *others)
+    if has_kernels(input.device.type):
+        return
     raise NotImplementedError(
         f"{op}: this build has no kernels for tensors on {input.device.type} (see linreg_ext.build_info()); "
         "move them to cpu, or set LINREG_EXT_REFERENCE=1 to run on plain PyTorch"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import functional
 from .check import REDUCTIONS
+from .training.affine import has_hooks
 
 
 class _LinearRegressionLoss(nn.Module):
@@ -36,6 +37,11 @@ class _LinearRegressionLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in the function."""
+        if type(self.linear) is not nn.Linear or has_hooks(self.linear):
+            raise RuntimeError(
+                f"{type(self).__name__}: linear must be an nn.Linear without hooks or parametrizations, got "
+                f"{type(self.linear).__name__}; apply the loss to predict(input) instead"
+            )
         return self._loss(
             input, self.linear.weight, target, linear_bias=self.linear.bias, weight=weight, reduction=self.reduction
         )

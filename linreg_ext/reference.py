@@ -250,7 +250,9 @@ def fit(
     on_divergence: str = "stop",
 ) -> History:
     from .training import History  # here, because training is built on top of this module
+    from .training.regression_loss import reduction_of
 
+    summed = reduction_of(loss_fn) == "sum"
     model.to(device)
     step = make_train_step(model, loss_fn, opt)
     step_loss, epoch_loss, val_loss, lr = [], [], [], []
@@ -265,7 +267,6 @@ def fit(
                     for p, old in zip(model.parameters(), before, strict=True):
                         p.copy_(old)
                 raise RuntimeError(f"fit: the loss is {step_loss[-1]} at step {len(step_loss)}")
-            summed = getattr(loss_fn, "reduction", "mean") == "sum"
             total, rows = total + step_loss[-1] * (1 if summed else len(x)), rows + len(x)
         epoch_loss.append(total / rows if rows else math.nan)
         if val_dl is not None:
@@ -285,12 +286,15 @@ def fit(
 def evaluate(
     model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], dataloader: Iterable[tuple[Tensor, Tensor]]
 ) -> float:
-    training = model.training
+    from .training.regression_loss import reduction_of
+
+    summed = reduction_of(loss_fn) == "sum"
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     total, rows = 0.0, 0
     with torch.no_grad():
         for x, y in dataloader:
-            summed = getattr(loss_fn, "reduction", "mean") == "sum"
             total, rows = total + loss_fn(model(x), y).item() * (1 if summed else len(x)), rows + len(x)
-    model.train(training)
+    for module, training in modes:
+        module.training = training
     return total / rows if rows else math.nan

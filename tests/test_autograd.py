@@ -179,6 +179,79 @@ def test_functional_transforms(device):
     torch.testing.assert_close(grads[1], torch.func.grad(loss)(many[1], x, y))
 
 
+def test_transforms_inside_and_outside_of_each_other(device):
+    """Where requires_grad does not tell what will be differentiated, nothing is lost silently."""
+    from torch.func import grad, hessian, jacfwd, jvp, vmap
+
+    p = Problem.random(6, 3, 2, FLOAT64, device=device)
+    many = torch.randn(4, 2, 3, dtype=torch.float64, device=device)
+
+    def ours(w):
+        return call("huber", p.input, w, p.target)
+
+    def plain(w):
+        return F.huber_loss(F.linear(p.input, w), p.target, delta=0.7)
+
+    for transform in (
+        lambda f: grad(lambda ws: vmap(f)(ws).sum())(many),
+        lambda f: jvp(f, (many[0],), (many[1],))[1],
+        lambda f: jacfwd(f)(many[0]),
+        lambda f: hessian(f)(many[0]),
+        lambda f: vmap(grad(f))(many),
+    ):
+        torch.testing.assert_close(transform(ours), transform(plain))
+    leaf = many.clone().requires_grad_()
+    vmap(ours)(leaf).sum().backward()
+    torch.testing.assert_close(leaf.grad, vmap(grad(plain))(many))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(many[0], many[1])
+        tangent = torch.autograd.forward_ad.unpack_dual(ours(dual)).tangent
+    torch.testing.assert_close(tangent, jvp(plain, (many[0],), (many[1],))[1])
+    w = many[0].clone().requires_grad_()
+    rows = call("mse", p.input, w, p.target, reduction="none")
+    batched = torch.autograd.grad(
+        rows, w, torch.eye(12, dtype=torch.float64, device=device).view(12, 6, 2), is_grads_batched=True
+    )
+    single = torch.autograd.grad(call("mse", p.input, w, p.target, reduction="none")[0, 0], w)
+    torch.testing.assert_close(batched[0][0], single[0])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2), (4, 3, 0)], ids=str)
+def test_second_derivatives_of_nothing(shape, device):
+    p = Problem.random(*shape, FLOAT64, device=device)
+    operands = [t.requires_grad_() for t in p.operands().values()]
+    first = torch.autograd.grad(call("mse", *operands, reduction="sum"), operands, create_graph=True)
+    sum(g.sum() for g in first).backward()
+    assert all(t.grad is None or t.grad.shape == t.shape for t in operands)
+
+
+@pytest.mark.parametrize(("loss", "plain"), [("huber", F.huber_loss), ("smooth_l1", F.smooth_l1_loss)])
+def test_second_derivative_at_the_threshold_is_pytorchs(loss, plain, device):
+    x = torch.ones(3, 1, dtype=torch.float64, device=device)
+    y = torch.tensor([[0.3], [1.7], [0.5]], dtype=torch.float64, device=device)  # residuals 0.7, -0.7, 0.5 at w = 1
+    option = {"huber": {"delta": 0.7}, "smooth_l1": {"beta": 0.7}}[loss]
+    y[0], y[1] = 1 - 0.7, 1 + 0.7
+    second = []
+    for function in (lambda w: call(loss, x, w, y), lambda w: plain(F.linear(x, w), y, **option)):
+        w = torch.ones(1, 1, dtype=torch.float64, device=device, requires_grad=True)
+        (g,) = torch.autograd.grad(function(w), w, create_graph=True)
+        second.append(torch.autograd.grad(g, w)[0])
+    torch.testing.assert_close(*second)
+
+
+def test_a_linear_layer_that_does_more_is_refused(device):
+    model = linreg_ext.LinearMSELoss(3, 1, device=device)
+    x, y = torch.randn(4, 3, device=device), torch.randn(4, 1, device=device)
+    hook = model.linear.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="LinearMSELoss: linear must be an nn"):
+        model(x, y)
+    hook.remove()
+    model(x, y)
+    torch.nn.utils.parametrizations.weight_norm(model.linear)
+    with pytest.raises(RuntimeError, match="got ParametrizedLinear"):
+        model(x, y)
+
+
 def test_modules(device):
     pairs = (
         (linreg_ext.LinearMSELoss, torch.nn.MSELoss, {}),

@@ -2,6 +2,7 @@
 """fit beside the plain loop: batches, weights, histories, random generators; divergence, logs, evaluation."""
 
 import copy
+import functools
 import math
 import re
 
@@ -215,7 +216,14 @@ def test_evaluate_is_the_mean_over_rows_and_restores_the_mode():
             assert isinstance(value, float)
             assert value == pytest.approx(reference.evaluate(model, loss, loader), rel=1e-6)
         assert model.training == training
+    model.train()
+    model[0].eval()
+    linreg_ext.evaluate(model, nn.MSELoss(), loader)
+    assert [module.training for module in model.modules()] == [True, False, True]
+    summed = functools.partial(torch.nn.functional.mse_loss, reduction="sum")
     model.eval()
+    by_module = linreg_ext.evaluate(model, nn.MSELoss(reduction="sum"), loader)
+    assert linreg_ext.evaluate(model, summed, loader) == reference.evaluate(model, summed, loader) == by_module
     assert linreg_ext.evaluate(model, nn.MSELoss(), loader) == pytest.approx(nn.MSELoss()(model(X), Y).item(), rel=1e-6)
     assert math.isnan(linreg_ext.evaluate(model, nn.MSELoss(), []))
 

@@ -84,6 +84,8 @@ FUSED_MODELS = {  # model, features, shape of a target of 6 rows
     "a + b x": (TwoNumbers, 1, (6, 1)),
     "x @ w.t() + b": (lambda: Product(3, 2), 3, (6, 2)),
     "addmm with [D, K]": (lambda: Columns(3, 2), 3, (6, 2)),
+    "F.linear with w.t()": (lambda: LinearTransposed(3, 3), 3, (6, 3)),
+    "one of two": (lambda: Choice(1), 1, (6, 1)),
     "torch.mv": (lambda: Vector(3), 3, (6,)),
     "squeezed": (lambda: Flat(3), 3, (6,)),
 }  # fmt: skip
@@ -184,6 +186,100 @@ class SharedParameter(TwoNumbers):
         return self.a + self.a * x
 
 
+class LinearTransposed(Columns):
+    def forward(self, x):
+        return F.linear(x, self.w.t(), self.b)
+
+
+class InPlace(Product):
+    def forward(self, x):
+        p = x @ self.w.t()
+        q = p
+        p += self.b
+        return q
+
+
+class InPlaceCall(Product):
+    def forward(self, x):
+        p = x @ self.w.t()
+        p.add_(self.b)
+        return p
+
+
+class ByMode(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def forward(self, x):
+        return (self.a, self.b)[self.training](x)
+
+
+class Choice(ByMode):
+    def __init__(self, chosen):
+        super().__init__()
+        self.layers = nn.ModuleList([self.a, self.b])
+        self.chosen = chosen
+
+    def forward(self, x):
+        return self.layers[self.chosen](x)
+
+
+class ChoiceInList(Choice):
+    def forward(self, x):
+        return self.layers[self.chosen[0]](x)
+
+
+class Helper(Forwards):
+    def helper(self, x):
+        return self.linear(x) if self.training else x
+
+    def forward(self, x):
+        return self.helper(x)
+
+
+class Mean(Forwards):
+    def mean(self, x):
+        return x * 2
+
+    def forward(self, x):
+        return self.linear(self.mean(x))
+
+
+class Counts(Forwards):
+    count = 0
+
+    def forward(self, x):
+        self.count += 1
+        return self.linear(x)
+
+
+class Logs(Forwards):
+    def __init__(self):
+        super().__init__()
+        self.log = []
+
+    def forward(self, x):
+        self.log.append(1)
+        return self.linear(x)
+
+
+class Remembers(Forwards):
+    def forward(self, x):
+        self.last = x
+        return self.linear(x)
+
+
+class Noise(Forwards):
+    def forward(self, x):
+        return self.linear(x) + 0.0 * torch.rand(1)
+
+
+class FirstRow(Forwards):
+    def forward(self, x):
+        return self.linear(x).squeeze(-1)[..., 0]
+
+
 def hooked():
     model = nn.Linear(1, 1)
     model.register_forward_hook(lambda module, args, output: output * 2)
@@ -203,6 +299,17 @@ def parametrized():
 
 
 EAGER_MODELS = {
+    "a buffer added": lambda: nn.Sequential(Forwards(), nn.BatchNorm1d(1)),
+    "in place under another name": lambda: InPlace(1, 1),
+    "in place, result unused": lambda: InPlaceCall(1, 1),
+    "by training mode": ByMode,
+    "chosen in a list": lambda: ChoiceInList([0]),
+    "a helper with a branch": Helper,
+    "a method named like an operation": Mean,
+    "counting": Counts,
+    "logging": Logs,
+    "remembering": Remembers,
+    "random": Noise,
     "two layers": lambda: nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)),
     "two layers, both linear": lambda: nn.Sequential(nn.Linear(1, 3), nn.Linear(3, 1)),
     "dropout": lambda: nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.0)),
@@ -224,6 +331,12 @@ def test_models_that_are_not_fused_train_as_they_are(model):
     assert_same_training(model, nn.MSELoss(), optimizer, torch.rand(6, 1), torch.rand(6, 1), "eager", rtol=1e-6)
 
 
+def raised_to_the_fourth():
+    loss = nn.MSELoss()
+    loss.forward = lambda prediction, target: ((prediction - target) ** 4).mean()
+    return loss
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -231,6 +344,10 @@ def test_models_that_are_not_fused_train_as_they_are(model):
         lambda prediction, target: F.mse_loss(prediction, target) * 3,
         lambda prediction, target: F.mse_loss(prediction, target, weight=torch.ones(6, 2) * 2),
         lambda prediction, target: (prediction - target).mean(),
+        lambda prediction, target: ((prediction - target) * (target - prediction)).mean(),
+        lambda prediction, target: torch.div(((prediction - target) ** 2).sum(), target.numel(), rounding_mode="floor"),
+        lambda prediction, target: F.mse_loss(prediction.view(target.numel()), target.view(target.numel())),
+        raised_to_the_fourth(),
         lambda prediction, target: F.mse_loss(prediction, prediction * 0 + target),
         lambda prediction, target: F.mse_loss(prediction, target) if prediction.sum() > 0 else F.l1_loss(prediction, target),
     ],
@@ -356,6 +473,92 @@ def test_what_changes_between_steps_is_seen():
     before = copy.deepcopy(model)
     with pytest.warns(UserWarning, match="eager: the model holds a ReLU"):
         torch.testing.assert_close(step(x, y), F.mse_loss(before(x), y, reduction="sum").detach())
+
+
+def test_a_number_that_forward_reads_is_seen_to_change():
+    model, x, y = Choice(0), torch.randn(6, 1), torch.randn(6, 1)
+    step = make_train_step(model, nn.MSELoss(), sgd(model, momentum=0.0))
+    step(x, y)
+    model.chosen = 1
+    before = copy.deepcopy(model)
+    torch.testing.assert_close(step(x, y), F.mse_loss(before.b(x), y).detach())
+    assert step.explain().startswith("fused")
+    assert torch.equal(model.a.weight, before.a.weight)
+
+
+def test_a_class_or_a_forward_that_changes_is_seen():
+    class First(Forwards):
+        def forward(self, x):
+            return self.linear(x)
+
+    class Doubled(Forwards):
+        def forward(self, x):
+            return self.linear(x) * 2.0
+
+    x, y = torch.randn(6, 1), torch.randn(6, 1)
+    for change in (lambda m: setattr(m, "__class__", Doubled), lambda m: setattr(First, "forward", Doubled.forward)):
+        model = First()
+        step = make_train_step(model, nn.MSELoss(), sgd(model))
+        step(x, y)
+        change(model)
+        before = copy.deepcopy(model)
+        with pytest.warns(UserWarning, match="eager"):
+            torch.testing.assert_close(step(x, y), F.mse_loss(before(x), y).detach())
+
+
+def test_names_of_globals_do_not_matter_to_attributes():
+    """A script's own variables may have the names of a model's parameters."""
+    assert "w" in test_names_of_globals_do_not_matter_to_attributes.__globals__
+    assert_same_training(Product(3, 2), nn.MSELoss(), sgd, torch.randn(6, 3), torch.randn(6, 2), "fused")
+
+
+w = "the global of that name"
+
+
+def test_training_mode_is_set_as_the_plain_loop_sets_it():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    model[0].eval()
+    assert_same_training(model, nn.MSELoss(), sgd, torch.randn(6, 3), torch.randn(6, 1), "eager")
+    assert model[0].training
+    inner = nn.Sequential(nn.Linear(3, 1))
+    inner[0].eval()
+    assert_same_training(inner, nn.MSELoss(), sgd, torch.randn(6, 3), torch.randn(6, 1), "fused")
+    assert inner[0].training
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate:UserWarning")
+def test_optimizers_that_do_more_than_they_seem_to():
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+
+    def twice(model):
+        return torch.optim.SGD([model.weight, model.weight, model.bias], lr=0.05)
+
+    def wrapped(model):
+        optimizer = sgd(model)
+        torch.optim.lr_scheduler.StepLR(optimizer, 100)
+        original = optimizer.step
+        optimizer.step = functools.wraps(original)(lambda: original())
+        return optimizer
+
+    def replaced(model):
+        optimizer = sgd(model)
+        original = optimizer.zero_grad
+        optimizer.zero_grad = lambda: original()
+        return optimizer
+
+    for make, words in ((twice, "twice"), (wrapped, "replaced"), (replaced, "zero_grad")):
+        step = assert_same_training(nn.Linear(3, 2), nn.MSELoss(), make, x, y, "gradients")
+        assert words in step.explain()
+
+
+def test_data_that_the_kernels_do_not_take_is_left_to_pytorch():
+    x = torch.randn(6, 3)
+    for batch in ((x, torch.randint(5, (6, 2))), (x, torch.randn(6, 2).double()), (x.to_sparse(), torch.randn(6, 2))):
+        assert_same_training(nn.Linear(3, 2), nn.MSELoss(), sgd, *batch, "eager")
+    model = Flat(3)
+    step = make_train_step(model, nn.MSELoss(), sgd(model))
+    with pytest.raises(RuntimeError, match=r"target must have shape \[6\], got \[6, 1\]"):
+        step(x, torch.randn(6, 1))
 
 
 def test_data_that_asks_for_more_is_not_fused():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from .regression_loss import reduction_of
+
 
 def evaluate(
     model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], dataloader: Iterable[tuple[Tensor, Tensor]]
@@ -15,7 +17,7 @@ def evaluate(
     """The mean of `loss_fn` over the rows of `dataloader`, in eval mode and without gradients.
 
     Args:
-        model: put in eval mode for the pass and back into its mode after it.
+        model: put in eval mode for the pass, and every module of it back into its mode after it.
         loss_fn: called as ``loss_fn(model(x), y)``; a loss with ``reduction="sum"`` is divided by the rows.
         dataloader: yields (x [N, D], y [N, K]) on the model's device.
 
@@ -29,9 +31,9 @@ def evaluate(
     Example:
         >>> evaluate(model, nn.MSELoss(), DataLoader(dataset, batch_size=20))
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    summed = getattr(loss_fn, "reduction", "mean") == "sum"
+    summed = reduction_of(loss_fn) == "sum"
     losses: list[Tensor] = []
     rows: list[int] = []
     try:
@@ -40,7 +42,8 @@ def evaluate(
                 losses.append(loss_fn(model(x), y).detach())
                 rows.append(len(x))
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     return mean_over_rows(losses, rows, summed)
 
 

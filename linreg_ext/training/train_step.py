@@ -15,7 +15,9 @@ from torch.optim import optimizer as optimizer_hooks
 from .. import functional
 from .._extension import has_kernels
 from ..check import DTYPES
-from .recognise import Affine, RegressionLoss, Unrecognised, recognise_loss, recognise_model
+from .affine import Affine, recognise_model
+from .regression_loss import RegressionLoss, recognise_loss, reduction_of
+from .tracing import Unrecognised
 
 
 def make_train_step(
@@ -68,9 +70,9 @@ class TrainStep:
 
     def step(self, x: Tensor, y: Tensor, *, skip_nonfinite: bool = False) -> Tensor:
         """Take one step; with `skip_nonfinite`, change nothing when the loss is nan or inf."""
-        if not self.model.training:
-            self.model.train()
         level, reason = self._level(x, y)
+        if level == "eager" or not self._affine.training():
+            self.model.train()
         if level != self.level or reason != self._reason:
             self._say(level, reason)
         if level == "fused":
@@ -92,7 +94,7 @@ class TrainStep:
     @property
     def reduction(self) -> str:
         """How the loss is reduced over the rows of a batch; "mean" where that is not known."""
-        return self._loss.reduction if self._loss else getattr(self.loss_fn, "reduction", "mean")
+        return self._loss.reduction if self._loss else reduction_of(self.loss_fn)
 
     def _recognise(self) -> None:
         self._affine: Affine | None = None
@@ -128,6 +130,12 @@ class TrainStep:
             return f"a batch is a {type(x).__name__} and a {type(y).__name__}, not two tensors"
         if x.requires_grad or y.requires_grad:
             return "a batch requires grad"
+        if x.layout is not torch.strided or y.layout is not torch.strided:
+            return f"a batch is {x.layout} and {y.layout}"
+        if x.dtype != y.dtype or (x.dtype != weight.dtype and (x.dtype.itemsize, weight.dtype) != (2, torch.float32)):
+            return f"a batch of {x.dtype} and {y.dtype} meets parameters of {weight.dtype}"
+        if torch.is_anomaly_enabled():
+            return "anomaly detection is on"
         if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
             return "autocast is on" if torch.is_grad_enabled() else "grad mode is off"
         if (self._affine.flat or self._affine.layout == "scalar") and x.dim() != 2:
@@ -141,8 +149,10 @@ class TrainStep:
         if type(optimizer) is not torch.optim.SGD:
             return f"the optimizer is {type(optimizer).__name__}, not torch.optim.SGD"
         step = optimizer.__dict__.get("step")
-        if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
+        if step is not None and not _is_schedulers(step):
             return "the optimizer's step has been replaced"
+        if "zero_grad" in optimizer.__dict__:
+            return "the optimizer's zero_grad has been replaced"
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             return "the optimizer has hooks"
         if optimizer_hooks._global_optimizer_pre_hooks or optimizer_hooks._global_optimizer_post_hooks:
@@ -151,6 +161,8 @@ class TrainStep:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter is weight or parameter is bias:
+                    if id(parameter) in found:
+                        return "the optimizer has a parameter twice"
                     found[id(parameter)] = group
                 elif parameter.grad is not None:
                     return "another parameter of the optimizer has a gradient waiting"
@@ -166,7 +178,12 @@ class TrainStep:
             return "the optimizer is differentiable or has tensors for settings"
         if not _within_range(group):
             return "the optimizer has settings that torch.optim.SGD does not accept when it is made"
+        if isinstance(group["lr"], Tensor) and group["lr"].dtype not in (torch.float32, torch.float64):
+            return f"the learning rate is a tensor of {group['lr'].dtype}"
         for p in trained:
+            buffer = self.optimizer.state[p].get("momentum_buffer") if p in self.optimizer.state else None
+            if buffer is not None and (buffer.dtype != p.dtype or buffer.device != p.device):
+                return "a momentum buffer is of another dtype or device than its parameter"
             if p.grad is not None:
                 return "a parameter has a gradient waiting"
             if p._backward_hooks or p._post_accumulate_grad_hooks:
@@ -236,10 +253,19 @@ def target_rows(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> T
     if loss.flattens:
         outputs = affine.as_rows(affine.weight.tensor).shape[:-1]
         return y.reshape(*x.shape[:-1], *outputs)
+    if affine.flat and y.shape != x.shape[:-1]:
+        raise RuntimeError(f"step: target must have shape {list(x.shape[:-1])}, got {list(y.shape)}")
     return y.unsqueeze(-1) if affine.flat and affine.layout != "vector" else y
 
 
+def _is_schedulers(step: Any) -> bool:
+    """Whether a step that was set on SGD is the one by which a learning-rate scheduler watches."""
+    return hasattr(step, "_wrapped_by_lr_sched") and getattr(step, "__wrapped__", None) is torch.optim.SGD.step
+
+
 def _not_plain_parameters(*parameters: Tensor | None) -> str:
+    if parameters[0] is parameters[1]:
+        return "weight and bias are one parameter"
     for parameter in parameters:
         if parameter is None:
             continue
