@@ -49,10 +49,17 @@ format: $(VENV)/.linters ## format the sources
 
 build: $(VENV)/.built ## compile the extension in place
 
-$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.torch $(SOURCES)
 	@echo "compiling, which takes about a minute; build/log has the details"; mkdir -p build
 	@$(RUN) setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
 	@grep '^linreg_ext:' build/log; touch $@
+
+# Written anew when the torch that is built against has changed.
+$(VENV)/.torch: $(VENV)/.installed FORCE
+	@version="$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))')"; \
+		test "$$(cat $@ 2>/dev/null)" = "$$version" || echo "$$version" >$@
+
+FORCE:
 
 $(VENV)/bin/python:
 	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
@@ -61,7 +68,7 @@ $(VENV)/bin/python:
 		$(PYTHON) -c '$(LEND)' >"$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/lender.pth"; \
 	else \
 		$(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH); \
-	fi
+	fi || { rm -rf $(VENV); exit 1; }
 
 # Without a network, what is only wanted is done without; what is needed stops here, and pip has said why.
 $(VENV)/.installed: $(VENV)/bin/python

@@ -129,9 +129,11 @@ def check_sgd(
     if math.isnan(dampening):
         raise ValueError(f"{op}: dampening must be a number, got nan")
 
-    written: list[tuple[str, Tensor]] = [("linear_weight", linear_weight)]
+    written: list[tuple[str, Tensor]] = []
+    read: list[tuple[str, Tensor]] = []
+    (read if weight_frozen else written).append(("linear_weight", linear_weight))
     if linear_bias is not None:
-        written.append(("linear_bias", linear_bias))
+        (read if bias_frozen else written).append(("linear_bias", linear_bias))
     if momentum != 0:
         for i, parameter, buffer, frozen in (
             (0, linear_weight, weight_momentum_buffer, weight_frozen),
@@ -147,7 +149,7 @@ def check_sgd(
             if buffer.device != input.device:
                 raise RuntimeError(f"{op}: {name} must be on {input.device}, got {buffer.device}")
             written.append((name, buffer))
-    read: list[tuple[str, Tensor]] = [("input", input), ("target", target)]
+    read += [("input", input), ("target", target)]
     if weight is not None:
         read.append(("weight", weight))
     if lr_tensor is not None:

@@ -35,6 +35,28 @@ def test_same_bits_for_any_number_of_threads(shape, dtypes, device):
             assert torch.equal(a, b)
 
 
+def test_same_bits_for_any_number_of_threads_when_subnormals_are_flushed():
+    """The mode belongs to a thread; the workers take over the caller's."""
+    tiny = Problem(
+        torch.full((200_000, 2), 2.0**-20).half(),
+        torch.full((1, 2), 2.0**14).half(),
+        torch.zeros(200_000, 1).half(),
+        None,
+    )
+    small = Problem(torch.full((200_000, 2), 1e-42), torch.full((1, 2), 1e38), torch.zeros(200_000, 1), None)
+    assert torch.set_flush_denormal(True)
+    try:
+        for p in (tiny, small):
+            values = set()
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                values.add(linreg_ext.linear_l1_loss(p.input, p.linear_weight, p.target).item())
+            assert len(values) == 1
+        assert linreg_ext.linear_l1_loss(tiny.input, tiny.linear_weight, tiny.target).item() == 2 * 2.0**-6
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_same_bits_a_hundred_times(device):
     problem = Problem.random(40_000, 9, 1, DTYPES["float32"], device=device)
     once = results(problem)

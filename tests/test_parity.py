@@ -262,6 +262,27 @@ def test_a_step_without_rows_does_what_pytorchs_does(device):
         torch.testing.assert_close(ours, theirs.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("d", [1, 9])
+def test_every_16_bit_number_is_read_and_written_as_it_is(dtype, d, device):
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).to(device)[:, None]
+    zero = torch.zeros(len(numbers), 1, device=device)
+    x = torch.nn.functional.pad(numbers, (0, d - 1))
+    read = linreg_ext.linear_l1_loss(x, torch.ones(1, d, device=device), zero.to(dtype), reduction="none")
+    torch.testing.assert_close(read, numbers.float().abs(), rtol=0, atol=0, equal_nan=True)
+    written = linreg_ext.linear_l1_loss(x, torch.ones(1, d, device=device).to(dtype), zero.to(dtype), reduction="none")
+    torch.testing.assert_close(written, numbers.abs(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_result_is_rounded_to_16_bits_once(device):
+    """1 + 2⁻¹¹ is a tie in float16; what is added to it, 2⁻³⁸, is lost in float32."""
+    x = torch.tensor([[1.0, 2.0**-11, 2.0**-24]], device=device).half()
+    w = torch.tensor([[1.0, 1.0, 2.0**-14]], device=device).half()
+    y = torch.zeros(1, 1, device=device).half()
+    assert linreg_ext.linear_l1_loss(x, w, y).item() == 1 + 2**-10
+    assert linreg_ext.linear_l1_loss(x[:, :2], w[:, :2].contiguous(), y).item() == 1.0
+
+
 def test_the_reference_has_every_public_function():
     import inspect
 

@@ -31,13 +31,25 @@ inline __attribute__((always_inline)) To bit_cast(From from) {
 
 inline __attribute__((always_inline)) float from_bfloat16(uint16_t h) { return bit_cast<float>(uint32_t(h) << 16); }
 
-// Branch-free, so that loops over it vectorise: the exponent is rebased by a multiplication, which also normalises
-// subnormals; inf and nan keep their all-ones exponent.
+// Branch-free, so that loops over it vectorise, and without a float32 subnormal in between, which some modes of the
+// processor take for zero. A normal number has its exponent rebased, from 15 to 127; inf and nan, by as much again, to
+// all ones. A subnormal is a count of 2^-24, the unit in the last place of 0.5.
 inline __attribute__((always_inline)) float from_float16(uint16_t h) {
-  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13;
-  const float rebased = bit_cast<float>(magnitude) * 0x1p112f;
-  const uint32_t special = (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
-  return bit_cast<float>(bit_cast<uint32_t>(rebased) | special | uint32_t(h & 0x8000) << 16);
+  const uint32_t magnitude = h & 0x7fff;
+  const uint32_t rebased = (magnitude << 13) + (magnitude >= 0x7c00 ? 0x70000000u : 0x38000000u);
+  const float subnormal = bit_cast<float>(0x3f000000u | magnitude) - 0.5f;
+  const uint32_t bits = magnitude < 0x400 ? bit_cast<uint32_t>(subnormal) : rebased;
+  return bit_cast<float>(bits | uint32_t(h & 0x8000) << 16);
+}
+
+// A double as a float that rounds to 16 bits as the double itself would: where it is not exact its last bit is set, so
+// that it is never taken for a tie.
+inline float to_odd(double d) {
+  const float f = float(d);
+  if (double(f) == d || f != f) return f;
+  uint32_t bits = bit_cast<uint32_t>(f);
+  const bool away = (double(f) > d) == (d > 0);  // rounded away from zero: back towards it
+  return bit_cast<float>((away ? bits - 1 : bits) | 1);
 }
 
 // Both round to nearest, ties to even.
@@ -95,9 +107,9 @@ inline void store(const C* __restrict__ from, int64_t count, Dtype dtype, void* 
     case Dtype::float64:
       return loop(static_cast<double*>(to), [](C c) { return double(c); });
     case Dtype::bfloat16:
-      return loop(static_cast<uint16_t*>(to), [](C c) { return to_bfloat16(float(c)); });
+      return loop(static_cast<uint16_t*>(to), [](C c) { return to_bfloat16(to_odd(c)); });
     case Dtype::float16:
-      return loop(static_cast<uint16_t*>(to), [](C c) { return to_float16(float(c)); });
+      return loop(static_cast<uint16_t*>(to), [](C c) { return to_float16(to_odd(c)); });
   }
 }
 

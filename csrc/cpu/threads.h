@@ -3,6 +3,9 @@
 #pragma once
 
 #include <omp.h>
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -10,15 +13,29 @@
 namespace linreg::cpu {
 namespace {
 
+// The floating-point mode of a thread (torch.set_flush_denormal), which a worker takes over from its caller so that
+// results do not depend on who computes them.
+#ifdef __SSE2__
+inline unsigned float_mode() { return _mm_getcsr(); }
+inline void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
+#else
+inline unsigned float_mode() { return 0; }
+inline void set_float_mode(unsigned) {}
+#endif
+
 // Calls body(thread, threads) on at most `limit` threads; inside another parallel region on one.
 template <class Body>
 void run_threaded(int64_t limit, const Body& body) {
   if (limit == 1) return body(int64_t(0), int64_t(1));
+  const unsigned mode = float_mode();
 #pragma omp parallel
   {
+    const unsigned own_mode = float_mode();
+    set_float_mode(mode);
     const int64_t threads = std::min<int64_t>(omp_get_num_threads(), limit);
     const int64_t thread = omp_get_thread_num();
     if (thread < threads) body(thread, threads);
+    set_float_mode(own_mode);
   }
 }
 

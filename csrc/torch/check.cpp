@@ -130,7 +130,7 @@ View view_of(const at::Tensor& tensor, bool has_columns, bool contiguous_columns
   if (!stride || !columns_fit) {
     copy = tensor.contiguous();
     source = &copy;
-    stride = row_stride(copy, leading);
+    stride = row_stride(copy, leading).value_or(0);  // an empty tensor may have strides that fit nothing
   }
   const int64_t col_stride = has_columns ? (contiguous_columns ? 1 : source->stride(-1)) : 0;
   return {source->const_data_ptr(), *stride, col_stride, dtype_of(*source)};
@@ -284,13 +284,15 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
                 buffer->device());
     add(name, buffer);
   };
-  add("linear_weight", &o.linear_weight);
-  add("linear_bias", o.linear_bias);
+  if (!sgd.weight_frozen) add("linear_weight", &o.linear_weight);
+  if (!sgd.bias_frozen) add("linear_bias", o.linear_bias);
   if (sgd.momentum != 0 && !sgd.weight_frozen)
     add_buffer("momentum_buffers[0]", o.linear_weight, sgd.weight_momentum_buffer);
   if (sgd.momentum != 0 && !sgd.bias_frozen && o.linear_bias)
     add_buffer("momentum_buffers[1]", *o.linear_bias, sgd.bias_momentum_buffer);
   const int written = count;
+  if (sgd.weight_frozen) add("linear_weight", &o.linear_weight);
+  if (sgd.bias_frozen) add("linear_bias", o.linear_bias);
   add("input", &o.input);
   add("target", &o.target);
   add("weight", o.weight);

@@ -14,7 +14,7 @@ namespace {
 // Kept whole in the binary, so that an import that fails can still tell what the file was built for.
 __attribute__((used)) const char kStamp[] = "linreg_ext built for torch " LINREG_EXT_TORCH_VERSION;
 
-constexpr int64_t kLongWork = 1 << 16;  // elements of X from which other Python threads should not have to wait
+constexpr int64_t kLongWork = 1 << 16;  // products, some 10 µs, from which other Python threads should not have to wait
 
 constexpr c10::DispatchKeySet kPlain =
     c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::ADInplaceOrView,
@@ -36,37 +36,48 @@ class Arguments {
     TORCH_CHECK_TYPE(count == kCount, "_C.sgd_step_: expected ", kCount, " positional arguments, got ", count);
   }
 
-  const at::Tensor& tensor() {
-    TORCH_CHECK_TYPE(THPVariable_Check(*item_), "_C.sgd_step_: expected a Tensor, got ", Py_TYPE(*item_)->tp_name);
+  const at::Tensor& tensor(const char* name) {
+    check(THPVariable_Check(*item_), name, "a Tensor");
     return THPVariable_Unpack(*item_++);
   }
 
-  const at::Tensor* optional_tensor() {
-    if (*item_ != Py_None) return &tensor();
+  const at::Tensor* optional_tensor(const char* name) {
+    if (*item_ != Py_None) return &tensor(name);
     ++item_;
     return nullptr;
   }
 
-  std::string_view text() {
+  std::string_view text(const char* name) {
+    check(PyUnicode_Check(*item_), name, "a str");
     Py_ssize_t length = 0;
     const char* characters = PyUnicode_AsUTF8AndSize(*item_++, &length);
     if (!characters) throw python_error();
     return {characters, size_t(length)};
   }
 
-  double number() {
-    const double value = PyFloat_AsDouble(*item_++);
-    if (value == -1.0 && PyErr_Occurred()) throw python_error();
+  double number(const char* name) {
+    const double value = PyFloat_AsDouble(*item_);
+    if (value == -1.0 && PyErr_Occurred()) {
+      PyErr_Clear();
+      check(false, name, "a number");
+    }
+    ++item_;
     return value;
   }
 
-  bool flag() {
-    const int value = PyObject_IsTrue(*item_++);
-    if (value < 0) throw python_error();
+  bool flag(const char* name) {
+    const int value = PyObject_IsTrue(*item_);
+    if (value < 0) PyErr_Clear();
+    check(value >= 0, name, "a bool");
+    ++item_;
     return value;
   }
 
  private:
+  void check(bool fits, const char* name, const char* expected) {
+    TORCH_CHECK_TYPE(fits, "sgd_step_: ", name, " must be ", expected, ", got ", Py_TYPE(*item_)->tp_name);
+  }
+
   static constexpr Py_ssize_t kCount = 22;
   PyObject* const* item_;
 };
@@ -75,23 +86,36 @@ PyObject* sgd_step(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Arguments a(items, count);
   // Braces evaluate from left to right, so the order here is the schema's.
-  const Operands operands{a.tensor(), a.tensor(), a.tensor(), a.optional_tensor(), a.optional_tensor()};
-  const at::Tensor *const weight_buffer = a.optional_tensor(), *const bias_buffer = a.optional_tensor();
-  const std::string_view loss = a.text();
-  const double delta = a.number();
-  const std::string_view reduction = a.text();
-  const SgdArguments sgd{weight_buffer, bias_buffer, a.optional_tensor(),
-                         a.number(),    a.number(),  a.number(),
-                         a.number(),    a.flag(),    a.flag(),
-                         a.flag(),      a.flag(),    a.flag(),
-                         a.flag(),      a.flag()};
+  const Operands operands{a.tensor("input"), a.tensor("linear_weight"), a.tensor("target"),
+                          a.optional_tensor("linear_bias"), a.optional_tensor("weight")};
+  const at::Tensor* const weight_buffer = a.optional_tensor("momentum_buffers[0]");
+  const at::Tensor* const bias_buffer = a.optional_tensor("momentum_buffers[1]");
+  const std::string_view loss = a.text("loss");
+  const double delta = a.number("delta");
+  const std::string_view reduction = a.text("reduction");
+  const SgdArguments sgd{weight_buffer,
+                         bias_buffer,
+                         a.optional_tensor("lr"),
+                         a.number("lr"),
+                         a.number("momentum"),
+                         a.number("dampening"),
+                         a.number("weight_decay"),
+                         a.flag("nesterov"),
+                         a.flag("maximize"),
+                         a.flag("weight_first_step"),
+                         a.flag("bias_first_step"),
+                         a.flag("weight_frozen"),
+                         a.flag("bias_frozen"),
+                         a.flag("skip_nonfinite")};
 
   const bool direct = plain({&operands.input, &operands.linear_weight, &operands.target, operands.linear_bias,
                              operands.weight, weight_buffer, bias_buffer, sgd.lr_tensor});
   at::Tensor value;
   {
     std::optional<pybind11::gil_scoped_release> released;
-    if (!direct || operands.input.numel() >= kLongWork) released.emplace();
+    const at::Tensor& w = operands.linear_weight;
+    const int64_t work = operands.input.numel() * (w.dim() == 2 ? w.size(0) : 1);
+    if (!direct || work >= kLongWork) released.emplace();
     value = (direct ? sgd_step_cpu : sgd_step_dispatched)(operands, loss, delta, reduction, sgd);
   }
   return THPVariable_Wrap(std::move(value));
