@@ -73,7 +73,7 @@ $(VENV)/bin/python:
 # Without a network, what is only wanted is done without; what is needed stops here, and pip has said why.
 $(VENV)/.installed: $(VENV)/bin/python
 	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(NEEDED))"; test -z "$$missing" || $(PIP) $$missing
-	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(WANTED))"; test -z "$$missing" || $(PIP) $$missing || \
+	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(WANTED))"; test -z "$$missing" || $(PIP) $$missing 2>/dev/null || \
 		echo "going on without: $$missing"
 	@touch $@
 
