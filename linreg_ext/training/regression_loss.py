@@ -39,10 +39,9 @@ class RegressionLoss:
         """Whether the loss function is still the one that was read."""
         if self.module is None:
             return True
-        try:
-            return _read_module(self.module) == self
-        except Unrecognised:
-            return False
+        state = self.module.__dict__
+        same = state["reduction"] == self.reduction and state.get("delta", state.get("beta", 1.0)) == self.delta
+        return bool(same) and "forward" not in state and not has_hooks(self.module)
 
 
 def recognise_loss(loss_fn: Callable[..., Tensor]) -> RegressionLoss:
