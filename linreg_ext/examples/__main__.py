@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plot is not None:
         if len(options.programs) != 1:
             parser.error("--plot draws one program: name exactly one")
-        if importlib.util.find_spec("matplotlib") is None:
-            parser.error("--plot needs matplotlib (`pip install matplotlib`)")
         if not options.plot.parent.is_dir():
             parser.error(f"--plot: there is no folder {options.plot.parent}")
+        if importlib.util.find_spec("matplotlib") is None:
+            parser.error("--plot needs matplotlib (`pip install matplotlib`)")
 
     device = torch.device(options.device)
     rows = [row for name in names for row in PROGRAMS[name].check(device)]
