@@ -5,6 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
+# The build is in place, and the virtual environment has this folder on its path.
+#
 # A Python that has a suitable torch lends it, and all else that it has, to the virtual environment; this also works
 # without a network. Otherwise torch is installed: the version that the project is tested with.
 TORCH := torch==2.13.0
@@ -52,6 +54,7 @@ build: $(VENV)/.built ## compile the extension in place
 $(VENV)/.built: $(VENV)/.installed $(VENV)/.torch $(SOURCES)
 	@echo "compiling, which takes about a minute; build/log has the details"; mkdir -p build
 	@$(RUN) setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
+	@echo "$(CURDIR)" >"$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/linreg_ext.pth"
 	@grep '^linreg_ext:' build/log; touch $@
 
 # Written anew when the torch that is built against has changed.

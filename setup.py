@@ -66,7 +66,7 @@ def extension() -> Extension:
             ("LINREG_EXT_CUDA_VERSION", f'"{torch.version.cuda}"' if cuda else '""'),
         ],
         extra_compile_args={
-            "cxx": ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", *warnings],
+            "cxx": ["-O3", "-g0", "-std=c++20", "-fopenmp", "-fvisibility=hidden", *warnings],
             "nvcc": ["-O3", "-std=c++20", "-lineinfo"],
         },
         extra_link_args=["-fopenmp"],

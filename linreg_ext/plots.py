@@ -136,6 +136,7 @@ def _draw_predictions(
             alpha=0.85 if few else 0.45, linewidths=0.6 if few else 0, edgecolors="white", zorder=2,
         )  # fmt: skip
     axes.set(xlim=ends, ylim=ends, aspect="equal")
+    axes.locator_params(nbins=5)  # long numbers side by side must not touch
     axes.set_title(_plain(name), loc="left")
     axes.set_xlabel(f"actual {_plain(name)}")
     axes.set_ylabel(f"predicted {_plain(name)}")

@@ -83,6 +83,13 @@ inline __attribute__((always_inline)) void add_rows(const S* x, int64_t ldx, con
 template <class Tile>
 inline void for_tiles(int64_t rows, int64_t k, Tile tile) {
   int64_t t = 0;
+  if constexpr (kLanes == 8) {  // 32 registers hold 16 sums
+    for (; t + 4 <= k; t += 4) {
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) tile.template operator()<4, 4>(r, t);
+      for (; r < rows; ++r) tile.template operator()<1, 4>(r, t);
+    }
+  }
   for (; t + 2 <= k; t += 2) {
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4) tile.template operator()<4, 2>(r, t);

@@ -83,7 +83,7 @@ def _add_fit(commands: Any) -> None:
         help="share of the rows, chosen at random, held out of training to validate (default: %(default)s)")
     add("--standardize", action=argparse.BooleanOptionalAction, default=True,
         help="train on columns scaled to mean 0 and standard deviation 1; coefficients are printed and written in "
-             "the table's own units all the same (default: yes)")
+             "the table's own units all the same; without it SGD may need very many epochs to converge (default: yes)")
     add("--seed", type=natural, default=0, metavar="N",
         help="decides which rows validate and the order of the others (default: %(default)s)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to train (default: %(default)s)")

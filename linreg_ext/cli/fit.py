@@ -72,6 +72,8 @@ def _print_problem(problem: Problem, *, last_by_default: bool) -> None:
         f"{rows - validating:,} to train on, {validating:,} held out to validate" if validating else "all to train on"
     )
     print(f"{problem.path.name}: {rows:,} rows, {split}")
+    if problem.path.suffix.lower() in (".csv", ".tsv") and "x0" in (*problem.features, *problem.targets):
+        print("the first line holds numbers, so it is taken for data, and the columns are named x0, x1, …")
     print(f"{_many(len(problem.features), 'feature')}: {listing(problem.features)}")
     hint = ", the last column (--target names another)" if last_by_default else ""
     print(f"{_many(len(problem.targets), 'target')}: {listing(problem.targets)}{hint}")

@@ -23,3 +23,4 @@ def predict(args: argparse.Namespace) -> None:
         raise CommandError(f"--out {args.out}: is the table itself")
     with open(args.out, "w", encoding="utf-8", newline="") as file:
         write_csv(file, model.targets, predicted)
+    print(f"wrote {args.out}: {len(predicted):,} rows")

@@ -87,7 +87,8 @@ def fit(
     recorder = _Recorder(step.reduction == "sum")
     stop = on_divergence == "stop"
 
-    for epoch in _epochs(num_epochs, progress):
+    epochs = _epochs(num_epochs, progress)
+    for epoch in epochs:
         for x, y in _batches(train_dl, device):
             rate = opt.param_groups[0]["lr"]
             loss = step.step(x, y, skip_nonfinite=stop)
@@ -101,6 +102,8 @@ def fit(
             recorder.val_loss.append(evaluate(model, loss_fn, _batches(val_dl, device)))
         if scheduler is not None:
             _step_scheduler(scheduler, recorder)
+        if not isinstance(epochs, range):
+            epochs.set_postfix(loss=f"{recorder.epoch_loss[-1]:.4g}", refresh=False)
         if log_every is not None and (epoch + 1) % log_every == 0:
             validation = f", Val loss: {recorder.val_loss[-1]:.4f}" if val_dl is not None else ""
             print(f"Epoch [{epoch + 1}/{num_epochs}], Loss: {recorder.last_loss:.4f}{validation}", flush=True)
@@ -161,7 +164,8 @@ class _Recorder:
         self._losses = []
 
 
-def _epochs(num_epochs: int, progress: bool | None) -> Iterable[int]:
+def _epochs(num_epochs: int, progress: bool | None) -> Any:
+    """The epochs to go through: a range, or a progress bar over it."""
     if progress is False:
         return range(num_epochs)
     try:
