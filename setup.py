@@ -51,10 +51,11 @@ def extension() -> Extension:
     print(f"linreg_ext: building {'with' if cuda else 'without'} CUDA: {why}", flush=True)
     if cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    folders = ["cpu", "torch", "cuda"] if cuda else ["cpu", "torch"]  # a CPU build is one with fewer sources
     sources = [
-        path for folder in folders for path in sorted(ROOT.glob(f"csrc/{folder}/*.c[pu]*")) if path.suffix != ".cuh"
+        path for pattern in ("cpu/*.cpp", "torch/*.cpp", "cuda/*.cu") for path in sorted(ROOT.glob(f"csrc/{pattern}"))
     ]
+    if not cuda:  # a CPU build is one with fewer sources
+        sources = [path for path in sources if path.suffix != ".cu" and path.name != "cuda.cpp"]
     warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi", "-Wno-unknown-pragmas"]
     make = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     return make(

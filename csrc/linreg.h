@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "math/inline.h"
+
 namespace linreg {
 
 enum class Dtype : int8_t { float32, float64, bfloat16, float16 };
@@ -45,7 +47,7 @@ struct Problem {
 
 // The dtype that the gradient of an operand of this dtype has. It is yet to be multiplied by the gradient of the loss,
 // and until then may lie outside of float16's range: 1 / n below it, a sum over rows above it.
-constexpr Dtype gradient_dtype(Dtype dtype) { return dtype == Dtype::float16 ? Dtype::float32 : dtype; }
+LINREG_MATH constexpr Dtype gradient_dtype(Dtype dtype) { return dtype == Dtype::float16 ? Dtype::float32 : dtype; }
 
 // Gradients to be written, contiguous, each of its operand's gradient_dtype; nullptr: not wanted.
 struct Gradients {
@@ -59,6 +61,8 @@ struct Gradients {
 struct Sgd {
   double lr = 0, momentum = 0, dampening = 0, weight_decay = 0;
   bool nesterov = false, maximize = false;
+  const void* lr_on_device = nullptr;  // a number that a GPU has, in place of lr
+  Dtype lr_dtype = Dtype::float32;
 };
 
 // A parameter and its momentum buffer, [k, d] or [1, k], both of w's dtype.
@@ -84,4 +88,18 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
               bool skip_nonfinite, void* loss, void* workspace);
 
 }  // namespace cpu
+
+// The same on the current CUDA device, on a stream (a cudaStream_t); all memory is the device's. Each returns nullptr,
+// or what the CUDA runtime says is wrong. Nothing waits for the device. 8-byte aligned workspace.
+namespace cuda {
+
+const char* loss_workspace(const Problem& problem, const Gradients& gradients, size_t& bytes);
+const char* sgd_workspace(const Problem& problem, size_t& bytes);
+
+const char* linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace, void* stream);
+
+const char* sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
+                     bool skip_nonfinite, void* loss, void* workspace, void* stream);
+
+}  // namespace cuda
 }  // namespace linreg

@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import os
+
 import pytest
 import torch
 
-import linreg_ext
+SIMT = os.environ.get("LINREG_EXT_SIMT")  # a module of tests/simt, to be tested in place of the CPU kernels
+if SIMT:
+    from simt.module import install
+
+    install(SIMT)
+
+import linreg_ext  # noqa: E402
 
 HAS_CUDA = torch.cuda.is_available() and linreg_ext.build_info()["cuda"] is not None
 

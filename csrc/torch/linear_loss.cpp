@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // linreg_ext::linear_loss and linear_loss_grads: the functional operators.
-#include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
@@ -10,8 +8,9 @@
 #include <tuple>
 #include <vector>
 
+#include "backend.h"
 #include "check.h"
-#include "workspace.h"
+#include "sgd_step.h"
 
 namespace linreg::torch_ops {
 namespace {
@@ -22,13 +21,14 @@ at::Tensor linear_loss(const at::Tensor& input, const at::Tensor& linear_weight,
                        const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view loss,
                        double delta, std::string_view reduction) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
-  Checked checked = check_problem(op_name(loss), {input, linear_weight, target, given(linear_bias), given(weight)},
-                                  loss, delta, reduction);
-  checked.problem.threads = at::get_num_threads();
+  const std::string op = op_name(loss);
+  Checked checked =
+      check_problem(op, {input, linear_weight, target, given(linear_bias), given(weight)}, loss, delta, reduction);
   const bool elements = checked.problem.reduction == Reduction::none;
-  at::Tensor value = at::detail::empty_cpu(elements ? target.sizes() : at::IntArrayRef(), linear_weight.scalar_type());
-  Workspace workspace(cpu::loss_workspace(checked.problem, {}));
-  cpu::linear_loss(checked.problem, {}, value.data_ptr(), workspace.get());
+  const Backend& backend = *backend_of(input.device().type());
+  at::Tensor value =
+      backend.empty(elements ? target.sizes() : at::IntArrayRef(), linear_weight.scalar_type(), input.device());
+  backend.linear_loss(op.c_str(), input.device(), checked.problem, {}, value.data_ptr());
   return value;
 }
 
@@ -43,14 +43,14 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(
   TORCH_CHECK_VALUE(reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
   TORCH_CHECK_VALUE(!wanted[2] || linear_bias, op,
                     ": linear_bias must be given when its gradient is asked for, got None");
-  checked.problem.threads = at::get_num_threads();
 
-  at::Tensor value = at::detail::empty_cpu({}, linear_weight.scalar_type());
+  const Backend& backend = *backend_of(input.device().type());
+  at::Tensor value = backend.empty({}, linear_weight.scalar_type(), input.device());
   std::vector<at::Tensor> grads;
   const auto add = [&](bool asked, const at::Tensor& of) -> void* {
     if (!asked) return nullptr;
     const auto dtype = of.scalar_type() == at::kHalf ? at::kFloat : of.scalar_type();  // as gradient_dtype has it
-    grads.push_back(at::detail::empty_cpu(of.sizes(), dtype));
+    grads.push_back(backend.empty(of.sizes(), dtype, input.device()));
     return grads.back().data_ptr();
   };
   Gradients gradients;  // in the order of linreg_ext.autograd.OPERANDS
@@ -58,12 +58,17 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(
   gradients.weight = add(wanted[1], linear_weight);
   gradients.bias = add(wanted[2], linear_bias ? *linear_bias : linear_weight);
   gradients.target = add(wanted[3], target);
-  Workspace workspace(cpu::loss_workspace(checked.problem, gradients));
-  cpu::linear_loss(checked.problem, gradients, value.data_ptr(), workspace.get());
+  backend.linear_loss(op.c_str(), input.device(), checked.problem, gradients, value.data_ptr());
   return {std::move(value), std::move(grads)};
 }
 
 }  // namespace
+
+void implement(torch::Library& m) {
+  m.impl("linear_loss", &linear_loss);
+  m.impl("linear_loss_grads", &linear_loss_grads);
+  m.impl("sgd_step_", &sgd_step_op);
+}
 
 TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
   m.def(
@@ -72,11 +77,6 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
   m.def(
       "linear_loss_grads(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, str "
       "loss, float delta, str reduction, bool[4] wanted) -> (Tensor, Tensor[])");
-}
-
-TORCH_LIBRARY_IMPL(linreg_ext, CPU, m) {
-  m.impl("linear_loss", &linear_loss);
-  m.impl("linear_loss_grads", &linear_loss_grads);
 }
 
 // LinearLoss (linreg_ext/autograd.py) differentiates; what reaches an operator itself is below autograd.

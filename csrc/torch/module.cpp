@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "backend.h"
 #include "sgd_step.h"
 
 namespace linreg::torch_ops {
@@ -17,16 +18,20 @@ __attribute__((used)) const char kStamp[] = "linreg_ext built for torch " LINREG
 constexpr int64_t kLongWork = 1 << 16;  // products, some 10 µs, from which other Python threads should not have to wait
 
 constexpr c10::DispatchKeySet kPlain =
-    c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::ADInplaceOrView,
-                         c10::DispatchKey::AutocastCPU, c10::DispatchKey::BackendSelect});
+    c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
+                         c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCUDA, c10::DispatchKey::AutocastCUDA,
+                         c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::BackendSelect});
 
-// Whether the CPU kernel is all that the dispatcher would call for these tensors: no other device, no subclass, no
+// Whether a backend's kernel is all that the dispatcher would call for these tensors: no other device, no subclass, no
 // transform, no tracing.
 bool plain(std::initializer_list<const at::Tensor*> tensors) {
   c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
-  for (const at::Tensor* tensor : tensors)
-    if (tensor) keys = keys | tensor->key_set();
-  return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;  // operator- would leave the bit that says CPU
+  for (const at::Tensor* tensor : tensors) {
+    if (!tensor) continue;
+    keys = keys | tensor->key_set();
+    if (!backend_of(tensor->device().type())) return false;
+  }
+  return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;  // operator- would leave the bits of the devices
 }
 
 // The positional arguments of a call, in the order of the operator's schema.
@@ -82,7 +87,7 @@ class Arguments {
   PyObject* const* item_;
 };
 
-PyObject* sgd_step(PyObject*, PyObject* const* items, Py_ssize_t count) {
+PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Arguments a(items, count);
   // Braces evaluate from left to right, so the order here is the schema's.
@@ -115,15 +120,16 @@ PyObject* sgd_step(PyObject*, PyObject* const* items, Py_ssize_t count) {
     std::optional<pybind11::gil_scoped_release> released;
     const at::Tensor& w = operands.linear_weight;
     const int64_t work = operands.input.numel() * (w.dim() == 2 ? w.size(0) : 1);
-    if (!direct || work >= kLongWork) released.emplace();
-    value = (direct ? sgd_step_cpu : sgd_step_dispatched)(operands, loss, delta, reduction, sgd);
+    if (!direct || work >= kLongWork || !operands.input.is_cpu()) released.emplace();
+    value = (direct ? torch_ops::sgd_step : sgd_step_dispatched)(operands, loss, delta, reduction, sgd);
   }
   return THPVariable_Wrap(std::move(value));
   END_HANDLE_TH_ERRORS
 }
 
 // Not pybind11's own calling convention: unpacking 22 arguments through it takes a third of the time of a small step.
-PyMethodDef sgd_step_method = {"sgd_step_", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&sgd_step)),
+PyMethodDef sgd_step_method = {"sgd_step_",
+                               reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&sgd_step_entry)),
                                METH_FASTCALL, "The operator linreg_ext::sgd_step_, its arguments positionally."};
 
 pybind11::dict build_info() {

@@ -3,13 +3,11 @@
 // updated in any grad mode, as an optimizer updates them.
 #include "sgd_step.h"
 
-#include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include "workspace.h"
+#include "backend.h"
 
 namespace linreg::torch_ops {
 namespace {
@@ -44,11 +42,8 @@ class Updated {
   at::Tensor value_copy_, buffer_copy_;
 };
 
-double value_of(const at::Tensor& lr) {
-  return lr.scalar_type() == at::kDouble ? *lr.const_data_ptr<double>() : double(*lr.const_data_ptr<float>());
-}
+}  // namespace
 
-// The operator's signature, as its schema has it.
 at::Tensor sgd_step_op(const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
                        const OptionalTensor& linear_bias, const OptionalTensor& weight,
                        const OptionalTensor& weight_momentum_buffer, const OptionalTensor& bias_momentum_buffer,
@@ -56,32 +51,31 @@ at::Tensor sgd_step_op(const at::Tensor& input, const at::Tensor& linear_weight,
                        double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                        bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen,
                        bool skip_nonfinite) {
-  return sgd_step_cpu({input, linear_weight, target, given(linear_bias), given(weight)}, loss, delta, reduction,
-                      {given(weight_momentum_buffer), given(bias_momentum_buffer), given(lr_tensor), lr, momentum,
-                       dampening, weight_decay, nesterov, maximize, weight_first_step, bias_first_step, weight_frozen,
-                       bias_frozen, skip_nonfinite});
+  return sgd_step({input, linear_weight, target, given(linear_bias), given(weight)}, loss, delta, reduction,
+                  {given(weight_momentum_buffer), given(bias_momentum_buffer), given(lr_tensor), lr, momentum,
+                   dampening, weight_decay, nesterov, maximize, weight_first_step, bias_first_step, weight_frozen,
+                   bias_frozen, skip_nonfinite});
 }
 
-}  // namespace
-
-at::Tensor sgd_step_cpu(const Operands& operands, std::string_view loss, double delta, std::string_view reduction,
-                        const SgdArguments& arguments) {
+at::Tensor sgd_step(const Operands& operands, std::string_view loss, double delta, std::string_view reduction,
+                    const SgdArguments& arguments) {
   constexpr std::string_view op = "sgd_step_";
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
   Checked checked = check_problem(op, operands, loss, delta, reduction);
   check_sgd(op, operands, reduction, arguments);
-  checked.problem.threads = at::get_num_threads();
 
   const auto& a = arguments;
-  const Sgd sgd{
-      a.lr_tensor ? value_of(*a.lr_tensor) : a.lr, a.momentum, a.dampening, a.weight_decay, a.nesterov, a.maximize};
+  const c10::Device device = operands.input.device();
+  const Backend& backend = *backend_of(device.type());
+  Sgd sgd{a.lr, a.momentum, a.dampening, a.weight_decay, a.nesterov, a.maximize};
+  if (a.lr_tensor) backend_of(a.lr_tensor->device().type())->set_lr(sgd, *a.lr_tensor);
   const bool has_momentum = a.momentum != 0;
   Updated w(&operands.linear_weight, has_momentum ? a.weight_momentum_buffer : nullptr, a.weight_first_step,
             a.weight_frozen);
   Updated b(operands.linear_bias, has_momentum ? a.bias_momentum_buffer : nullptr, a.bias_first_step, a.bias_frozen);
-  at::Tensor value = at::detail::empty_cpu({}, operands.linear_weight.scalar_type());
-  Workspace workspace(cpu::sgd_workspace(checked.problem));
-  cpu::sgd_step(checked.problem, sgd, w.parameter, b.parameter, a.skip_nonfinite, value.data_ptr(), workspace.get());
+  at::Tensor value = backend.empty({}, operands.linear_weight.scalar_type(), device);
+  backend.sgd_step("sgd_step_", device, checked.problem, sgd, w.parameter, b.parameter, a.skip_nonfinite,
+                   value.data_ptr());
   w.finish();
   b.finish();
   return value;
@@ -98,6 +92,18 @@ at::Tensor sgd_step_dispatched(const Operands& o, std::string_view loss, double 
                  a.weight_first_step, a.bias_first_step, a.weight_frozen, a.bias_frozen, a.skip_nonfinite);
 }
 
+namespace {
+
+const Backend*& slot(c10::DeviceType type) {
+  static const Backend* backends[c10::COMPILE_TIME_MAX_DEVICE_TYPES] = {};
+  return backends[size_t(type)];
+}
+
+}  // namespace
+
+const Backend* backend_of(c10::DeviceType type) { return slot(type); }
+void set_backend(c10::DeviceType type, const Backend& backend) { slot(type) = &backend; }
+
 TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
   m.def(
       "sgd_step_(Tensor input, Tensor(a!) linear_weight, Tensor target, Tensor(b!)? linear_bias, Tensor? weight, "
@@ -106,8 +112,6 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen, bool skip_nonfinite) -> "
       "Tensor");
 }
-
-TORCH_LIBRARY_IMPL(linreg_ext, CPU, m) { m.impl("sgd_step_", &sgd_step_op); }
 
 TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) { m.impl("sgd_step_", torch::CppFunction::makeFallthrough()); }
 

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What is asked of the CUDA runtime beside launching: the device's limits, and counters for its launches.
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "device.cuh"
+
+namespace linreg::cuda {
+namespace {
+
+constexpr int kSlots = 1024;
+constexpr int kMaxDevices = 64;
+
+// Zero from the moment the module is loaded, so that no launch has to clear them.
+__device__ unsigned counter_slots[kSlots][kCounters];
+
+__global__ void occupant() {}
+
+// As many as fit with so much shared memory that two blocks never share a multiprocessor.
+int resident_clusters(int size, int shared_bytes) {
+  Launch l{size, kMaxThreads, size, shared_bytes, nullptr};
+  cudaLaunchAttribute cluster = {};
+  const cudaLaunchConfig_t config = config_of(l, cluster);
+  int count = 0;
+  if (allow_cluster(occupant, size) != cudaSuccess ||
+      cudaFuncSetAttribute(occupant, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) != cudaSuccess ||
+      cudaOccupancyMaxActiveClusters(&count, occupant, &config) != cudaSuccess) {
+    cudaGetLastError();  // answered with 0 here, not left for the next launch
+    return 0;
+  }
+  return count;
+}
+
+const char* find_limits(int device, Limits& limits) {
+  int major = 0, shared = 0;
+  if (const char* error = message(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)))
+    return error;
+  if (const char* error =
+          message(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device)))
+    return error;
+  if (const char* error = message(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)))
+    return error;
+  limits.clusters[0] = limits.multiprocessors;
+  for (int i = 1; major >= 9 && i < kClusterSizes; ++i) limits.clusters[i] = resident_clusters(1 << i, shared);
+  return nullptr;
+}
+
+}  // namespace
+
+const char* limits(Limits& limits) {
+  static std::mutex mutex;
+  static Limits known[kMaxDevices];
+  int device = 0;
+  if (const char* error = message(cudaGetDevice(&device))) return error;
+  if (device >= kMaxDevices) return "more devices than linreg_ext counts on";
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (known[device].multiprocessors == 0) {
+    Limits found;
+    if (const char* error = find_limits(device, found)) return error;
+    known[device] = found;
+  }
+  limits = known[device];
+  return nullptr;
+}
+
+// A stream's launches follow each other, so they share a slot. A launch that is being captured will run whenever its
+// graph is replayed, beside whatever else: it gets a slot of its own.
+const char* counters(void* stream, unsigned*& counters) {
+  static std::mutex mutex;
+  static int used[kMaxDevices] = {};
+  static std::map<std::pair<int, void*>, unsigned*> of_stream;
+  int device = 0;
+  if (const char* error = message(cudaGetDevice(&device))) return error;
+  cudaStreamCaptureStatus capturing;
+  if (const char* error = message(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing))) return error;
+
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto known = of_stream.find({device, stream});
+  if (capturing == cudaStreamCaptureStatusNone && known != of_stream.end()) {
+    counters = known->second;
+    return nullptr;
+  }
+  if (used[device] == kSlots)
+    return "more steps were captured in CUDA graphs, or more streams used, than linreg_ext has counters for (1024)";
+  void* slots = nullptr;
+  if (const char* error = message(cudaGetSymbolAddress(&slots, counter_slots))) return error;
+  counters = static_cast<unsigned*>(slots) + int64_t(used[device]++) * kCounters;
+  if (capturing == cudaStreamCaptureStatusNone) of_stream[{device, stream}] = counters;
+  return nullptr;
+}
+
+}  // namespace linreg::cuda

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The machine as the kernels see it: where a thread is, memory, barriers, and how a kernel is launched. Nothing else in
+// this folder names a hardware instruction or the CUDA runtime; tests/simt provides the same functions on a CPU.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#define LINREG_DEVICE __device__ __forceinline__
+#define LINREG_DEVICE_CALL static __device__ __noinline__  // for what is done once: its registers are not the loop's
+#define LINREG_KERNEL(max_threads, min_blocks) __global__ void __launch_bounds__(max_threads, min_blocks)
+#define LINREG_PARAMETER const __grid_constant__
+
+namespace linreg::cuda {
+
+// ---- Where a thread is --------------------------------------------------------------------------------------------
+
+LINREG_DEVICE int thread_index() { return int(threadIdx.x); }
+LINREG_DEVICE int thread_count() { return int(blockDim.x); }
+LINREG_DEVICE int block_index() { return int(blockIdx.x); }
+LINREG_DEVICE int block_count() { return int(gridDim.x); }
+
+// ---- Threads of one warp, block or cluster ------------------------------------------------------------------------
+
+// The value of the lane whose number differs by `mask`; all 32 lanes call it.
+LINREG_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// The value of lane `lane`; all 32 lanes call it.
+LINREG_DEVICE double shuffle(double value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+
+// The block's dynamic shared memory, 16-byte aligned, undefined at first.
+LINREG_DEVICE void* shared_memory() {
+  extern __shared__ uint4 linreg_shared[];
+  return linreg_shared;
+}
+
+LINREG_DEVICE void sync_block() { __syncthreads(); }
+
+// Orders shared memory accesses of all blocks of a cluster, remote ones too. A cluster of one block is a block.
+LINREG_DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// Stores into the shared memory of block `rank` of this cluster, at the place that `mine` has in this block's.
+LINREG_DEVICE void store_remote(double* mine, int rank, double value) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t address = uint32_t(__cvta_generic_to_shared(mine));
+  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+  asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(address), "d"(value) : "memory");
+#else
+  *mine = value;
+#endif
+}
+
+// ---- Global memory ------------------------------------------------------------------------------------------------
+
+template <int kBytes>
+struct Words;
+template <>
+struct Words<16> {
+  uint4 bits;
+};
+template <>
+struct Words<8> {
+  uint2 bits;
+};
+template <>
+struct Words<4> {
+  uint32_t bits;
+};
+template <>
+struct Words<2> {
+  uint16_t bits;
+};
+
+// kBytes from an address that is a multiple of kBytes, in memory that nothing writes while the kernel runs. Whole
+// 16 bytes are read once and not kept in the first-level cache; narrower neighbours share its lines.
+template <int kBytes>
+LINREG_DEVICE Words<kBytes> load_once(const void* from) {
+  Words<kBytes> words;
+  if constexpr (kBytes == 16) {
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words.bits.x), "=r"(words.bits.y), "=r"(words.bits.z), "=r"(words.bits.w)
+                 : "l"(from));
+  } else {
+    words.bits = __ldg(static_cast<const decltype(words.bits)*>(from));
+  }
+  return words;
+}
+
+// Makes the compiler take a number for a new one, so that what it made of it before is not kept in registers, where
+// a number converted to double takes two to four times the room, but made again: that costs less than a spill.
+LINREG_DEVICE void forget(uint32_t& bits) { asm volatile("" : "+r"(bits)); }
+LINREG_DEVICE void forget(uint16_t& bits) { asm volatile("" : "+h"(bits)); }
+LINREG_DEVICE void forget(float& number) { asm volatile("" : "+f"(number)); }
+LINREG_DEVICE void forget(double&) {}
+LINREG_DEVICE void forget(uint2& bits) { forget(bits.x), forget(bits.y); }
+LINREG_DEVICE void forget(uint4& bits) { forget(bits.x), forget(bits.y), forget(bits.z), forget(bits.w); }
+
+// What one block leaves for another: past the first-level caches, which are not coherent.
+LINREG_DEVICE void publish(double* to, double value) { __stcg(to, value); }
+LINREG_DEVICE double published(const double* from) { return __ldcg(from); }
+
+// What this thread, and those it has synchronised with, wrote before is seen by whoever sees what it writes after.
+LINREG_DEVICE void fence() { __threadfence(); }
+
+// Counts to `count` and starts again at 0; true for the last arrival.
+LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count) { return atomicInc(counter, count - 1) == count - 1; }
+
+LINREG_DEVICE float half_bits_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+
+// ---- The host's side ----------------------------------------------------------------------------------------------
+
+constexpr int kClusterSizes = 5;  // of 1, 2, 4, 8 and 16 blocks
+
+// What plan.h asks of the current device.
+struct Limits {
+  int multiprocessors = 0;
+  int clusters[kClusterSizes] = {};  // of 2^i blocks, with a multiprocessor for each block, that run at once
+};
+
+constexpr int kCounters = 256;
+constexpr int kMaxThreads = 512;  // of a block of these kernels
+
+// For the current device; nullptr, or what the CUDA runtime says is wrong.
+const char* limits(Limits& limits);
+
+// kCounters zeros that no launch which may run at the same time has; arrive_last leaves them at zero.
+const char* counters(void* stream, unsigned*& counters);
+
+struct Launch {
+  int blocks, threads, cluster;
+  int shared_bytes;  // at most 48 KB
+  void* stream;
+};
+
+// nullptr, or what the CUDA runtime says is wrong.
+inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+inline cudaLaunchConfig_t config_of(const Launch& l, cudaLaunchAttribute& cluster) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(l.blocks));
+  config.blockDim = dim3(unsigned(l.threads));
+  config.dynamicSmemBytes = size_t(l.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(l.stream);
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = unsigned(l.cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = l.cluster > 1 ? 1 : 0;
+  return config;
+}
+
+// More than 8 blocks in a cluster are not portable, and have to be asked for.
+template <class... Parameters>
+cudaError_t allow_cluster(void (*kernel)(Parameters...), int cluster) {
+  if (cluster <= 8) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+template <class... Parameters>
+const char* launch(void (*kernel)(Parameters...), const Launch& l, const Parameters&... arguments) {
+  cudaLaunchAttribute cluster = {};
+  const cudaLaunchConfig_t config = config_of(l, cluster);
+  const cudaError_t error = allow_cluster(kernel, l.cluster);
+  return message(error == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, arguments...) : error);
+}
+
+}  // namespace linreg::cuda

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What is done once with the sums of a pass: the loss is written, and the gradients scaled and rounded once or the SGD
+// rule applied. One block does it, after every other block has read the parameters for the last time.
+#pragma once
+
+#include "../math/sgd.h"
+#include "number.cuh"
+#include "pass.cuh"
+#include "reduce.cuh"
+
+namespace linreg::cuda {
+
+LINREG_DEVICE double total(const double* sums, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += published(sums + i);
+  return sum;
+}
+
+// The rule on columns [slice.first, slice.first + slice.columns) of a parameter.
+LINREG_DEVICE void update(const Parameter& parameter, int64_t rows, Slice slice, const double* sums, double scale,
+                          const Sgd& sgd) {
+  if (parameter.frozen || !parameter.value.data) return;
+  const Dtype dtype = parameter.value.dtype;
+  for (int64_t i = thread_index(); i < rows * slice.columns; i += thread_count()) {
+    const int64_t row = i / slice.columns, column = slice.first + i - row * slice.columns;
+    const int64_t at = row * parameter.value.row_stride + column;
+    const int64_t buffer_at = row * parameter.momentum_buffer.row_stride + column;
+    const double p = load_number(parameter.value.data, dtype, at);
+    const bool has_buffer = sgd.momentum != 0 && !parameter.first_step;
+    const double buffer = has_buffer ? load_number(parameter.momentum_buffer.data, dtype, buffer_at) : 0;
+    const SgdNumber<double> next = sgd_update(p, buffer, scale * published(sums + i), sgd, parameter.first_step);
+    store_number(parameter.value.data, dtype, at, next.p);
+    if (sgd.momentum != 0) store_number(parameter.momentum_buffer.data, dtype, buffer_at, next.buffer);
+  }
+}
+
+// The same columns of a gradient, [rows, columns].
+LINREG_DEVICE void store_scaled(void* to, Dtype dtype, int64_t rows, int64_t columns, Slice slice, const double* sums,
+                                double scale) {
+  if (!to) return;
+  for (int64_t i = thread_index(); i < rows * slice.columns; i += thread_count()) {
+    const int64_t row = i / slice.columns, column = slice.first + i - row * slice.columns;
+    store_number(to, dtype, row * columns + column, scale * published(sums + i));
+  }
+}
+
+// `sums` is a line (pass.cuh) over all rows. Whoever has the first columns also has the loss and the bias.
+LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
+  const Problem& p = pass.problem;
+  const Finish& f = pass.finish;
+  const double scale = reduction_scale(p, p.v.data ? total(sums + weight_totals(p), p.k) : 0);
+  const double loss = round_to(scale * total(sums + loss_sums(p), p.k), p.w.dtype);
+  const bool first = slice.first == 0;
+  if (f.loss && first && thread_index() == 0) store_number(f.loss, p.w.dtype, 0, loss);
+  const double gradient_scale = p.n == 0 ? 0 : scale;
+  const Slice bias = {0, p.k};
+  if (f.step) {
+    if (f.skip_nonfinite && !(loss - loss == 0)) return;  // inf − inf and nan − nan are nan
+    Sgd sgd = f.sgd;
+    if (sgd.lr_on_device) sgd.lr = load_number(sgd.lr_on_device, sgd.lr_dtype, 0);
+    update(f.weight, p.k, slice, sums + weight_sums(p), gradient_scale, sgd);
+    if (first) update(f.bias, 1, bias, sums + bias_sums(p), gradient_scale, sgd);
+  } else {
+    const Dtype dtype = gradient_dtype(p.w.dtype);
+    store_scaled(f.gradients.weight, dtype, p.k, p.d, slice, sums + weight_sums(p), gradient_scale);
+    if (first) store_scaled(f.gradients.bias, dtype, 1, p.k, bias, sums + bias_sums(p), gradient_scale);
+  }
+}
+
+// What each block does when its line of sums is published: whichever comes last of the `blocks` that have these columns
+// finishes the pass for them. Block `index` of them has the line partials + index · line_stride.
+LINREG_DEVICE_CALL void finish_last(const Pass& pass, double* partials, Slice slice, int index, int blocks,
+                                    unsigned* counters) {
+  const int64_t count = sum_count(pass.problem, pass.weight_sum, slice.columns);
+  int* const flag = static_cast<int*>(shared_memory());
+  if (reduce_blocks(partials, pass.line_stride, count, index, blocks, counters, flag)) finish(pass, partials, slice);
+}
+
+}  // namespace linreg::cuda

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What a pass kernel is told, and the order of the sums that its blocks leave for the last of them.
+#pragma once
+
+#include "../linreg.h"
+#include "../math/inline.h"
+
+namespace linreg::cuda {
+
+// What the block that finishes does with the sums: hands out gradients, or applies the rule.
+struct Finish {
+  void* loss = nullptr;  // 0-dim, of w's dtype; nullptr: every element was written by the pass
+  bool step = false;
+  Gradients gradients;
+  Sgd sgd;
+  Parameter weight, bias;
+  bool skip_nonfinite = false;
+};
+
+// How rows are laid over lanes, warps and blocks (rows.cuh); chosen by plan.h.
+struct Layout {
+  int lanes = 32;     // of a warp, for one row
+  int warp_rows = 1;  // of a warp at a time, 32 / lanes
+  int row_warps = 1;  // of a block, for one row
+  int cluster = 1;    // blocks for one row
+  int groups = 1;     // of targets; each has its own warps, which read the same rows
+  int workers = 1;    // of a block: row_warps · groups warps each
+};
+
+struct Pass {
+  Problem problem;
+  bool weight_sum = false;               // Gᵀ X is wanted
+  void* input_gradient = nullptr;        // scale · G W, [n, d] in x's gradient_dtype
+  void* target_gradient = nullptr;       // −scale · G, [n, k] in y's gradient_dtype
+  void* elements = nullptr;              // v ℓ(R), [n, k] in w's dtype
+  double scale = 1;                      // of the gradients above and of all sums
+  const double* weight_total = nullptr;  // Σ v, where the gradients above must know it; one more division
+  Finish finish;
+  Layout layout;
+  double* scratch = nullptr;   // of streamed.cuh
+  double* partials = nullptr;  // a line for each block, line_stride apart
+  int64_t line_stride = 0;
+  unsigned* counters = nullptr;
+};
+
+// A block's line of sums: of each target the loss, Σ v and Σ G, [3, k]; then, where it is wanted, Gᵀ X for the columns
+// that the block has, [k, columns].
+struct Slice {
+  int64_t first, columns;  // of X
+};
+LINREG_MATH constexpr int64_t loss_sums(const Problem&) { return 0; }
+LINREG_MATH constexpr int64_t weight_totals(const Problem& p) { return p.k; }
+LINREG_MATH constexpr int64_t bias_sums(const Problem& p) { return 2 * p.k; }
+LINREG_MATH constexpr int64_t weight_sums(const Problem& p) { return 3 * p.k; }
+LINREG_MATH constexpr int64_t sum_count(const Problem& p, bool weight_sum, int64_t columns) {
+  return weight_sums(p) + (weight_sum ? p.k * columns : 0);
+}
+
+// What the sums are multiplied by. Without rows a mean's scale is inf, and PyTorch's gradient a sum of nothing.
+LINREG_MATH double reduction_scale(const Problem& p, double weight_total) {
+  if (p.reduction != Reduction::mean) return 1.0;
+  return 1.0 / (p.v.data ? weight_total : double(p.n) * double(p.k));
+}
+
+}  // namespace linreg::cuda

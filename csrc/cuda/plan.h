@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Which kernel takes a problem, how its rows are laid out, and how much memory it needs. All of it follows from the
+// problem, the wishes and the device.
+#pragma once
+
+#include "pass.cuh"
+#include "reduce.cuh"
+
+namespace linreg::cuda {
+
+// The instances of rows.cuh. Their registers decide their sizes: a thread keeps its gradient sums (two registers each),
+// its weights and the rows in flight.
+enum class Width : int8_t {
+  narrow,   // one load a row: few columns, many rows at once; without weights, and writes nothing but sums
+  deep,     // 32 bytes a row: fewer lanes share a row, so fewer shuffles an element
+  wide,     // 64 bytes a row, and one row at a time: rows that need many warps
+  targets,  // several targets share a reading of X and its conversion
+  writing,  // one target, and the gradient of X is written
+};
+
+struct Tier {
+  int bytes;             // of a load
+  int loads;             // of a thread for one row
+  int targets;           // of a warp
+  int rows;              // in flight; with 16-byte loads, 64 bytes a thread or more
+  int threads;           // of a block, at most
+  int resident_threads;  // of a multiprocessor, which the registers must allow: 65536 / resident_threads each
+};
+
+constexpr Tier tier(Dtype x, bool words, Width width) {
+  const int size = int(size_of(x));
+  const int bytes = words ? 16 : size;
+  switch (width) {
+    case Width::narrow:
+      if (words) return {bytes, 1, 1, 4, 256, size == 2 ? 512 : 768};
+      return {bytes, 1, 1, size == 8 ? 8 : 6, 256, size == 8 ? 512 : 768};
+    case Width::deep:
+      return {bytes, words ? (size == 2 ? 1 : 2) : 4, 1, 4, 512, 512};
+    case Width::wide:
+      return {bytes, words ? (size == 2 ? 2 : 4) : 8, 1, 1, 512, 512};
+    case Width::writing:
+      return {bytes, words ? (size == 2 ? 1 : 2) : 4, 1, 2, 512, 512};
+    default:
+      if (words) return size == 2 ? Tier{bytes, 1, 2, 2, 512, 512} : Tier{bytes, 1, 4, 2, 512, 512};
+      return {bytes, 4, 2, size == 8 ? 2 : 4, 512, 512};
+  }
+}
+
+constexpr int kStreamedThreads = 256, kStreamedBlocks = 2;  // of a multiprocessor
+constexpr int kStreamedRows = 4;  // share a reading and writing of the sums: 16 bytes of them for 16 of float32 rows
+constexpr int64_t kStreamedLineBytes = 64 << 20;  // of all blocks' sums; wider problems get one block's
+constexpr int kSharedBytes = 48 << 10;
+constexpr int kRowWarps = 8;  // of a block, where a row does not need more
+
+struct Plan {
+  bool fits_registers = false;  // rows.cuh, else streamed.cuh
+  bool words = false;           // 16-byte loads
+  Width width = Width::narrow;
+  Layout layout;
+  int threads = 0, blocks = 0, shared_bytes = 16;
+  // Of the workspace, in doubles.
+  int64_t line_stride = 0, partials = 0, scratch = 0;
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int power_of_two_from(int64_t at_least) {
+  int power = 1;
+  while (power < at_least) power *= 2;
+  return power;
+}
+
+// Whether all rows can be read in 16-byte words.
+constexpr bool in_words(const Problem& p, uintptr_t address) {
+  const int64_t size = int64_t(size_of(p.x.dtype));
+  return p.d > 0 && p.d * size % 16 == 0 && address % 16 == 0 && (p.n <= 1 || p.x.row_stride * size % 16 == 0);
+}
+
+// Lays a row over lanes, warps and, where need be, the blocks of a cluster; false if it does not fit.
+constexpr bool lay_out(Plan& plan, const Problem& p, const Limits& limits) {
+  const Tier t = tier(p.x.dtype, plan.words, plan.width);
+  const int columns = t.bytes / int(size_of(p.x.dtype)) * t.loads;
+  const int64_t lanes = ceil_div(p.d, columns), groups = ceil_div(p.k, t.targets);
+  if (lanes > int64_t(1) << 20 || groups > t.threads / kWarp) return false;
+  Layout& l = plan.layout;
+  l.groups = int(groups > 1 ? groups : 1);
+  // Fewer lanes than these would read less than the 64 bytes that come together from memory.
+  const int fewest = plan.width != Width::narrow && plan.width != Width::targets ? 8
+                     : plan.width == Width::targets                              ? kWarp
+                                                                                 : 1;
+  const int wanted = power_of_two_from(lanes);
+  l.lanes = wanted > kWarp ? kWarp : wanted < fewest ? fewest : wanted;
+  l.warp_rows = kWarp / l.lanes;
+  for (int i = 0; i < kClusterSizes; ++i) {
+    l.cluster = 1 << i;
+    l.row_warps = int(ceil_div(lanes, int64_t(l.lanes) * l.cluster));
+    if (l.row_warps < 1) l.row_warps = 1;
+    const int warps = l.row_warps * l.groups;
+    if (limits.clusters[i] == 0) return false;
+    if (warps * kWarp > t.threads) continue;
+    l.workers = l.cluster == 1 && warps < kRowWarps ? kRowWarps / warps : 1;
+    plan.threads = warps * l.workers * kWarp;
+    const int64_t slice = int64_t(l.lanes) * l.row_warps * columns;
+    const int64_t count = sum_count(p, true, p.d < slice ? p.d : slice);
+    const int dots = t.rows * t.targets;
+    const int64_t slots = l.row_warps * l.cluster > 1 ? 2 * plan.threads / kWarp * l.cluster * dots : 0;
+    const int64_t shared = 8 * (l.workers > 1 && count > slots ? count : slots);
+    if (shared > kSharedBytes) return false;
+    if (shared > plan.shared_bytes) plan.shared_bytes = int(shared);
+    const int64_t tile = int64_t(t.rows) * l.workers * l.warp_rows;
+    const int at_once =
+        l.cluster == 1 ? limits.multiprocessors * (t.resident_threads / plan.threads) : limits.clusters[i];
+    const int64_t tiles = ceil_div(p.n, tile);
+    plan.blocks = int(tiles < 1 ? 1 : tiles < at_once ? tiles : at_once) * l.cluster;
+    plan.line_stride = count;
+    return counters_for(plan.blocks / l.cluster) * l.cluster <= kCounters;
+  }
+  return false;
+}
+
+constexpr int64_t kDeepColumns = 4096;  // what a block of 512 threads can hold, 8 columns each
+
+// What is written row by row.
+struct Wishes {
+  bool input_gradient, residuals;
+};
+
+constexpr Plan plan_of(const Problem& p, uintptr_t x_address, Wishes wishes, const Limits& limits) {
+  Plan plan;
+  plan.words = in_words(p, x_address);
+  const Tier narrow = tier(p.x.dtype, plan.words, Width::narrow), shared = tier(p.x.dtype, plan.words, Width::targets);
+  const int64_t narrow_columns = narrow.bytes / int64_t(size_of(p.x.dtype));
+  const int64_t shared_columns = shared.bytes / int64_t(size_of(p.x.dtype)) * shared.loads;
+  const bool fills_half_a_warp = p.d > kWarp / 2 * shared_columns;
+  plan.width = p.d <= narrow_columns * (plan.words ? 8 : kWarp) ? Width::narrow : Width::deep;
+  if (p.k >= shared.targets && fills_half_a_warp) plan.width = Width::targets;
+  if ((wishes.residuals || p.v.data) && plan.width == Width::narrow) plan.width = Width::deep;
+  if (plan.width == Width::deep && p.d > kDeepColumns) plan.width = Width::wide;
+  if (wishes.input_gradient) plan.width = Width::writing;
+  plan.fits_registers = !(wishes.input_gradient && p.k != 1) && lay_out(plan, p, limits);
+  if (!plan.fits_registers) {
+    plan.layout = {};
+    plan.threads = kStreamedThreads;
+    plan.shared_bytes = 16;
+    plan.line_stride = sum_count(p, true, p.d);
+    const int64_t by_memory = kStreamedLineBytes / (8 * (plan.line_stride + 1));
+    int64_t blocks = ceil_div(p.n, kStreamedRows);
+    if (blocks > limits.multiprocessors * kStreamedBlocks) blocks = limits.multiprocessors * kStreamedBlocks;
+    if (blocks > by_memory) blocks = by_memory;
+    plan.blocks = int(blocks < 1 ? 1 : blocks);
+  }
+  plan.partials = plan.blocks * plan.line_stride;
+  plan.scratch = plan.fits_registers ? 0 : plan.blocks * kStreamedRows * p.k;
+  return plan;
+}
+
+}  // namespace linreg::cuda

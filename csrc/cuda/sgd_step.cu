@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// One SGD step: one pass, whose last block applies the rule to every number of the parameters, in double, rounded once.
+#include "../math/loss.h"
+#include "pass.h"
+
+namespace linreg::cuda {
+namespace {
+
+Pass pass_for(const Problem& problem) {
+  Pass pass;
+  pass.problem = problem;
+  pass.problem.loss = effective_loss(problem.loss, problem.delta);
+  pass.weight_sum = true;
+  pass.finish.step = true;
+  return pass;
+}
+
+}  // namespace
+
+const char* sgd_workspace(const Problem& problem, size_t& bytes) { return pass_workspace(pass_for(problem), bytes); }
+
+const char* sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
+                     bool skip_nonfinite, void* loss, void* workspace, void* stream) {
+  Pass pass = pass_for(problem);
+  pass.finish.loss = loss;
+  pass.finish.sgd = sgd;
+  pass.finish.weight = weight;
+  pass.finish.bias = bias;
+  pass.finish.skip_nonfinite = skip_nonfinite;
+  return run_pass(pass, workspace, stream);
+}
+
+}  // namespace linreg::cuda
