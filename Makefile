@@ -21,11 +21,11 @@ MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", 
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
 
-.PHONY: help train test bench examples lint format build clean
+.PHONY: help train test bench examples lint format build cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 train: build ## fit the shipped table: progress, coefficients, weights, history and plot in runs/
 	$(RUN) -m linreg_ext fit
@@ -36,8 +36,14 @@ test: build ## pass the tests
 examples: build ## run the five tutorial programs, eager and fused side by side
 	$(RUN) -m linreg_ext.examples
 
-bench: build ## measure the fused step beside eager PyTorch
-	$(RUN) -m benchmarks
+bench: build ## measure the fused step beside its peers; ARGS='tiny --quick' chooses
+	$(RUN) -m benchmarks $(ARGS)
+
+cuda-compile: ## compile the CUDA kernels for every architecture and report registers and spills (needs nvcc alone)
+	$(PYTHON) tests/cuda_compile.py $(ARGS)
+
+gpu-check: $(VENV)/.torch ## on a machine with a GPU: build for it, test, sanitize and measure, in 8 minutes
+	$(RUN) -m benchmarks.gpu_check $(ARGS)
 
 lint: $(VENV)/.linters ## check style and formatting
 	$(LINT) ruff check .

@@ -1,34 +1,97 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m benchmarks [workload …] [--quick]``: the fused step beside eager PyTorch, measured on this machine."""
+"""``python -m benchmarks [workload …]`` measures, ``python -m benchmarks report`` makes README's table and plots."""
 
 import argparse
+import os
+import sys
+import time
+from pathlib import Path
 
-from . import harness, workloads
-
-WORKLOADS = {
-    "step": workloads.step,
-    "large": workloads.large,
-    "memory": workloads.memory,
-}
+RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
+def main(arguments: list[str]) -> int:
+    """Run one of the two commands."""
+    if arguments[:1] == ["report"]:
+        return report(arguments[1:])
+    return measure(arguments)
+
+
+def measure(arguments: list[str]) -> int:
+    """Measure workloads and say which targets they meet; 1 when something of ours was wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Times the fused step beside eager PyTorch, after checking that both give the same answer.",
-        epilog="step: one tiny step, by every way in; large: one step on more data than caches hold; memory: how much "
-        "the process grows while it trains on a 2 GB matrix.",
+        description="Times the fused step beside what users would otherwise pick, after checking every answer.",
+        epilog="`python -m benchmarks report [CSV …]` writes the table of README.md and the plots from result files.",
     )
-    parser.add_argument("workload", nargs="*", metavar="workload", help=f"one of {', '.join(WORKLOADS)} (default: all)")
+    parser.add_argument("workload", nargs="*", metavar="workload", help="default: all; --list names them")
+    parser.add_argument("--list", action="store_true", help="name the workloads")
     parser.add_argument("--quick", action="store_true", help="less data and fewer repeats: a look, not a measurement")
-    arguments = parser.parse_args()
-    for name in arguments.workload:
-        if name not in WORKLOADS:
-            parser.error(f"unknown workload '{name}': choose from {', '.join(WORKLOADS)}")
-    print(harness.machine())
-    for name in arguments.workload or WORKLOADS:
-        print(f"\n{name}\n" + harness.table(WORKLOADS[name](arguments.quick)))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--out", type=Path, metavar="CSV", help="default: benchmarks/results/<machine>.csv, unless --quick"
+    )
+    parser.add_argument("--isa", choices=("default", "avx2", "avx512"), help="cap the instruction set, torch's too")
+    parser.add_argument("--peers", metavar="NAME,…", help="only these, as the tables name them (default: all)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no workload after so long")
+    options = parser.parse_args(arguments)
+    if options.isa and os.environ.get("ATEN_CPU_CAPABILITY") != options.isa:
+        os.environ["ATEN_CPU_CAPABILITY"] = options.isa  # torch and this package read it once, when they are loaded
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *arguments])
+
+    from . import machine, targets, workloads_cpu, workloads_gpu
+    from .harness import Bench
+    from .results import Results, aligned
+
+    workloads = workloads_gpu.WORKLOADS if options.device == "cuda" else workloads_cpu.WORKLOADS
+    if options.list:
+        print(aligned([(name, (work.__doc__ or "").splitlines()[0]) for name, work in workloads.items()], left=2))
+        return 0
+    for name in options.workload:
+        if name not in workloads:
+            parser.error(f"unknown workload '{name}': choose from {', '.join(workloads)}")
+    about = machine.describe(options.device)
+    out = options.out or (None if options.quick else RESULTS / f"{machine.file_name(options.device)}.csv")
+    peers = frozenset(options.peers.split(",")) if options.peers is not None else None
+    deadline = time.monotonic() + options.seconds
+    bench = Bench(Results(out, about), options.device, options.quick, peers, deadline)
+    print(", ".join(f"{key} {value}" for key, value in about.items() if value))
+    for name in options.workload or workloads:
+        if time.monotonic() > deadline:
+            bench.fail(name, "is left out, the time is over")
+            continue
+        try:
+            workloads[name](bench)
+        except Exception as error:  # the other workloads can still be measured
+            bench.fail(name, f"{type(error).__name__}: {error}")
+    if not options.quick:
+        lines = targets.judge(bench.results.rows)
+        print("\n" + aligned([("id", "case", "target", "measured", "must", "met"), *lines], left=3))
+    for failure in bench.failures:
+        print(f"FAILED: {failure}")
+    return bool(bench.failures)
+
+
+def report(arguments: list[str]) -> int:
+    """Write what README.md and docs/ show of the results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks report",
+        description="Writes the table of README.md and the plots in docs/ from files of results.",
+    )
+    parser.add_argument("csv", nargs="*", type=Path, help="default: all of benchmarks/results")
+    root = Path(__file__).parents[1]
+    parser.add_argument("--readme", type=Path, default=root / "README.md")
+    parser.add_argument("--plots", type=Path, default=root / "docs", metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    paths = options.csv or sorted(RESULTS.glob("*.csv"))
+    if not paths:
+        parser.error(f"there are no results in {RESULTS}: run `python -m benchmarks` first")
+
+    from .report import write
+
+    write(paths, options.readme, options.plots)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,55 +1,196 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Timing by interleaved repeats, and tables of the results."""
+"""One case after another: every variant's answer is checked, then the variants take turns at being timed."""
 
 from __future__ import annotations
 
-import platform
+import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median, quantiles
 
 import torch
 
-import linreg_ext
+from . import clocks
+from .availability import UnavailableError
+from .clocks import Sampler, Variant
+from .names import BWREAD, NAME, PRODUCTS
+from .problem import TOLERANCE, Expected, Problem, WrongAnswerError, verify
+from .results import Results, Row, aligned, duration
+
+Maker = Callable[[], Variant]
 
 
 @dataclass
-class Result:
-    """One line of a table: what was measured, and what it amounts to."""
+class Case:
+    """A piece of work: whose target it is, its sizes, and what it has to move at least."""
 
+    workload: str
+    id: str
     name: str
-    value: str
-    note: str = ""
+    n: int
+    d: int
+    k: int = 1
+    dtype: torch.dtype = torch.float32
+    bytes: int = 0
+
+    @staticmethod
+    def of(workload: str, id: str, problem: Problem) -> Case:
+        name = f"{problem.n:,} × {problem.d:,}" + (f" × {problem.k:,}" if problem.k > 1 else "")
+        return Case(workload, id, name, problem.n, problem.d, problem.k, problem.x.dtype, problem.bytes)
 
 
-def timings(variants: dict[str, Callable[[], object]], repeats: int, calls: int) -> dict[str, float]:
-    """Median seconds a call of each variant; the variants take turns, so that what slows the machine slows them all."""
-    for run in variants.values():
-        for _ in range(max(1, calls // 10)):
-            run()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            for _ in range(calls):
-                run()
-            seconds[name].append((time.perf_counter() - start) / calls)
-    return {name: median(times) for name, times in seconds.items()}
+@dataclass
+class Bench:
+    """A run of benchmarks: on what, how thoroughly, and where its rows go."""
+
+    results: Results
+    device: str = "cpu"
+    quick: bool = False
+    peers: frozenset[str] | None = None  # None: all
+    deadline: float = float("inf")  # on time.monotonic; workloads that would start later are left out
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def large(self) -> int:
+        """Bytes that no cache holds."""
+        if self.quick:
+            return 2**28 if self.device == "cuda" else 2**22
+        return 2**31 if self.device == "cuda" else 2**30
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """Another number of threads, on rows, too."""
+        before, about = torch.get_num_threads(), self.results.about
+        torch.set_num_threads(count)
+        self.results.about = about | {"threads": str(count)}
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            self.results.about = about
+
+    def compare(
+        self, case: Case, makers: Mapping[str, Maker], expected: dict[str, Expected], tolerance: float | None = None
+    ) -> None:
+        """Check what the variants answer, time those that are right, write a row for each and print them."""
+        print(f"\n{case.id or case.workload}  {case.name}  {_dtype(case.dtype)}", flush=True)
+        if time.monotonic() > self.deadline:
+            self.fail(case.workload, f"{case.name} is left out, the time is over")
+            return
+        allowed = TOLERANCE[case.dtype] if tolerance is None else (tolerance, tolerance)
+        variants = {
+            name: variant
+            for name, make in makers.items()
+            if self.wanted(name) and (variant := self._checked(name, make, expected, allowed))
+        }
+        samplers = {name: s for name, variant in variants.items() if (s := self._sampler(name, variant))}
+        self._write(case, variants, self._times(variants, samplers))
+        samplers.clear()
+        variants.clear()
+        self.clean()
+
+    def wanted(self, name: str) -> bool:
+        """Whether a variant takes part. Ours and the bounds always do."""
+        bounds = (BWREAD, PRODUCTS)
+        return self.peers is None or name.startswith(NAME) or name in bounds or name in self.peers
+
+    def clean(self) -> None:
+        """Give back what a case held."""
+        torch._dynamo.reset()
+        if not self.quick:
+            gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def fail(self, name: str, why: object) -> None:
+        """Remember that something of ours is wrong, and go on."""
+        self.failures.append(f"{name}: {why}")
+        print(f"  FAILED: {name}: {why}", flush=True)
+
+    def _checked(
+        self, name: str, make: Maker, expected: dict[str, Expected], allowed: tuple[float, float]
+    ) -> Variant | None:
+        is_ours = name.startswith(NAME)
+        try:
+            variant = make()
+            variant.run()
+            variant.finish()
+            if variant.answer:
+                verify(name, variant.answer(), expected, variant.tolerance or allowed[not is_ours])
+        except UnavailableError as reason:
+            print(f"  skipped: {reason}")
+        except WrongAnswerError as wrong:
+            self.fail(name, wrong) if is_ours else print(f"  refused: {wrong}")
+        except Exception as error:  # a peer may fail in any way of its own; the others go on
+            lines = str(error).strip().splitlines() or [""]
+            self.fail(name, lines[0]) if is_ours else print(f"  skipped: {name}: {type(error).__name__}: {lines[0]}")
+        else:
+            return variant
+        return None
+
+    def _sampler(self, name: str, variant: Variant) -> Sampler | None:
+        at_least = 0.002 if self.quick else 0.02 if self.device == "cuda" else 0.05
+        if self.device == "cpu" or variant.clock == "wall":
+            variant.clock = "wall"
+            return clocks.wall(variant, at_least)
+        try:
+            return clocks.graph(variant, at_least)
+        except Exception as error:  # what cannot be captured is timed as it comes
+            torch.cuda.synchronize()
+            why = f"is not captured in a graph: {(str(error).splitlines() or [''])[0]}"
+            self.fail(name, why) if name.startswith(NAME) else print(f"  {name}: {why}")
+            variant.clock = "events"
+            return clocks.events(variant, at_least)
+
+    def _times(self, variants: dict[str, Variant], samplers: dict[str, Sampler]) -> dict[str, list[float]]:
+        """Seconds of each; the variants take turns, so that what slows the machine slows them all."""
+        times: dict[str, list[float]] = {name: [] for name in samplers}
+        rests = not self.quick and self.device == "cpu"
+        until = time.monotonic() + (0 if self.quick else 0.5 if self.device == "cuda" else 2)
+        for repeat in range(25):
+            if repeat >= (3 if self.quick else 11) and time.monotonic() > until:
+                break
+            for name, sample in samplers.items():
+                times[name].append(sample())
+                time.sleep(variants[name].rest if rests else 0)
+        return times
+
+    def _write(self, case: Case, variants: dict[str, Variant], times: dict[str, list[float]]) -> None:
+        medians = {name: median(seconds) for name, seconds in times.items()}
+        moved = {name: variants[name].bytes or case.bytes for name in medians}
+        rate = {name: moved[name] / seconds / 1e9 for name, seconds in medians.items()}
+        lines = [("variant", "time", "±", "GB/s", "of BWread", "× eager")]
+        for name, seconds in medians.items():
+            low, _, high = quantiles(times[name], n=4) if len(times[name]) > 1 else (0, 0, 0)
+            row = self.results.add(
+                **self.columns(case, name, variants[name].role, variants[name].clock),
+                seconds=seconds, spread=(high - low) / seconds, repeats=len(times[name]), bytes=moved[name] or "",
+                gb_per_s=rate[name] or "",
+                of_bwread=rate[name] / rate[BWREAD] if BWREAD in rate else "",
+                over_eager=medians["eager"] / seconds if "eager" in medians else "",
+            )  # fmt: skip
+            lines.append(_line(row))
+        print("  " + aligned(lines).replace("\n", "\n  "), flush=True)
+
+    def columns(self, case: Case, variant: str, role: str, clock: str = "") -> dict[str, object]:
+        """What a row says about what was measured."""
+        return {
+            "workload": case.workload, "id": case.id, "case": case.name, "n": case.n, "d": case.d, "k": case.k,
+            "dtype": _dtype(case.dtype), "device": self.device, "variant": variant, "role": role, "clock": clock,
+        }  # fmt: skip
 
 
-def machine() -> str:
-    """The machine and the versions that a measurement belongs to."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _line(row: Row) -> tuple[str, ...]:
+    def number(column: str, form: str) -> str:
+        return format(float(row[column]), form) if row[column] else ""
+
     return (
-        f"{cpu}, {torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"linreg_ext {linreg_ext.__version__}"
-    )
+        row["variant"], duration(float(row["seconds"])), number("spread", ".0%"), number("gb_per_s", ".4g"),
+        number("of_bwread", ".2f"), number("over_eager", ".3g"),
+    )  # fmt: skip
 
 
-def table(results: list[Result]) -> str:
-    """Results in aligned columns."""
-    widths = [max(len(getattr(result, column)) for result in results) for column in ("name", "value")]
-    return "\n".join(f"  {r.name:<{widths[0]}}  {r.value:>{widths[1]}}  {r.note}".rstrip() for r in results)
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -57,6 +57,27 @@ struct Gradients {
   void* target = nullptr;  // [n, k]
 };
 
+// What stands between the two matrix products of a pass over many targets, for a block of its rows.
+struct Residuals {
+  const void* products = nullptr;         // X Wᵀ, [n, k] contiguous
+  Dtype products_dtype = Dtype::float32;  // or float64
+  void* slopes = nullptr;                 // v ℓ'(R), [n, k] contiguous; may be `products`; nullptr: not wanted
+  Dtype slopes_dtype = Dtype::float32;
+  double* sums = nullptr;                // of each target the loss, Σ v and Σ v ℓ', [3, k]
+  bool add = false;                      // to what is there, from the rows before; else instead
+  void* elements = nullptr;              // v ℓ(R), [n, k] in w's dtype
+  void* target_gradient = nullptr;       // [n, k] in y's gradient_dtype
+  double scale = 1;                      // of the target's gradient
+  const double* weight_total = nullptr;  // Σ v of all rows, where a weighted mean must know it for that
+};
+
+// What is known after all rows: Residuals::sums and the second product, Σ (v ℓ')ᵀ X, [k, d] contiguous.
+struct ProductSums {
+  const double* sums = nullptr;
+  const void* weight = nullptr;  // nullptr: not wanted
+  Dtype weight_dtype = Dtype::float32;
+};
+
 // torch.optim.SGD's settings.
 struct Sgd {
   double lr = 0, momentum = 0, dampening = 0, weight_decay = 0;
@@ -100,6 +121,16 @@ const char* linear_loss(const Problem& problem, const Gradients& gradients, void
 
 const char* sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
                      bool skip_nonfinite, void* loss, void* workspace, void* stream);
+
+// For a pass by matrix products (csrc/torch/products.cpp): whether that is the way for a problem, what comes between
+// the products, and what comes after them.
+const char* by_products(const Problem& problem, const Gradients& gradients, bool& yes);
+const char* residuals_workspace(const Problem& rows, size_t& bytes);
+const char* residuals(const Problem& rows, const Residuals& wanted, void* workspace, void* stream);
+const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, const Gradients& gradients, void* loss,
+                               void* stream);
+const char* finish_sgd_step(const Problem& problem, const ProductSums& sums, const Sgd& sgd, const Parameter& weight,
+                            const Parameter& bias, bool skip_nonfinite, void* loss, void* stream);
 
 }  // namespace cuda
 }  // namespace linreg

@@ -2,7 +2,7 @@
 // What is asked of the CUDA runtime beside launching: the device's limits, and counters for its launches.
 #include <map>
 #include <mutex>
-#include <utility>
+#include <tuple>
 
 #include "device.cuh"
 
@@ -64,29 +64,30 @@ const char* limits(Limits& limits) {
   return nullptr;
 }
 
-// A stream's launches follow each other, so they share a slot. A launch that is being captured will run whenever its
-// graph is replayed, beside whatever else: it gets a slot of its own.
+// Launches on one stream follow each other, so they share a slot; so do those that one capture records of a stream,
+// which follow each other in every replay of its graph, beside whatever else runs then.
 const char* counters(void* stream, unsigned*& counters) {
+  using Owner = std::tuple<int, void*, unsigned long long>;  // the device, the stream, the capture or 0
   static std::mutex mutex;
   static int used[kMaxDevices] = {};
-  static std::map<std::pair<int, void*>, unsigned*> of_stream;
+  static std::map<Owner, unsigned*> known;
   int device = 0;
   if (const char* error = message(cudaGetDevice(&device))) return error;
-  cudaStreamCaptureStatus capturing;
-  if (const char* error = message(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing))) return error;
+  cudaStreamCaptureStatus status;
+  unsigned long long capture = 0;
+  if (const char* error = message(cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &capture)))
+    return error;
+  if (status != cudaStreamCaptureStatusActive) capture = 0;
 
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto known = of_stream.find({device, stream});
-  if (capturing == cudaStreamCaptureStatusNone && known != of_stream.end()) {
-    counters = known->second;
-    return nullptr;
+  unsigned*& slot = known[{device, stream, capture}];
+  if (!slot) {
+    if (used[device] == kSlots) return "too many streams and CUDA graphs have used linreg_ext (1024 in all)";
+    void* slots = nullptr;
+    if (const char* error = message(cudaGetSymbolAddress(&slots, counter_slots))) return error;
+    slot = static_cast<unsigned*>(slots) + int64_t(used[device]++) * kCounters;
   }
-  if (used[device] == kSlots)
-    return "more steps were captured in CUDA graphs, or more streams used, than linreg_ext has counters for (1024)";
-  void* slots = nullptr;
-  if (const char* error = message(cudaGetSymbolAddress(&slots, counter_slots))) return error;
-  counters = static_cast<unsigned*>(slots) + int64_t(used[device]++) * kCounters;
-  if (capturing == cudaStreamCaptureStatusNone) of_stream[{device, stream}] = counters;
+  counters = slot;
   return nullptr;
 }
 

@@ -41,7 +41,7 @@ LINREG_DEVICE void sync_block() { __syncthreads(); }
 // Orders shared memory accesses of all blocks of a cluster, remote ones too. A cluster of one block is a block.
 LINREG_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 #else
   __syncthreads();
 #endif

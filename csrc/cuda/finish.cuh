@@ -16,8 +16,20 @@ LINREG_DEVICE double total(const double* sums, int64_t count) {
   return sum;
 }
 
+// Σ (v ℓ')ᵀ X, or Σ v ℓ' as one row, for some columns: in a line of doubles or as a matrix product left it.
+struct Sums {
+  const double* line;
+  const void* product;
+  Dtype dtype;
+  int64_t row_stride;  // of product
+
+  LINREG_DEVICE double at(int64_t i, int64_t row, int64_t column) const {
+    return product ? load_number(product, dtype, row * row_stride + column) : published(line + i);
+  }
+};
+
 // The rule on columns [slice.first, slice.first + slice.columns) of a parameter.
-LINREG_DEVICE void update(const Parameter& parameter, int64_t rows, Slice slice, const double* sums, double scale,
+LINREG_DEVICE void update(const Parameter& parameter, int64_t rows, Slice slice, const Sums& sums, double scale,
                           const Sgd& sgd) {
   if (parameter.frozen || !parameter.value.data) return;
   const Dtype dtype = parameter.value.dtype;
@@ -28,19 +40,19 @@ LINREG_DEVICE void update(const Parameter& parameter, int64_t rows, Slice slice,
     const double p = load_number(parameter.value.data, dtype, at);
     const bool has_buffer = sgd.momentum != 0 && !parameter.first_step;
     const double buffer = has_buffer ? load_number(parameter.momentum_buffer.data, dtype, buffer_at) : 0;
-    const SgdNumber<double> next = sgd_update(p, buffer, scale * published(sums + i), sgd, parameter.first_step);
+    const SgdNumber<double> next = sgd_update(p, buffer, scale * sums.at(i, row, column), sgd, parameter.first_step);
     store_number(parameter.value.data, dtype, at, next.p);
     if (sgd.momentum != 0) store_number(parameter.momentum_buffer.data, dtype, buffer_at, next.buffer);
   }
 }
 
 // The same columns of a gradient, [rows, columns].
-LINREG_DEVICE void store_scaled(void* to, Dtype dtype, int64_t rows, int64_t columns, Slice slice, const double* sums,
+LINREG_DEVICE void store_scaled(void* to, Dtype dtype, int64_t rows, int64_t columns, Slice slice, const Sums& sums,
                                 double scale) {
   if (!to) return;
   for (int64_t i = thread_index(); i < rows * slice.columns; i += thread_count()) {
     const int64_t row = i / slice.columns, column = slice.first + i - row * slice.columns;
-    store_number(to, dtype, row * columns + column, scale * published(sums + i));
+    store_number(to, dtype, row * columns + column, scale * sums.at(i, row, column));
   }
 }
 
@@ -54,16 +66,18 @@ LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
   if (f.loss && first && thread_index() == 0) store_number(f.loss, p.w.dtype, 0, loss);
   const double gradient_scale = p.n == 0 ? 0 : scale;
   const Slice bias = {0, p.k};
+  const Sums of_bias = {sums + bias_sums(p), nullptr, Dtype::float64, 0};
+  const Sums of_weight = {sums + weight_sums(p), pass.products.weight, pass.products.weight_dtype, p.d};
   if (f.step) {
     if (f.skip_nonfinite && !(loss - loss == 0)) return;  // inf − inf and nan − nan are nan
     Sgd sgd = f.sgd;
     if (sgd.lr_on_device) sgd.lr = load_number(sgd.lr_on_device, sgd.lr_dtype, 0);
-    update(f.weight, p.k, slice, sums + weight_sums(p), gradient_scale, sgd);
-    if (first) update(f.bias, 1, bias, sums + bias_sums(p), gradient_scale, sgd);
+    update(f.weight, p.k, slice, of_weight, gradient_scale, sgd);
+    if (first) update(f.bias, 1, bias, of_bias, gradient_scale, sgd);
   } else {
     const Dtype dtype = gradient_dtype(p.w.dtype);
-    store_scaled(f.gradients.weight, dtype, p.k, p.d, slice, sums + weight_sums(p), gradient_scale);
-    if (first) store_scaled(f.gradients.bias, dtype, 1, p.k, bias, sums + bias_sums(p), gradient_scale);
+    store_scaled(f.gradients.weight, dtype, p.k, p.d, slice, of_weight, gradient_scale);
+    if (first) store_scaled(f.gradients.bias, dtype, 1, p.k, bias, of_bias, gradient_scale);
   }
 }
 

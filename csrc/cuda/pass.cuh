@@ -29,6 +29,7 @@ struct Layout {
 
 struct Pass {
   Problem problem;
+  ProductSums products;                  // of a pass by matrix products, whose weight sums are not in a line
   bool weight_sum = false;               // Gᵀ X is wanted
   void* input_gradient = nullptr;        // scale · G W, [n, d] in x's gradient_dtype
   void* target_gradient = nullptr;       // −scale · G, [n, k] in y's gradient_dtype

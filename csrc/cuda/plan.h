@@ -3,6 +3,7 @@
 // problem, the wishes and the device.
 #pragma once
 
+#include "../math/convert.h"
 #include "pass.cuh"
 #include "reduce.cuh"
 
@@ -49,11 +50,15 @@ constexpr Tier tier(Dtype x, bool words, Width width) {
 constexpr int kStreamedThreads = 256, kStreamedBlocks = 2;  // of a multiprocessor
 constexpr int kStreamedRows = 4;  // share a reading and writing of the sums: 16 bytes of them for 16 of float32 rows
 constexpr int64_t kStreamedLineBytes = 64 << 20;  // of all blocks' sums; wider problems get one block's
+// A few targets are summed in double even where that takes longer than PyTorch's products in float32, whose rounding is
+// as large as that of the plain code and only as often smaller; over more targets it averages out.
+constexpr int64_t kFewTargets = 32;
 constexpr int kSharedBytes = 48 << 10;
 constexpr int kRowWarps = 8;  // of a block, where a row does not need more
 
 struct Plan {
   bool fits_registers = false;  // rows.cuh, else streamed.cuh
+  bool by_products = false;     // better than streamed.cuh, which reads rows again for each target
   bool words = false;           // 16-byte loads
   Width width = Width::narrow;
   Layout layout;
@@ -138,6 +143,7 @@ constexpr Plan plan_of(const Problem& p, uintptr_t x_address, Wishes wishes, con
   if (wishes.input_gradient) plan.width = Width::writing;
   plan.fits_registers = !(wishes.input_gradient && p.k != 1) && lay_out(plan, p, limits);
   if (!plan.fits_registers) {
+    plan.by_products = p.k > kFewTargets && p.n > 0 && p.d > 0;
     plan.layout = {};
     plan.threads = kStreamedThreads;
     plan.shared_bytes = 16;

@@ -61,7 +61,6 @@ LINREG_DEVICE bool reduce_blocks(double* partials, int64_t stride, int64_t count
   add_lines(partials + first * stride, members, stride, count);
   if (!last_to_arrive(counters, teams, flag)) return false;
   add_lines(partials, teams, size * stride, count);
-  fence();
   sync_block();  // every thread may read every sum
   return true;
 }

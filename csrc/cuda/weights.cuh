@@ -11,19 +11,18 @@ namespace linreg::cuda {
 
 constexpr int kWeightsThreads = 256;
 
-// Adds `mine` over the threads of the block into shared[0], in fixed order.
+// Adds `mine` over the threads of the block into shared[0], in fixed order, for thread 0.
 LINREG_DEVICE void sum_block(double mine, double* shared) {
   const double sum = sum_lanes(mine, 1, kWarp);
   if (thread_index() % kWarp == 0) shared[thread_index() / kWarp] = sum;
   sync_block();  // every warp's sum is there
   if (thread_index() == 0)
     for (int warp = 1; warp < thread_count() / kWarp; ++warp) shared[0] += shared[warp];
-  sync_block();
 }
 
 // Leaves Σ v at partials[0].
-inline LINREG_KERNEL(kWeightsThreads, 1)
-    weights_kernel(LINREG_PARAMETER Problem p, double* const partials, unsigned* const counters) {
+LINREG_KERNEL(kWeightsThreads, 1)
+weights_kernel(LINREG_PARAMETER Problem p, double* const partials, unsigned* const counters) {
   double* const shared = static_cast<double*>(shared_memory());
   double sum = 0;
   const int64_t step = int64_t(block_count()) * thread_count();

@@ -19,6 +19,14 @@ struct Backend {
   void (*linear_loss)(const char* op, c10::Device device, Problem& problem, const Gradients& gradients, void* loss);
   void (*sgd_step)(const char* op, c10::Device device, Problem& problem, const Sgd& sgd, const Parameter& weight,
                    const Parameter& bias, bool skip_nonfinite, void* loss);
+  // For products.h, as linreg.h has them.
+  bool (*by_products)(const char* op, c10::Device device, const Problem& problem, const Gradients& gradients);
+  void (*residuals)(const char* op, c10::Device device, const Problem& rows, const Residuals& wanted);
+  void (*finish_linear_loss)(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
+                             const Gradients& gradients, void* loss);
+  void (*finish_sgd_step)(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
+                          const Sgd& sgd, const Parameter& weight, const Parameter& bias, bool skip_nonfinite,
+                          void* loss);
 };
 
 // nullptr where this build has no kernels for such a device.

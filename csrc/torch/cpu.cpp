@@ -45,7 +45,7 @@ void sgd_step(const char*, c10::Device, Problem& problem, const Sgd& sgd, const 
   cpu::sgd_step(problem, sgd, weight, bias, skip_nonfinite, loss, workspace.get());
 }
 
-constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step};
+constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

@@ -46,7 +46,36 @@ void sgd_step(const char* op, c10::Device device, Problem& problem, const Sgd& s
                            c10::cuda::getCurrentCUDAStream()));
 }
 
-constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step};
+bool by_products(const char* op, c10::Device device, const Problem& problem, const Gradients& gradients) {
+  const c10::cuda::CUDAGuard guard(device);
+  bool yes = false;
+  check(op, cuda::by_products(problem, gradients, yes));
+  return yes;
+}
+
+void residuals(const char* op, c10::Device device, const Problem& rows, const Residuals& wanted) {
+  const c10::cuda::CUDAGuard guard(device);
+  size_t bytes = 0;
+  check(op, cuda::residuals_workspace(rows, bytes));
+  const c10::DataPtr memory = workspace(bytes);
+  check(op, cuda::residuals(rows, wanted, memory.get(), c10::cuda::getCurrentCUDAStream()));
+}
+
+void finish_linear_loss(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
+                        const Gradients& gradients, void* loss) {
+  const c10::cuda::CUDAGuard guard(device);
+  check(op, cuda::finish_linear_loss(problem, sums, gradients, loss, c10::cuda::getCurrentCUDAStream()));
+}
+
+void finish_sgd_step(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
+                     const Sgd& sgd, const Parameter& weight, const Parameter& bias, bool skip_nonfinite, void* loss) {
+  const c10::cuda::CUDAGuard guard(device);
+  check(op, cuda::finish_sgd_step(problem, sums, sgd, weight, bias, skip_nonfinite, loss,
+                                  c10::cuda::getCurrentCUDAStream()));
+}
+
+constexpr Backend kBackend = {empty,       set_lr,    linear_loss,        sgd_step,
+                              by_products, residuals, finish_linear_loss, finish_sgd_step};
 
 }  // namespace
 

@@ -10,12 +10,22 @@
 
 #include "backend.h"
 #include "check.h"
+#include "products.h"
 #include "sgd_step.h"
 
 namespace linreg::torch_ops {
 namespace {
 
 std::string op_name(std::string_view loss) { return "linear_" + std::string(loss) + "_loss"; }
+
+void run(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Gradients& gradients,
+         void* loss) {
+  if (!Products::suit(op, backend, device, problem, gradients))
+    return backend.linear_loss(op, device, problem, gradients, loss);
+  const bool elements = problem.reduction == Reduction::none;
+  const Products products(op, backend, device, problem, gradients, elements ? loss : nullptr);
+  if (!elements) backend.finish_linear_loss(op, device, problem, products.sums(), gradients, loss);
+}
 
 at::Tensor linear_loss(const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
                        const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view loss,
@@ -28,7 +38,7 @@ at::Tensor linear_loss(const at::Tensor& input, const at::Tensor& linear_weight,
   const Backend& backend = *backend_of(input.device().type());
   at::Tensor value =
       backend.empty(elements ? target.sizes() : at::IntArrayRef(), linear_weight.scalar_type(), input.device());
-  backend.linear_loss(op.c_str(), input.device(), checked.problem, {}, value.data_ptr());
+  run(op.c_str(), backend, input.device(), checked.problem, {}, value.data_ptr());
   return value;
 }
 
@@ -58,7 +68,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(
   gradients.weight = add(wanted[1], linear_weight);
   gradients.bias = add(wanted[2], linear_bias ? *linear_bias : linear_weight);
   gradients.target = add(wanted[3], target);
-  backend.linear_loss(op.c_str(), input.device(), checked.problem, gradients, value.data_ptr());
+  run(op.c_str(), backend, input.device(), checked.problem, gradients, value.data_ptr());
   return {std::move(value), std::move(grads)};
 }
 

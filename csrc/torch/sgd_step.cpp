@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include "backend.h"
+#include "products.h"
 
 namespace linreg::torch_ops {
 namespace {
@@ -74,8 +75,16 @@ at::Tensor sgd_step(const Operands& operands, std::string_view loss, double delt
             a.weight_frozen);
   Updated b(operands.linear_bias, has_momentum ? a.bias_momentum_buffer : nullptr, a.bias_first_step, a.bias_frozen);
   at::Tensor value = backend.empty({}, operands.linear_weight.scalar_type(), device);
-  backend.sgd_step("sgd_step_", device, checked.problem, sgd, w.parameter, b.parameter, a.skip_nonfinite,
-                   value.data_ptr());
+  Gradients gradients;
+  gradients.weight = value.data_ptr();  // wanted, not written: finish_sgd_step applies it
+  if (Products::suit(op.data(), backend, device, checked.problem, gradients)) {
+    const Products products(op.data(), backend, device, checked.problem, gradients, nullptr);
+    backend.finish_sgd_step(op.data(), device, checked.problem, products.sums(), sgd, w.parameter, b.parameter,
+                            a.skip_nonfinite, value.data_ptr());
+  } else {
+    backend.sgd_step(op.data(), device, checked.problem, sgd, w.parameter, b.parameter, a.skip_nonfinite,
+                     value.data_ptr());
+  }
   w.finish();
   b.finish();
   return value;

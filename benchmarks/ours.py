@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every way into the fused step, and the pieces that bound it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import linreg_ext
+from linreg_ext import _extension
+
+from .clocks import Variant
+from .peers import linear
+from .problem import Problem
+
+
+def train_step(problem: Problem) -> Variant:
+    """make_train_step: what takes the place of the plain loop's body."""
+    model = linear(problem)
+    step = linreg_ext.make_train_step(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=problem.lr))
+    if step.level != "fused":
+        raise RuntimeError(step.explain())
+    return _variant(problem, model.weight, model.bias, lambda: step(problem.x, problem.y))
+
+
+def function(problem: Problem) -> Variant:
+    """linreg_ext.sgd_step_ on tensors."""
+    x, y, w, b, lr = _operands(problem)
+    return _variant(problem, w, b, lambda: linreg_ext.sgd_step_(x, w, y, linear_bias=b, lr=lr))
+
+
+def operator(problem: Problem) -> Variant:
+    """torch.ops.linreg_ext.sgd_step_, through the dispatcher."""
+    return _positional(problem, torch.ops.linreg_ext.sgd_step_)
+
+
+def entry(problem: Problem) -> Variant:
+    """_C.sgd_step_, which the other ways in lead to."""
+    return _positional(problem, _extension._C.sgd_step_)
+
+
+def read_sum(problem: Problem) -> Variant:
+    """The bound: a sum over the rows, which does nothing but read them (16-bit ones in pairs, as float32)."""
+    x = problem.x.reshape(-1)
+    if x.element_size() == 2 and len(x) % 2 == 0:
+        x = x.view(torch.float32)
+    return Variant(lambda: x.sum(), role="bound", bytes=x.nbytes, finish=problem.wait)
+
+
+def two_products(problem: Problem) -> Variant:
+    """The bound at many targets: the two matrix products of a step alone."""
+    x, w = problem.x, problem.weight
+    p, g = torch.empty_like(problem.y), torch.empty_like(w)
+
+    def run() -> None:
+        torch.mm(x, w.t(), out=p)
+        torch.mm(p.t(), x, out=g)
+
+    return Variant(run, role="bound", finish=problem.wait)
+
+
+def _operands(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    return problem.x, problem.y, problem.weight.clone(), problem.bias.clone(), problem.lr
+
+
+def _positional(problem: Problem, step: Callable[..., Tensor]) -> Variant:
+    x, y, w, b, lr = _operands(problem)
+    arguments = (
+        x, w, y, b, None, None, None, "mse", 1.0, "mean", None, lr, 0.0, 0.0, 0.0, False, False,
+        False, False, False, False, False,
+    )  # fmt: skip
+    return _variant(problem, w, b, lambda: step(*arguments))
+
+
+def _variant(problem: Problem, w: Tensor, b: Tensor, run: Callable[[], Tensor]) -> Variant:
+    last: dict[str, Tensor] = {}
+
+    def remembered() -> None:
+        last["loss"] = run()
+
+    return Variant(remembered, lambda: {**last, "weight": w, "bias": b}, role="ours", finish=problem.wait)

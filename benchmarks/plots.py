@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One figure for a machine: the share of its read bandwidth over the width of rows, and speed beside eager PyTorch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart with any colour vision, and a marker each for print.
+STYLES = {
+    "linreg_ext": ("#0072B2", "o"),
+    "eager": ("#D55E00", "s"),
+    "compiled": ("#E69F00", "^"),
+    "by hand": ("#009E73", "v"),
+    "by hand, compiled": ("#56B4E9", "D"),
+    "NumPy": ("#CC79A7", "P"),
+    "numba": ("#999999", "X"),
+    "JAX": ("#000000", "*"),
+}
+QUIET = "#555555"
+ODD = "linreg_ext, odd widths"
+OVER_WIDTH = ("narrow", "large", "types", "wide")
+
+
+def draw(rows: list[Row], path: Path) -> bool:
+    """Draw what the rows hold and save it; False when they hold nothing of it."""
+    from matplotlib.figure import Figure
+
+    step = [row for row in rows if row["k"] == "1" and row["dtype"] == "float32"]
+    widths = [row for row in step if row["workload"] in OVER_WIDTH and row["of_bwread"]]
+    sizes = [row for row in step if row["workload"] == "sizes" and row["over_eager"]]
+    panels = [(panel, chosen) for panel, chosen in ((_bandwidth, widths), (_speed, sizes)) if chosen]
+    if not panels:
+        return False
+    figure = Figure(figsize=(5.25 * len(panels), 4.4), layout="constrained", facecolor="white")
+    figure.suptitle(rows[0]["machine"], fontsize="medium", color=QUIET)
+    named = {}
+    for axes, (panel, chosen) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        panel(axes, chosen)
+        named |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    ordered = [name for name in (*STYLES, ODD) if name in named]
+    lines = [named[name] for name in ordered]
+    figure.legend(lines, ordered, loc="outside lower center", ncols=3 if len(panels) == 1 else 8, frameon=False)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return True
+
+
+def _bandwidth(axes: Axes, rows: list[Row]) -> None:
+    even = [row for row in rows if int(row["d"]).bit_count() == 1]
+    _lines(axes, even, "d", "of_bwread")
+    odd = [row for row in rows if row not in even and row["role"] == "ours"]
+    if odd:
+        points = ([int(row["d"]) for row in odd], [float(row["of_bwread"]) for row in odd])
+        axes.plot(*points, "o", color=STYLES["linreg_ext"][0], fillstyle="none", markersize=7, label=ODD)
+    axes.axhline(1, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    across = axes.get_yaxis_transform()
+    axes.text(0.01, 1.01, "as fast as the rows can be read", transform=across, va="bottom", color=QUIET)
+    axes.set(title="one SGD step: share of the read bandwidth", xlabel="features", xscale="log")
+    axes.set_ylim(0, max(1.15, axes.get_ylim()[1]))
+    _ticks(axes, even, "d")
+
+
+def _speed(axes: Axes, rows: list[Row]) -> None:
+    _lines(axes, rows, "n", "over_eager")
+    axes.set(title="one SGD step on 8 features: times as fast as eager", xlabel="rows", xscale="log", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}×")
+    _ticks(axes, rows, "n")
+
+
+def _lines(axes: Axes, rows: list[Row], over: str, column: str) -> None:
+    points: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        if row["role"] != "bound":
+            name = "linreg_ext" if row["role"] == "ours" else row["variant"]
+            points[name][int(row[over])] = max(float(row[column]), points[name].get(int(row[over]), 0))
+    for name, (color, marker) in STYLES.items():
+        if name in points:
+            ours = name == "linreg_ext"
+            axes.plot(
+                *zip(*sorted(points[name].items()), strict=True), label=name, color=color, marker=marker,
+                linewidth=2.4 if ours else 1.2, markersize=7 if ours else 5, zorder=3 if ours else 2,
+            )  # fmt: skip
+    axes.grid(alpha=0.25, which="major")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _ticks(axes: Axes, rows: list[Row], over: str) -> None:
+    """Ticks at the sizes that were measured, as many as there is room for."""
+    sizes = sorted({int(row[over]) for row in rows})
+    kept: list[int] = []
+    for size in sizes:
+        if not kept or size >= kept[-1] * (sizes[-1] / sizes[0]) ** 0.06:
+            kept.append(size)
+    axes.set_xticks(kept, [_short(size) for size in kept])
+    axes.set_xticks([], minor=True)
+
+
+def _short(size: int) -> str:
+    for unit, letter in ((2**20, "M"), (2**10, "K")):
+        if size >= unit:
+            return f"{size / unit:.3g}{letter}"
+    return str(size)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Rows of results as a CSV file and as aligned text."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+Row = dict[str, str]
+
+MEASURED = (
+    "workload", "id", "case", "n", "d", "k", "dtype", "device", "variant", "role", "clock", "seconds", "spread",
+    "repeats", "bytes", "gb_per_s", "of_bwread", "over_eager", "memory_bytes", "value", "unit",
+)  # fmt: skip
+ABOUT = ("machine", "driver", "threads", "isa", "python", "torch", "cuda", "numpy", "linreg_ext", "commit")
+COLUMNS = (*MEASURED, *ABOUT)
+
+
+class Results:
+    """The rows of one run, written to a file as they come.
+
+    Rows that the file already has stay, except those of a workload that this run measures again on the same device
+    with the same threads and instruction set.
+    """
+
+    def __init__(self, path: Path | None, about: Row) -> None:
+        self.path, self.about = path, about
+        self.kept = read([path]) if path and path.exists() else []
+        self.rows: list[Row] = []
+
+    def add(self, **measured: object) -> Row:
+        """Write one row; columns that are not given stay empty."""
+        row = {column: _text(measured.get(column, "")) for column in MEASURED} | self.about
+        self.rows.append(row)
+        self.kept = [old for old in self.kept if _run_of(old) != _run_of(row)]
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = self.path.with_suffix(".new")
+            with scratch.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows([*self.kept, *self.rows])
+            scratch.replace(self.path)
+        return row
+
+
+def read(paths: Iterable[Path]) -> list[Row]:
+    """The rows of result files, in order."""
+    rows = []
+    for path in paths:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = set(COLUMNS) - set(reader.fieldnames or ())
+            if missing:
+                raise SystemExit(f"{path}: is not a file of results, it has no column {min(missing)}")
+            rows += reader
+    return rows
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Lines in columns: the first `left` of them aligned to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if i < left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    unit, name = next((pair for pair in ((1.0, "s"), (1e-3, "ms")) if seconds >= pair[0]), (1e-6, "µs"))
+    value = seconds / unit
+    return f"{value:.{2 - (value >= 10) - (value >= 100)}f} {name}"
+
+
+def _run_of(row: Row) -> tuple[str, ...]:
+    return tuple(row[column] for column in ("workload", "device", "threads", "isa", "machine"))
+
+
+def _text(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

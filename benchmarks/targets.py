@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How fast it must be: the project's targets, and whether rows of results meet them.
+
+Every figure is a ratio of medians measured in one run, or a time. `BWread` is the machine's own read bandwidth over the
+same array with the same threads.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from .names import PRODUCTS
+from .results import Row, duration
+
+Case = dict[str, Row]  # the rows of one case, by variant
+
+
+@dataclass(frozen=True)
+class Target:
+    """What must hold of our variant in every case of one id.
+
+    quantity: "of BWread"; "× as fast as" and "time over" another variant; "seconds"; "memory over" another variant;
+    "value"; "exactly"; "same bits".
+    """
+
+    id: str
+    quantity: str
+    must: float
+    than: str = ""
+    variant: str = ""  # one of ours; empty: the fastest of them
+    where: Callable[[Row], bool] = lambda row: True
+
+    @property
+    def at_least(self) -> bool:
+        return self.quantity in ("of BWread", "× as fast as", "same bits")
+
+    @property
+    def sign(self) -> str:
+        return "=" if self.quantity == "exactly" else "≥" if self.at_least else "≤"
+
+    def met(self, value: float) -> bool:
+        if self.quantity == "exactly":
+            return value == self.must
+        return value >= self.must if self.at_least else value <= self.must
+
+    @property
+    def words(self) -> str:
+        words = [] if self.quantity in ("value", "exactly", "same bits") and self.variant else [self.quantity]
+        return ", ".join(filter(None, (" ".join([*words, self.than]).strip(), self.variant)))
+
+    def measured(self, case: Case) -> tuple[Row, float] | None:
+        """Our row and the figure, where this case has what the target asks about."""
+        candidates = [row for row in case.values() if row["role"] == "ours" and self.where(row)]
+        candidates = [row for row in candidates if row["variant"].endswith(self.variant)]
+        other = case.get(self.than)
+        if not candidates or (self.than and other is None):
+            return None
+        row = min(candidates, key=lambda row: float(row["seconds"] or "inf"))
+        column, inverse = {
+            "of BWread": ("of_bwread", False),
+            "× as fast as": ("seconds", True),
+            "time over": ("seconds", False),
+            "seconds": ("seconds", False),
+            "memory over": ("memory_bytes", False),
+            "value": ("value", False),
+            "exactly": ("value", False),
+            "same bits": ("value", False),
+        }[self.quantity]
+        if not row[column]:
+            return None
+        value = float(row[column]) / (float(other[column]) if other else 1)
+        return row, 1 / value if inverse else value
+
+
+def _wide(least: int, most: int = 2**62) -> Callable[[Row], bool]:
+    return lambda row: least <= int(row["d"]) <= most
+
+
+def _deep(k: int) -> Callable[[Row], bool]:
+    return lambda row: int(row["k"]) == k
+
+
+def _of(dtype: str, odd: bool = False) -> Callable[[Row], bool]:
+    return lambda row: row["dtype"] == dtype and int(row["d"]) > 8 and (int(row["d"]) % 2 == 1) == odd
+
+
+TARGETS = (
+    Target("C1", "of BWread", 0.90, where=_wide(64)),
+    Target("C1", "of BWread", 0.80, where=_wide(16, 63)),
+    Target("C1", "× as fast as", 1.8, "eager"),
+    Target("C2", "of BWread", 0.80),
+    Target("C2", "× as fast as", 4.0, "eager", where=_wide(1, 1)),
+    Target("C2", "× as fast as", 2.3, "eager", where=_wide(8, 8)),
+    Target("C3", "of BWread", 0.60),
+    Target("C4", "seconds", 40e-6),
+    Target("C4", "× as fast as", 1000, "eager"),
+    Target("C4", "× as fast as", 5, "JAX scan"),
+    Target("C5", "seconds", 1.5e-6, variant="_C.sgd_step_"),
+    Target("C5", "seconds", 4e-6, variant="torch.ops"),
+    Target("C5", "seconds", 4e-6, variant="TrainStep"),
+    Target("C5", "× as fast as", 25, "eager", variant="TrainStep"),
+    Target("C6", "of BWread", 0.85),
+    Target("C6", "× as fast as", 1.8, "eager"),
+    Target("C7", "time over", 1.10, PRODUCTS),
+    Target("C7", "× as fast as", 1.15, "eager"),
+    Target("C8", "× as fast as", 100, "eager"),
+    Target("C9", "time over", 0.5, "eager"),
+    Target("C10", "memory over", 1 / 8, "eager"),
+    Target("C11", "same bits", 1),
+    Target("G1", "of BWread", 0.96),
+    Target("G2", "of BWread", 0.92, where=_of("bfloat16")),
+    Target("G2", "of BWread", 0.96, where=_of("float64")),
+    Target("G2", "of BWread", 0.90, where=_wide(1, 8)),
+    Target("G2", "of BWread", 0.85, where=_of("float32", odd=True)),
+    Target("G3", "× as fast as", 1.85, "eager"),
+    Target("G3", "× as fast as", 1.6, "compiled"),
+    Target("G4", "of BWread", 0.88),
+    Target("G5", "of BWread", 0.90, where=_deep(2)),
+    Target("G5", "of BWread", 0.88, where=_deep(4)),
+    Target("G5", "of BWread", 0.80, where=_deep(8)),
+    Target("G6", "time over", 1.12, PRODUCTS),
+    Target("G6", "× as fast as", 1.5, "eager", where=_deep(1024)),
+    Target("G6", "× as fast as", 1.15, "eager", where=_deep(4096)),
+    Target("G11", "exactly", 1, variant="kernels a step"),
+    Target("G11", "exactly", 0, variant="copies and fills a step"),
+    Target("G11", "exactly", 0, variant="allocations from the driver"),
+    Target("G11", "exactly", 0, variant="synchronisations"),
+    Target("G11", "seconds", 3.5e-6, variant="TrainStep"),
+    Target("G12", "same bits", 1, variant="same bits 100 times"),
+    Target("G12", "value", 1.03, variant="fixed order over atomics"),
+    Target("G13", "of BWread", 0.94),
+)
+
+
+def cases(rows: Iterable[Row]) -> list[Case]:
+    """Rows that were measured side by side."""
+    found: dict[tuple[str, ...], Case] = defaultdict(dict)
+    for row in rows:
+        key = tuple(row[c] for c in ("workload", "id", "case", "dtype", "device", "machine", "threads", "isa"))
+        found[key][row["variant"]] = row
+    return list(found.values())
+
+
+def judge(rows: Iterable[Row]) -> list[tuple[str, str, str, str, str, str]]:
+    """One line for each target and case: id, case, quantity, measured, must, whether it is met."""
+    lines = []
+    for case in cases(rows):
+        first = next(iter(case.values()))
+        for target in TARGETS:
+            if target.id != first["id"] or not (found := target.measured(case)):
+                continue
+            row, value = found
+            shown, must = (_figure(number, target.quantity) for number in (value, target.must))
+            name = f"{first['case']} {row['dtype']}" if row["dtype"] not in ("", "float32") else first["case"]
+            lines.append(
+                (target.id, name, target.words, shown, f"{target.sign} {must}", "yes" if target.met(value) else "NO")
+            )
+    return sorted(lines, key=lambda line: (line[0][0], int(line[0][1:])))
+
+
+def _figure(number: float, quantity: str) -> str:
+    return duration(number) if quantity == "seconds" else f"{number:.3g}"

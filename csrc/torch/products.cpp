@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "products.h"
+
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/sum.h>
+
+#include <algorithm>
+
+#include "../math/convert.h"
+
+namespace linreg::torch_ops {
+namespace {
+
+// Of X and of the predictions in a block, so that the second product finds both in the cache of a GPU, of which about
+// half of 50 MB can be counted on.
+constexpr int64_t kBlockBytes = 20 << 20;
+constexpr int64_t kMinRows = 1024;  // fewer do not fill a GPU's matrix products
+
+const void* rows_from(const View& view, int64_t first) {
+  return view.data ? static_cast<const char*>(view.data) + first * view.row_stride * int64_t(size_of(view.dtype))
+                   : nullptr;
+}
+
+void* rows_from(void* data, int64_t first, int64_t columns, Dtype dtype) {
+  return data ? static_cast<char*>(data) + first * columns * int64_t(size_of(dtype)) : nullptr;
+}
+
+at::ScalarType scalar_type_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float32:
+      return at::kFloat;
+    case Dtype::float64:
+      return at::kDouble;
+    case Dtype::bfloat16:
+      return at::kBFloat16;
+    default:
+      return at::kHalf;
+  }
+}
+
+// Memory as a matrix whose rows are `stride` apart.
+at::Tensor matrix(const void* data, Dtype dtype, int64_t rows, int64_t columns, int64_t stride, c10::Device device) {
+  return at::from_blob(const_cast<void*>(data), {rows, columns}, {stride, 1},
+                       at::TensorOptions().dtype(scalar_type_of(dtype)).device(device));
+}
+
+// sum = a · b, or sum + a · b. Products of 16-bit numbers are summed, and come out, in float32.
+void multiply(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, bool add) {
+  if (a.scalar_type() == sum.scalar_type()) {
+    at::addmm_out(sum, sum, a, b, add ? 1 : 0);
+  } else {
+    at::addmm_out(sum, sum, a, b, sum.scalar_type(), add ? 1 : 0);
+  }
+}
+
+}  // namespace
+
+bool Products::suit(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
+                    const Gradients& gradients) {
+  return backend.by_products && backend.by_products(op, device, problem, gradients);
+}
+
+Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& p,
+                   const Gradients& gradients, void* elements) {
+  const Dtype wide = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+  // A GPU multiplies 16-bit numbers into float32; elsewhere, and beside float32 parameters, they are widened first.
+  const Dtype factor = device.is_cuda() && p.w.dtype == p.x.dtype ? p.x.dtype : wide;
+  const auto factors = scalar_type_of(factor), sums = scalar_type_of(wide);
+  const at::Tensor w = matrix(p.w.data, p.w.dtype, p.k, p.d, p.w.row_stride, device).to(factors);
+
+  const int64_t row_bytes = int64_t(size_of(factor)) * p.d + int64_t(size_of(wide)) * p.k;
+  const int64_t rows = std::min(p.n, std::max(kMinRows, kBlockBytes / row_bytes));
+  sums_ = backend.empty({3, p.k}, at::kDouble, device);
+  if (gradients.weight) weight_ = backend.empty({p.k, p.d}, sums, device);
+  at::Tensor predictions = backend.empty({rows, p.k}, sums, device);
+  at::Tensor slopes = factor == wide ? predictions : backend.empty({rows, p.k}, factors, device);
+
+  Residuals wanted;
+  wanted.products = predictions.data_ptr();
+  wanted.products_dtype = wide;
+  wanted.slopes = gradients.weight || gradients.input ? slopes.data_ptr() : nullptr;
+  wanted.slopes_dtype = factor;
+  wanted.sums = sums_.mutable_data_ptr<double>();
+  wanted.scale = p.reduction == Reduction::mean ? 1 / (double(p.n) * double(p.k)) : 1;
+  at::Tensor weight_total;
+  if (p.reduction == Reduction::mean && p.v.data && (gradients.input || gradients.target)) {
+    const at::Tensor v = at::from_blob(const_cast<void*>(p.v.data), {p.n, p.k}, {p.v.row_stride, p.v.col_stride},
+                                       at::TensorOptions().dtype(scalar_type_of(p.v.dtype)).device(device));
+    weight_total = at::sum(v, at::kDouble);
+    wanted.weight_total = weight_total.const_data_ptr<double>();
+  }
+
+  for (int64_t first = 0; first < p.n; first += rows) {
+    const int64_t count = std::min(rows, p.n - first);
+    const at::Tensor x = matrix(rows_from(p.x, first), p.x.dtype, count, p.d, p.x.row_stride, device).to(factors);
+    at::Tensor block = predictions.narrow(0, 0, count);
+    multiply(block, x, w.t(), false);
+
+    Problem block_problem = p;
+    block_problem.n = count;
+    block_problem.y.data = rows_from(p.y, first);
+    block_problem.v.data = rows_from(p.v, first);
+    wanted.add = first > 0;
+    wanted.elements = rows_from(elements, first, p.k, p.w.dtype);
+    wanted.target_gradient = rows_from(gradients.target, first, p.k, gradient_dtype(p.y.dtype));
+    backend.residuals(op, device, block_problem, wanted);
+
+    const at::Tensor slope = slopes.narrow(0, 0, count);
+    if (gradients.weight) multiply(weight_, slope.t(), x, first > 0);
+    if (gradients.input) {
+      at::Tensor gradient = backend.empty({count, p.d}, sums, device);
+      multiply(gradient, slope, w, false);
+      if (weight_total.defined()) {
+        gradient.div_(weight_total);
+      } else {
+        gradient.mul_(wanted.scale);
+      }
+      const Dtype dtype = gradient_dtype(p.x.dtype);
+      matrix(rows_from(gradients.input, first, p.d, dtype), dtype, count, p.d, p.d, device).copy_(gradient);
+    }
+  }
+}
+
+ProductSums Products::sums() const {
+  ProductSums sums;
+  sums.sums = sums_.const_data_ptr<double>();
+  if (weight_.defined()) {
+    sums.weight = weight_.const_data_ptr();
+    sums.weight_dtype = dtype_of(weight_);
+  }
+  return sums;
+}
+
+}  // namespace linreg::torch_ops

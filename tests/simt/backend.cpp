@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Stands for csrc/torch/cuda.cpp: the operators, given tensors on the CPU, run the CUDA kernels in the interpreter. The
+// module that is made with it takes the place of linreg_ext._C for a whole run of the tests.
+#include "csrc/torch/backend.h"
+
+#include <ATen/EmptyTensor.h>
+
+#include <cstring>
+#include <memory>
+
+#include "csrc/torch/check.h"
+
+namespace linreg::torch_ops {
+namespace {
+
+constexpr int kPoison = 0xff;  // every number of it is nan
+
+void check(const char* op, const char* error) { TORCH_CHECK(!error, op, ": ", error); }
+
+at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype, c10::Device) {
+  at::Tensor tensor = at::detail::empty_cpu(sizes, dtype);
+  if (tensor.nbytes() > 0) std::memset(tensor.data_ptr(), kPoison, tensor.nbytes());
+  return tensor;
+}
+
+// A block of its own and of just this size, so that AddressSanitizer sees what goes beyond it.
+std::unique_ptr<char[]> workspace(size_t bytes) {
+  std::unique_ptr<char[]> memory(new char[bytes]);
+  std::memset(memory.get(), kPoison, bytes);
+  return memory;
+}
+
+void set_lr(Sgd& sgd, const at::Tensor& lr) {
+  sgd.lr_on_device = lr.const_data_ptr();
+  sgd.lr_dtype = dtype_of(lr);
+}
+
+void linear_loss(const char* op, c10::Device, Problem& problem, const Gradients& gradients, void* loss) {
+  size_t bytes = 0;
+  check(op, cuda::loss_workspace(problem, gradients, bytes));
+  check(op, cuda::linear_loss(problem, gradients, loss, workspace(bytes).get(), nullptr));
+}
+
+void sgd_step(const char* op, c10::Device, Problem& problem, const Sgd& sgd, const Parameter& weight,
+              const Parameter& bias, bool skip_nonfinite, void* loss) {
+  size_t bytes = 0;
+  check(op, cuda::sgd_workspace(problem, bytes));
+  check(op, cuda::sgd_step(problem, sgd, weight, bias, skip_nonfinite, loss, workspace(bytes).get(), nullptr));
+}
+
+bool by_products(const char* op, c10::Device, const Problem& problem, const Gradients& gradients) {
+  bool yes = false;
+  check(op, cuda::by_products(problem, gradients, yes));
+  return yes;
+}
+
+void residuals(const char* op, c10::Device, const Problem& rows, const Residuals& wanted) {
+  size_t bytes = 0;
+  check(op, cuda::residuals_workspace(rows, bytes));
+  const auto memory = workspace(bytes);
+  check(op, cuda::residuals(rows, wanted, memory.get(), nullptr));
+}
+
+void finish_linear_loss(const char* op, c10::Device, const Problem& problem, const ProductSums& sums,
+                        const Gradients& gradients, void* loss) {
+  check(op, cuda::finish_linear_loss(problem, sums, gradients, loss, nullptr));
+}
+
+void finish_sgd_step(const char* op, c10::Device, const Problem& problem, const ProductSums& sums, const Sgd& sgd,
+                     const Parameter& weight, const Parameter& bias, bool skip_nonfinite, void* loss) {
+  check(op, cuda::finish_sgd_step(problem, sums, sgd, weight, bias, skip_nonfinite, loss, nullptr));
+}
+
+constexpr Backend kBackend = {empty,       set_lr,    linear_loss,        sgd_step,
+                              by_products, residuals, finish_linear_loss, finish_sgd_step};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(linreg_ext, CPU, m) {
+  set_backend(c10::DeviceType::CPU, kBackend);
+  implement(m);
+}
+
+}  // namespace linreg::torch_ops

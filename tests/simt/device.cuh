@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The twin of csrc/cuda/device.cuh, with which the kernels run on a CPU: the same names and meanings, made of simt.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "simt/simt.h"
+
+#define LINREG_DEVICE inline
+#define LINREG_DEVICE_CALL inline
+#define LINREG_KERNEL(max_threads, min_blocks) void
+#define LINREG_PARAMETER const
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+namespace linreg::cuda {
+
+// ---- Where a thread is --------------------------------------------------------------------------------------------
+
+LINREG_DEVICE int thread_index() { return simt::here->thread; }
+LINREG_DEVICE int thread_count() { return simt::here->threads; }
+LINREG_DEVICE int block_index() { return simt::here->block; }
+LINREG_DEVICE int block_count() { return simt::here->blocks; }
+
+// ---- Threads of one warp, block or cluster ------------------------------------------------------------------------
+
+LINREG_DEVICE double shuffle_xor(double value, int mask, simt::Place place = simt::Place::current()) {
+  return simt::shuffle(value, thread_index() % 32 ^ mask, "shuffle_xor", place);
+}
+
+LINREG_DEVICE double shuffle(double value, int lane, simt::Place place = simt::Place::current()) {
+  return simt::shuffle(value, lane, "shuffle", place);
+}
+
+LINREG_DEVICE void* shared_memory() { return simt::shared_memory(); }
+
+LINREG_DEVICE void sync_block(simt::Place place = simt::Place::current()) { simt::sync_block(place); }
+LINREG_DEVICE void sync_cluster(simt::Place place = simt::Place::current()) { simt::sync_cluster(place); }
+
+LINREG_DEVICE void store_remote(double* mine, int rank, double value, simt::Place place = simt::Place::current()) {
+  simt::store_remote(mine, rank, value, place);
+}
+
+// ---- Global memory ------------------------------------------------------------------------------------------------
+
+template <int kBytes>
+struct Words;
+template <>
+struct Words<16> {
+  uint4 bits;
+};
+template <>
+struct Words<8> {
+  uint2 bits;
+};
+template <>
+struct Words<4> {
+  uint32_t bits;
+};
+template <>
+struct Words<2> {
+  uint16_t bits;
+};
+
+template <int kBytes>
+LINREG_DEVICE Words<kBytes> load_once(const void* from, simt::Place place = simt::Place::current()) {
+  static_assert(sizeof(Words<kBytes>) == kBytes);
+  if (reinterpret_cast<uintptr_t>(from) % kBytes != 0) simt::fail("misaligned load_once", place);
+  Words<kBytes> words;
+  std::memcpy(&words, from, kBytes);
+  return words;
+}
+
+// Only of interest to a compiler that has to be kept from remembering too much.
+template <class T>
+LINREG_DEVICE void forget(T&) {}
+
+LINREG_DEVICE void publish(double* to, double value) { simt::publish(to, value); }
+LINREG_DEVICE double published(const double* from, simt::Place place = simt::Place::current()) {
+  return simt::published(from, place);
+}
+
+LINREG_DEVICE void fence(simt::Place place = simt::Place::current()) { simt::fence(place); }
+
+LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count, simt::Place place = simt::Place::current()) {
+  return simt::arrive_last(counter, count, place);
+}
+
+LINREG_DEVICE float half_bits_to_float(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  float magnitude = std::ldexp(float(exponent ? 1024 + fraction : fraction), exponent ? exponent - 25 : -24);
+  if (exponent == 31) magnitude = fraction ? NAN : INFINITY;
+  return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+// ---- The host's side ----------------------------------------------------------------------------------------------
+
+constexpr int kClusterSizes = 5;
+
+struct Limits {
+  int multiprocessors = 0;
+  int clusters[kClusterSizes] = {};
+};
+
+constexpr int kCounters = 256;
+constexpr int kMaxThreads = 512;
+
+struct Launch {
+  int blocks, threads, cluster;
+  int shared_bytes;
+  void* stream;
+};
+
+inline const char* limits(Limits& limits) {
+  const simt::Settings& settings = simt::settings();
+  limits.multiprocessors = settings.multiprocessors;
+  for (int i = 0; i < kClusterSizes; ++i) {
+    const int at_once = settings.multiprocessors >> i;
+    limits.clusters[i] = 1 << i > settings.max_cluster ? 0 : at_once > 1 ? at_once : 1;
+  }
+  return nullptr;
+}
+
+inline const char* counters(void* stream, unsigned*& counters) {
+  counters = simt::counters(stream, kCounters);
+  return nullptr;
+}
+
+template <class... Parameters>
+const char* launch(void (*kernel)(Parameters...), const Launch& l, const Parameters&... arguments) {
+  return simt::run_grid({l.blocks, l.threads, l.cluster, l.shared_bytes}, [&] { kernel(arguments...); });
+}
+
+}  // namespace linreg::cuda

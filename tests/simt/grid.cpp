@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "grid.h"
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include "races.h"
+
+namespace linreg::simt {
+
+Grid* grid = nullptr;
+const Position* here = nullptr;
+
+namespace {
+
+constexpr uint32_t kAllLanes = ~0u;
+// A thread that polls lets others run. When they all have polled so often in vain, they wait for each other.
+constexpr int64_t kMaxPolls = 1 << 17;
+
+}  // namespace
+
+std::string text(const Place& place) {
+  if (place.line() == 0) return "the start";
+  std::string file = place.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(place.line());
+}
+
+std::string describe(const Thread& t) {
+  return "thread " + std::to_string(t.position.thread) + " of block " + std::to_string(t.position.block);
+}
+
+Grid::Grid(const Shape& shape, const std::function<void()>& body, uint64_t seed)
+    : shape(shape), body(body), random_{seed | 1}, todo_(size_t(shape.blocks / shape.cluster)) {
+  for (int i = 0; i < 8; ++i) random_.next();
+  // Warps and whole blocks that run far ahead of the others find missing barriers; those that share the processor
+  // fairly, other mistakes.
+  leave_mask_ = random_.below(3) ? 255 : 15;
+  recent_mask_ = random_.below(2) ? 15 : 0;
+  std::iota(todo_.begin(), todo_.end(), 0);
+  for (size_t i = todo_.size(); i > 1; --i) std::swap(todo_[i - 1], todo_[size_t(random_.below(int(i)))]);
+  capacity_ = resident_clusters(shape);
+  wanted_ = 1 + random_.below(capacity_);
+}
+
+std::string Grid::run() {
+  grid = this;
+  note_grid(shape);
+  while (error_.empty()) {
+    retire_clusters();
+    while (!todo_.empty() && int(resident_.size()) < wanted_ && error_.empty()) {
+      start_cluster();
+      if (random_.below(4) == 0) break;
+    }
+    if (!error_.empty() || resident_.empty()) break;
+    Thread* next = choose(false);
+    if (next) {
+      current = next, here = &next->position;
+      switch_fiber(host_, next->fiber);
+    } else if (!todo_.empty() && int(resident_.size()) < capacity_) {
+      wanted_ = capacity_;  // those that wait may wait for one that has not started
+    } else {
+      error_ = "deadlock: no thread can run: " + where_they_wait();
+    }
+  }
+  for (auto& cluster : resident_)
+    for (Block& block : cluster->blocks)
+      for (Thread& thread : block.threads) release_fiber(thread.fiber, true);
+  if (error_.empty())
+    for (const Store& store : final_) *store.to = store.value;
+  grid = nullptr, here = nullptr;
+  return error_;
+}
+
+void Grid::start_cluster() {
+  auto cluster = std::make_unique<Cluster>();
+  cluster->running = shape.cluster * shape.threads;
+  cluster->blocks.resize(size_t(shape.cluster));
+  resident_.push_back(std::move(cluster));
+  Cluster& c = *resident_.back();
+  for (int rank = 0; rank < shape.cluster; ++rank) {
+    Block& b = c.blocks[size_t(rank)];
+    b.cluster = &c, b.rank = rank, b.index = todo_.back() * shape.cluster + rank;
+    b.shared = std::make_unique<char[]>(size_t(shape.shared_bytes));
+    std::fill_n(b.shared.get(), shape.shared_bytes, char(0xff));  // numbers of all sizes are nan
+    b.threads.resize(size_t(shape.threads));
+    b.warps.resize(size_t(shape.threads / 32));
+    for (int i = 0; i < shape.threads; ++i) {
+      Thread& t = b.threads[size_t(i)];
+      t.position = {i, shape.threads, b.index, shape.blocks};
+      t.block = &b, t.warp = &b.warps[size_t(i / 32)];
+      if (!prepare_fiber(t.fiber, thread_main)) error_ = "no memory for the stacks of so many threads";
+    }
+    for (size_t i = 0; i < b.warps.size(); ++i) {
+      b.warps[i].lanes = &b.threads[i * 32];
+      make_ready(b.warps[i], kAllLanes);
+    }
+  }
+  todo_.pop_back();
+  progress();
+}
+
+void Grid::retire_clusters() {
+  for (size_t i = 0; i < resident_.size();) {
+    Cluster& cluster = *resident_[i];
+    if (cluster.running > 0) {
+      ++i;
+      continue;
+    }
+    for (Block& block : cluster.blocks)
+      for (Thread& thread : block.threads) release_fiber(thread.fiber, false);
+    final_.insert(final_.end(), cluster.known.begin(), cluster.known.end());
+    for (Block& block : cluster.blocks) {
+      note_freed(block.shared.get(), size_t(shape.shared_bytes));
+      final_.insert(final_.end(), block.known.begin(), block.known.end());
+      for (Thread* t : block.publishers) final_.insert(final_.end(), t->pending.begin(), t->pending.end());
+    }
+    std::swap(resident_[i], resident_.back());
+    resident_.pop_back();
+  }
+}
+
+void Grid::make_ready(Warp& warp, uint32_t lanes) {
+  warp.ready |= lanes;
+  if (warp.listed) return;
+  warp.listed = true;
+  ready_.push_back(&warp);
+}
+
+// The next thread to run, no longer ready; of the running warp if it may stay. Null: the host is to look after things.
+Thread* Grid::choose(bool stay) {
+  if (!running_ || !running_->ready || !stay) {
+    if (running_ && running_->ready) {
+      ready_.push_back(running_);
+    } else if (running_) {
+      running_->listed = false;
+    }
+    running_ = nullptr;
+    const bool start_more = !todo_.empty() && int(resident_.size()) < wanted_ && random_.below(64) == 0;
+    if (ready_.empty() || (current && start_more)) return nullptr;
+    if ((random_.next() & recent_mask_) == 0)
+      std::swap(ready_[size_t(random_.below(int(ready_.size())))], ready_.back());
+    running_ = ready_.back();
+    ready_.pop_back();
+  }
+  const uint32_t turn = random_.next() & 31;
+  const uint32_t ready = running_->ready;
+  const uint32_t turned = ready >> turn | ready << (-turn & 31);
+  const uint32_t lane = (uint32_t(__builtin_ctz(turned)) + turn) & 31;
+  running_->ready &= ~(1u << lane);
+  return running_->lanes + lane;
+}
+
+void Grid::become(Thread* next, bool done) {
+  Thread* from = current;
+  if (next == from) return;
+  current = next;
+  here = next ? &next->position : nullptr;
+  switch_fiber(from->fiber, next ? next->fiber : host_, done);
+}
+
+void Grid::pause() { become(choose((random_.next() & leave_mask_) != 0), false); }
+
+void Grid::yield(bool polling) {
+  if (polling && ++polls_ > kMaxPolls) fail("deadlock: threads poll for what nobody publishes: " + where_they_wait());
+  current->warp->ready |= lane_bit(*current);
+  if (polling && !todo_.empty() && wanted_ < capacity_ && random_.below(64) == 0) {
+    wanted_ = capacity_;
+    return become(nullptr, false);
+  }
+  become(choose(false), false);
+}
+
+void Grid::fail(std::string message) {
+  error_ = std::move(message);
+  become(nullptr, true);
+  __builtin_unreachable();
+}
+
+void Grid::thread_main() {
+  enter_fiber();
+  grid->body();
+  grid->end_thread();
+}
+
+void Grid::end_thread() {
+  Thread& t = *current;
+  check_end(t);
+  t.warp->ended |= lane_bit(t);
+  progress();
+  if (--t.block->cluster->running == 0) {
+    running_->listed = false, running_ = nullptr;
+    become(nullptr, true);
+  }
+  become(choose(true), true);
+  __builtin_unreachable();
+}
+
+std::string Grid::where_they_wait() const {
+  std::map<std::string, std::pair<int, const Thread*>> groups;
+  for (const auto& cluster : resident_)
+    for (const Block& block : cluster->blocks)
+      for (const Thread& thread : block.threads) {
+        if (thread.warp->ended & lane_bit(thread)) continue;
+        auto& [count, first] = groups[thread.call + (" at " + text(thread.place))];
+        if (count++ == 0) first = &thread;
+      }
+  std::string all;
+  for (const auto& [where, group] : groups) {
+    all += (all.empty() ? "" : "; ") + std::to_string(group.first) + " in " + where + ", as " + describe(*group.second);
+  }
+  if (!todo_.empty()) all += "; " + std::to_string(todo_.size() * size_t(shape.cluster)) + " blocks have not started";
+  return all;
+}
+
+}  // namespace linreg::simt

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A grid that is running: its threads and what they wait for, and who runs next.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fibers.h"
+#include "simt.h"
+
+namespace linreg::simt {
+
+struct Store {
+  double* to;
+  double value;
+};
+
+struct Block;
+struct Cluster;
+struct Warp;
+
+struct Thread {
+  Position position;
+  Fiber fiber;
+  Warp* warp;
+  Block* block;
+  const char* call = "start";  // its latest synchronising call
+  Place place;
+  std::vector<Store> pending;  // published, and known to nobody else
+  const double* polled = nullptr;
+};
+
+struct Warp {
+  Thread* lanes;  // 32 of them
+  // A lane that is in none of these sets is running.
+  uint32_t ready = 0, shuffling = 0, at_barrier = 0, ended = 0;
+  bool listed = false;  // in the grid's list of warps with ready lanes, or running
+  // What the lanes bring to a shuffle. Some may be at the next one before all have fetched from this, none further.
+  double values[2][32];
+  int turn = 0;
+};
+
+struct Block {
+  Cluster* cluster;
+  int index, rank;
+  std::unique_ptr<char[]> shared;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  int arrived = 0, ended = 0;  // threads
+  Thread* first_arrival = nullptr;
+  std::vector<Thread*> publishers;  // threads with pending stores
+  std::vector<Store> known;         // published before a barrier of the block
+};
+
+struct Cluster {
+  std::vector<Block> blocks;
+  int running, arrived = 0;  // threads
+  int phase = 0;             // how many sync_cluster have been passed
+  std::vector<Store> known;  // published before a sync_cluster
+  std::vector<Store> remote;
+};
+
+// The most clusters of this shape that are resident together.
+int resident_clusters(const Shape& shape);
+
+inline uint32_t lane_bit(const Thread& thread) { return 1u << (thread.position.thread & 31); }
+
+// xorshift64*
+struct Random {
+  uint64_t state;
+  uint32_t next() {
+    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+    return uint32_t(state * 0x2545f4914f6cdd1du >> 32);
+  }
+  int below(int bound) { return int(uint64_t(next()) * uint32_t(bound) >> 32); }
+};
+
+class Grid {
+ public:
+  Grid(const Shape& shape, const std::function<void()>& body, uint64_t seed);
+  std::string run();
+
+  // The current thread has been put among those that wait or are ready; returns when it runs again.
+  void pause();
+  void yield(bool polling = false);
+  void sometimes_yield() {
+    if (random_.next() & 1) yield();
+  }
+  void make_ready(Warp& warp, uint32_t lanes);
+  void progress() { polls_ = 0; }
+  [[noreturn]] void fail(std::string message);
+
+  Thread* current = nullptr;
+  const Shape shape;
+  const std::function<void()>& body;
+
+ private:
+  void start_cluster();
+  void retire_clusters();
+  void become(Thread* next, bool done);
+  Thread* choose(bool stay);
+  [[noreturn]] void end_thread();
+  static void thread_main();
+  std::string where_they_wait() const;
+
+  Random random_;
+  uint32_t leave_mask_;    // how seldom a warp with ready lanes gives way to another
+  uint32_t recent_mask_;   // how seldom that is not the one that became ready last
+  std::vector<int> todo_;  // clusters that have not started, the next one last
+  int capacity_, wanted_;  // how many clusters may be resident, and how many are to be at the moment
+  std::vector<std::unique_ptr<Cluster>> resident_;
+  std::vector<Warp*> ready_;  // warps with ready lanes, but for the running one
+  Warp* running_ = nullptr;
+  Fiber host_;
+  std::vector<Store> final_;  // of clusters that have ended
+  int64_t polls_ = 0;         // vain looks at published values since something happened
+  std::string error_;
+};
+
+extern Grid* grid;
+
+inline Thread& current_thread() { return *grid->current; }
+std::string text(const Place& place);
+std::string describe(const Thread& thread);
+
+// Whether the thread may end here: nobody waits for it, and nothing is under way to its block.
+void check_end(Thread& thread);
+
+}  // namespace linreg::simt

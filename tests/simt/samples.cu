@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Small kernels, right and wrong, by which the interpreter itself is tested. Each computes a sum of n numbers, in the
+// ways that the project's kernels use.
+#include <cstdint>
+#include <string_view>
+
+#include "device.cuh"
+
+namespace linreg::cuda {
+namespace {
+
+enum class Fault : int {
+  none,
+  missing_barrier,          // between what the warps write and what one reads
+  missing_barrier_2,        // between what one reads and what the warps write next
+  missing_bound,            // reads behind the end
+  divergent_barrier,        // half a block comes to one barrier, half to another
+  early_exit,               // a thread ends while others are at a barrier
+  divergent_shuffle,        // some lanes are elsewhere
+  exited_lanes,             // some lanes are gone
+  small_shared,             // writes behind the end of shared memory
+  missing_publish_barrier,  // between what a block publishes and its thread that arrives
+  missing_fence,
+  wrong_count,  // the counter does not come back to zero
+  deadlock,     // polls for what nobody publishes
+  misaligned,
+  missing_start,    // a store into a block that may not have started
+  missing_arrival,  // reads what other blocks store without waiting
+  outside_cluster,
+  early_end,    // a block ends while others store into it
+  overwritten,  // a store to what the other block still reads
+};
+
+struct Sum {
+  const float* x;  // [n], 16-byte aligned
+  int64_t n;
+  int rounds;       // how often the sum is computed
+  double* partial;  // [blocks]
+  double* out;      // [blocks] or [1]
+  unsigned* counter;
+  Fault fault;
+};
+
+LINREG_DEVICE double warp_sum(double value) {
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+// Every thread's rows of x, four at a time where they are whole.
+LINREG_DEVICE double thread_sum(const Sum& p, int64_t begin, int64_t stride) {
+  const int64_t n = p.fault == Fault::missing_bound ? p.n + 1 : p.n;
+  double sum = 0;
+  int64_t i = begin * 4;
+  for (; i + 4 <= n; i += stride * 4) {
+    const Words<16> words = load_once<16>(p.x + i + (p.fault == Fault::misaligned));
+    float four[4];
+    std::memcpy(four, &words, 16);
+    sum += (double(four[0]) + double(four[1])) + (double(four[2]) + double(four[3]));
+  }
+  for (; i < n; ++i) sum += double(p.x[i]);
+  return sum;
+}
+
+// The sum over a block, for its first thread. shared: one number for each warp.
+LINREG_DEVICE double block_sum(const Sum& p, double value, double* shared) {
+  const int thread = thread_index(), warps = thread_count() / 32;
+  if (p.fault == Fault::exited_lanes && thread % 32 == 7) return value;
+  if (p.fault == Fault::divergent_shuffle && thread % 32 == 7) sync_block();
+  value = warp_sum(value);
+  if (p.fault == Fault::early_exit && thread == 33) return value;
+  if (thread % 32 == 0) shared[thread / 32] = value;
+  if (p.fault == Fault::small_shared) shared[warps] = 0;
+  if (p.fault == Fault::divergent_barrier && thread >= 32) {
+    sync_block();
+  } else if (p.fault != Fault::missing_barrier) {
+    sync_block();
+  }
+  value = 0;
+  if (thread == 0)
+    for (int i = 0; i < warps; ++i) value += shared[i];
+  if (p.fault != Fault::missing_barrier_2) sync_block();  // before shared is written again
+  return value;
+}
+
+// Each block's own sum of all of x.
+LINREG_KERNEL(1024, 1) sum_in_blocks(LINREG_PARAMETER Sum p) {
+  double* shared = static_cast<double*>(shared_memory());
+  double sum = 0;
+  for (int round = 0; round < p.rounds; ++round)
+    sum += block_sum(p, (round + 1) * thread_sum(p, thread_index(), thread_count()), shared);
+  if (p.fault == Fault::deadlock && block_index() == 0)
+    while (published(p.partial) != 1) {
+    }
+  if (thread_index() == 0) p.out[block_index()] = sum;
+}
+
+// One sum of x by all blocks; the last to arrive adds up what the others have published, a number for each warp.
+LINREG_KERNEL(1024, 1) sum_in_grid(LINREG_PARAMETER Sum p) {
+  const int thread = thread_index(), threads = thread_count(), warps = threads / 32;
+  double* shared = static_cast<double*>(shared_memory());
+  bool* last = reinterpret_cast<bool*>(shared + warps);
+  const int64_t stride = int64_t(block_count()) * threads;
+  const double sum = warp_sum(thread_sum(p, int64_t(block_index()) * threads + thread, stride));
+  if (thread % 32 == 0) publish(p.partial + block_index() * warps + thread / 32, sum);
+  if (p.fault != Fault::missing_publish_barrier) sync_block();
+  if (thread == 0) {
+    if (p.fault != Fault::missing_fence) fence();
+    *last = arrive_last(p.counter, unsigned(block_count()) + (p.fault == Fault::wrong_count));
+  }
+  sync_block();
+  if (!*last) return;
+  fence();
+  double total = 0;
+  for (int i = thread; i < block_count() * warps; i += threads) total += published(p.partial + i);
+  total = block_sum(p, total, shared);
+  if (thread == 0) *p.out = total;
+}
+
+// As sum_in_blocks, but the blocks of a cluster share the work: each stores its sum into all others' shared memory.
+template <int kCluster>
+LINREG_KERNEL(1024, 1)
+sum_in_cluster(LINREG_PARAMETER Sum p) {
+  const int thread = thread_index(), threads = thread_count();
+  const int rank = block_index() % kCluster;
+  double* sums = static_cast<double*>(shared_memory());  // [2, kCluster]
+  double* shared = sums + 2 * kCluster;
+  double total = 0;
+  if (p.fault != Fault::missing_start) sync_cluster();
+  for (int round = 0; round < p.rounds; ++round) {
+    // Two places in turn, so that one barrier a round is enough.
+    double* to = p.fault == Fault::overwritten ? sums : sums + round % 2 * kCluster;
+    const double sum = block_sum(
+        p, (round + 1) * thread_sum(p, int64_t(rank) * threads + thread, int64_t(kCluster) * threads), shared);
+    if (thread == 0)
+      for (int i = 0; i < kCluster; ++i) store_remote(to + rank, i + (p.fault == Fault::outside_cluster), sum);
+    if (p.fault == Fault::early_end && rank == 1) return;
+    if (p.fault != Fault::missing_arrival) sync_cluster();
+    if (thread == 0)
+      for (int i = 0; i < kCluster; ++i) total += to[i];
+  }
+  if (thread == 0) p.out[block_index()] = total;
+}
+
+// For timing.
+LINREG_KERNEL(1024, 1) shuffles(LINREG_PARAMETER Sum p) {
+  double sum = 0;
+  for (int round = 0; round < p.rounds; ++round) sum = warp_sum(sum + thread_index()) * 0x1p-10;
+  if (thread_index() == 0) p.out[block_index()] = sum;
+}
+
+}  // namespace
+}  // namespace linreg::cuda
+
+using namespace linreg::cuda;
+
+extern "C" {
+
+const char* run_sum(const char* name, const float* x, int64_t n, int rounds, double* partial, double* out, int blocks,
+                    int threads, int cluster, int shared_bytes, int fault) {
+  Sum p = {x, n, rounds, partial, out, nullptr, Fault(fault)};
+  if (const char* error = counters(nullptr, p.counter)) return error;
+  ++p.counter;
+  const Launch l = {blocks, threads, cluster, shared_bytes, nullptr};
+  const std::string_view kernel = name;
+  if (kernel == "blocks") return launch(sum_in_blocks, l, p);
+  if (kernel == "grid") return launch(sum_in_grid, l, p);
+  if (kernel == "shuffles") return launch(shuffles, l, p);
+  switch (cluster) {
+    case 2:
+      return launch(sum_in_cluster<2>, l, p);
+    case 8:
+      return launch(sum_in_cluster<8>, l, p);
+    default:
+      return launch(sum_in_cluster<1>, l, p);
+  }
+}
+
+float half_to_float(uint16_t bits) { return half_bits_to_float(bits); }
+
+void get_limits(int* numbers) {
+  Limits now;
+  limits(now);
+  numbers[0] = now.multiprocessors;
+  std::memcpy(numbers + 1, now.clusters, sizeof(now.clusters));
+}
+}

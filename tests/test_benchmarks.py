@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Do the benchmarks refuse what is wrong, record what they measure, and report what is recorded?"""
+
+import sys
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import constants, gpu_check, ours, peers, results, targets, workloads_cpu, workloads_gpu
+from benchmarks.clocks import Variant
+from benchmarks.harness import Bench, Case
+from benchmarks.problem import Problem
+from benchmarks.results import Results
+
+ABOUT = {**dict.fromkeys(results.ABOUT, "x"), "machine": "Some CPU", "threads": "2", "isa": "AVX2"}
+NAME = "linreg_ext"
+
+
+def bench(path=None, **how):
+    return Bench(Results(path, ABOUT), quick=True, **how)
+
+
+@pytest.mark.parametrize("workload", workloads_cpu.WORKLOADS)
+def test_every_workload_writes_whole_rows(workload, tmp_path, capsys):
+    names = "NumPy" if workload == "memory" else "eager,NumPy"
+    out = tmp_path / "results.csv"
+    assert command.main([workload, "--quick", "--peers", names, "--out", str(out)]) == 0, capsys.readouterr().out
+    rows = results.read([out])
+    assert {row["workload"] for row in rows} == {workload}
+    assert any(row["role"] == "ours" for row in rows)
+    for row in rows:
+        assert tuple(row) == results.COLUMNS
+        for column in (
+            "case",
+            "n",
+            "d",
+            "k",
+            "dtype",
+            "variant",
+            "role",
+            "machine",
+            "threads",
+            "isa",
+            "torch",
+            "commit",
+        ):
+            assert row[column], f"{column} is empty in {row}"
+        measured = [column for column in ("seconds", "memory_bytes", "value") if row[column]]
+        assert len(measured) == 1
+        if row["seconds"]:
+            assert float(row["seconds"]) > 0
+            assert int(row["repeats"]) == 3
+            assert row["clock"] == "wall"
+            assert row["over_eager"] or "eager" not in names
+    assert "refused" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workload", ["wide", "several", "order", "loss"])
+def test_workloads_for_a_gpu_on_the_cpu(workload):
+    run = bench(peers=frozenset({"eager"}))
+    workloads_gpu.WORKLOADS[workload](run)
+    assert run.results.rows
+    assert not run.failures
+
+
+def test_a_wrong_answer_is_refused_before_it_is_timed(capsys):
+    """A peer that leaves out the factor 2 of the gradient, and ours that forgets the bias."""
+    problem, calls = Problem.random(50, 3), {"peer": 0, "ours": 0}
+
+    def wrong(role):
+        right = ours.function(problem)
+
+        def run():
+            calls[role] += 1
+            right.run()
+
+        def answer():
+            found = dict(right.answer())
+            if role == "peer":
+                found["weight"] = (found["weight"] + problem.weight) / 2
+            else:
+                found["bias"] = problem.bias
+            return found
+
+        return Variant(run, answer, role=role)
+
+    run = bench()
+    makers = {
+        NAME: lambda: wrong("ours"),
+        "half the gradient": lambda: wrong("peer"),
+        "eager": lambda: peers.eager(problem),
+    }
+    run.compare(Case.of("test", "", problem), makers, problem.after_steps())
+    assert calls == {"peer": 1, "ours": 1}
+    assert [row["variant"] for row in run.results.rows] == ["eager"]
+    assert len(run.failures) == 1
+    assert run.failures[0].startswith(f"{NAME}: {NAME}: bias is ")
+    assert "refused: half the gradient: weight is " in capsys.readouterr().out
+
+
+def test_every_peer_takes_the_step():
+    """Right in float32 and in float64; those that compile are left to the benchmarks, which check them, too."""
+    for dtype, k in ((torch.float32, 1), (torch.float32, 3), (torch.float64, 1)):
+        problem = Problem.random(200, 5, k, dtype)
+        run = bench(peers=frozenset({"eager", "by hand", "NumPy"}))
+        makers = workloads_cpu.makers(problem, {NAME: ours.train_step})
+        run.compare(Case.of("test", "", problem), makers, problem.after_steps())
+        assert not run.failures
+        assert {row["variant"] for row in run.results.rows} == {NAME, "eager", "by hand", "NumPy"}
+
+
+def test_a_missing_peer_is_skipped_by_name(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    problem = Problem.random(50, 3)
+    run = bench()
+    run.compare(Case.of("test", "", problem), {"numba": lambda: peers.with_numba(problem)}, problem.after_steps())
+    assert "skipped: numba is not installed" in capsys.readouterr().out
+    assert not run.results.rows
+    assert not run.failures
+
+
+def test_a_run_replaces_its_own_rows_and_keeps_the_others(tmp_path):
+    path = tmp_path / "results.csv"
+    first = Results(path, ABOUT)
+    for workload in ("one", "two"):
+        first.add(workload=workload, variant="old", device="cpu")
+    again = Results(path, ABOUT)
+    again.add(workload="one", variant="new", device="cpu")
+    Results(path, ABOUT | {"isa": "AVX512"}).add(workload="one", variant="wider", device="cpu")
+    assert {(row["workload"], row["variant"]) for row in results.read([path])} == {
+        ("one", "new"), ("one", "wider"), ("two", "old"),
+    }  # fmt: skip
+
+
+def rows_of(tmp_path, ours_seconds, eager_seconds=1e-3):
+    """A case of C1 and one of the sizes, ours and eager."""
+    written = Results(tmp_path / "results.csv", ABOUT)
+    for workload, id, n, d in (("large", "C1", 2**20, 128), ("sizes", "", 32, 8)):
+        case = {"workload": workload, "id": id, "case": f"{n} × {d}", "n": n, "d": d, "k": 1, "dtype": "float32"}
+        for variant, role, seconds in (
+            (NAME, "ours", ours_seconds), ("eager", "peer", eager_seconds), ("read sum", "bound", 4e-4),
+        ):  # fmt: skip
+            written.add(
+                **case, device="cpu", variant=variant, role=role, clock="wall", seconds=seconds, spread=0.01,
+                repeats=11, bytes=1, gb_per_s=1.0, of_bwread=4e-4 / seconds, over_eager=eager_seconds / seconds,
+            )  # fmt: skip
+    return written
+
+
+def test_targets_are_judged(tmp_path):
+    judged = {line[2]: line[3:] for line in targets.judge(rows_of(tmp_path, 5e-4).rows)}
+    assert judged == {
+        "of BWread": ("0.8", "≥ 0.9", "NO"),
+        "× as fast as eager": ("2", "≥ 1.8", "yes"),
+    }
+
+
+def report(tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    arguments = ["--readme", str(readme), "--plots", str(tmp_path / "docs")]
+    assert command.main(["report", str(tmp_path / "results.csv"), *arguments]) == 0
+    return readme.read_text()
+
+
+MARKED = "# Before\n\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\n\nAfter.\n"
+
+
+def test_the_report_makes_table_and_plots(tmp_path):
+    rows_of(tmp_path, 5e-4)
+    text = report(tmp_path, MARKED)
+    assert text.startswith("# Before\n\n<!-- benchmarks:begin -->\n**Some CPU**, AVX2, 2 threads")
+    assert text.endswith("\n<!-- benchmarks:end -->\n\nAfter.\n")
+    assert "old" not in text
+    assert "| 1048576 × 128 | 500 µs | 0.80 | 2.0× |" in text
+    assert "No peer is more than 5 % faster" in text
+    assert "](docs/how_fast_cpu.png)" in text
+    assert (tmp_path / "docs" / "how_fast_cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert report(tmp_path, text) == text
+
+
+def test_the_report_says_where_it_loses(tmp_path):
+    rows_of(tmp_path, 5e-4, eager_seconds=4e-4)
+    text = report(tmp_path, MARKED)
+    assert "| **0.80×** |" in text
+    assert "- 1048576 × 128: eager is 1.25× as fast (400 µs)." in text
+
+
+def test_a_readme_without_markers_is_left_alone(tmp_path):
+    rows_of(tmp_path, 5e-4)
+    with pytest.raises(SystemExit, match="benchmarks:begin"):
+        report(tmp_path, "# Nothing here\n")
+    assert (tmp_path / "README.md").read_text() == "# Nothing here\n"
+
+
+def test_an_unknown_workload_is_named(capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main(["tyni"])
+    assert exit.value.code == 2
+    assert "unknown workload 'tyni': choose from large, " in capsys.readouterr().err
+
+
+def test_constants_are_read_from_the_programs_output():
+    read = constants.parse("graph node of 1 block,1.25,us\nplain step on 256 MB of 1024 features,2900,GB/s\n")
+    assert read == [("graph node of 1 block", 1.25, "us"), ("plain step on 256 MB of 1024 features", 2900.0, "GB/s")]
+
+
+@pytest.mark.parametrize(
+    ("code", "says", "ok", "note"),
+    [
+        ("print('3 passed in 1s')", " passed", True, "3 passed in 1s"),
+        ("print('1 failed, 3 passed in 1s'); exit(1)", " passed", False, "exit code 1; 1 failed, 3 passed in 1s"),
+        ("print('nothing')", " passed", False, "its log does not say passed"),
+        ("import time; time.sleep(60)", "", False, "ran out of time"),
+    ],
+)
+def test_stages_of_the_gpu_check(code, says, ok, note, tmp_path, capsys):
+    stage = gpu_check.Stage("stage", [sys.executable, "-c", code], seconds=1.5 if "sleep" in code else 30, says=says)
+    outcome = gpu_check.run(stage, tmp_path, deadline=float("inf"))
+    assert (outcome.ok, outcome.note) == (ok, note)
+    assert "stage: " + ("ok" if ok else "FAILED") in capsys.readouterr().out
+
+
+def test_a_program_that_is_not_there_fails_its_stage(tmp_path):
+    outcome = gpu_check.run(gpu_check.Stage("stage", ["/nowhere/nvcc"], 5), tmp_path, deadline=float("inf"))
+    assert not outcome.ok
+    assert outcome.note.startswith("could not be started")

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What only a GPU has: streams, graphs, launches, synchronisation. Everything else is tested there by the other files."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from accuracy import DTYPES, Problem
+from conftest import HAS_CUDA
+
+import linreg_ext
+from benchmarks import launches
+
+pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU and a build for it")
+
+# Every way to lay out rows: several a load, a part of a warp, a warp, a block, a cluster, through memory; some targets.
+SHAPES = [
+    (4099, 1, 1), (4099, 3, 1), (4099, 8, 1), (1021, 64, 1), (509, 101, 1), (257, 1024, 1), (67, 5000, 1), (19, 20000, 1),
+    (7, 70001, 1), (1021, 16, 2), (257, 128, 4), (129, 256, 8), (67, 40, 30),
+]  # fmt: skip
+ONE_KERNEL = [shape for shape in SHAPES if shape[2] <= 8]
+
+
+def stable_lr(problem: Problem) -> float:
+    """No run may diverge: a nan does not equal itself."""
+    return 0.1 / (1 + problem.input.shape[1])
+
+
+class Step:
+    """An sgd_step_ with everything it reads and writes at fixed addresses."""
+
+    def __init__(self, problem: Problem, momentum: float = 0.9) -> None:
+        self.problem, self.momentum = problem, momentum
+        self.lr = torch.full((), stable_lr(problem), device="cuda")
+        self.w, self.b = problem.linear_weight.clone(), problem.linear_bias.clone()
+        self.buffers = [torch.zeros_like(self.w), torch.zeros_like(self.b)]
+        self.loss = None
+
+    def __call__(self) -> None:
+        self.loss = linreg_ext.sgd_step_(
+            self.problem.input, self.w, self.problem.target, linear_bias=self.b, lr=self.lr, momentum=self.momentum,
+            momentum_buffers=self.buffers if self.momentum else None,
+        )  # fmt: skip
+
+    def results(self) -> list[torch.Tensor]:
+        return [t.clone() for t in (self.loss, self.w, self.b, *self.buffers)]
+
+
+def make(shape, dtypes=DTYPES["float32"]):
+    return Problem.random(*shape, dtypes, device="cuda")
+
+
+def copy(problem):
+    return Problem(*(None if t is None else t.clone() for t in vars(problem).values()))
+
+
+def assert_same_bits(ours, others):
+    for a, b in zip(ours, others, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_same_bits_a_hundred_times_across_streams(shape):
+    """Launches on four streams run beside each other; each must give what one gives that runs alone."""
+    problem = make(shape)
+    alone = Step(problem)
+    alone()
+    expected = alone.results()
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    torch.cuda.synchronize()
+    found = []
+    for _, stream in zip(range(100), itertools.cycle(streams), strict=False):
+        with torch.cuda.stream(stream):
+            step = Step(problem)
+            step()
+            found.append(step.results())
+    torch.cuda.synchronize()
+    for results in found:
+        assert_same_bits(results, expected)
+
+
+def test_different_problems_on_different_streams():
+    steps = [Step(make(shape)) for shape in SHAPES for _ in range(2)]
+    alone = [Step(copy(step.problem)) for step in steps]
+    streams = [torch.cuda.Stream() for _ in steps]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        for step, stream in zip(steps, streams, strict=True):
+            with torch.cuda.stream(stream):
+                step()
+    torch.cuda.synchronize()
+    for step, other in zip(steps, alone, strict=True):
+        for _ in range(20):
+            other()
+        assert_same_bits(step.results(), other.results())
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_graph_replay_with_changed_data_and_learning_rate(shape, dtypes):
+    captured = Step(make(shape, dtypes))
+    captured()  # what a first call loads is not captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            captured()
+    plain = Step(copy(captured.problem))
+    for tensor, source in zip(captured.results()[1:], (plain.w, plain.b, *plain.buffers), strict=True):
+        source.copy_(tensor)
+    for factor, scale in ((1.0, 1.0), (0.2, 0.5), (0.0, 2.0)):
+        for step in (captured, plain):
+            step.lr.fill_(factor * stable_lr(step.problem))
+            step.problem.input.mul_(scale)
+            step.problem.target.add_(scale)
+        graph.replay()
+        for _ in range(3):
+            plain()
+        assert_same_bits(captured.results(), plain.results())
+
+
+def test_two_graphs_replayed_beside_each_other():
+    steps = [Step(make(shape)) for shape in ((4099, 8, 1), (509, 101, 1))]
+    alone = [Step(copy(step.problem)) for step in steps]
+    graphs, streams = [], [torch.cuda.Stream() for _ in steps]
+    for step, other in zip(steps, alone, strict=True):
+        step()
+        other()
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            step()
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for graph, stream in zip(graphs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    for step, other in zip(steps, alone, strict=True):
+        for _ in range(50):
+            other()
+        assert_same_bits(step.results(), other.results())
+
+
+def test_graph_of_loss_and_backward():
+    problem = make((509, 101, 1))
+    w, b = problem.linear_weight.requires_grad_(), problem.linear_bias.requires_grad_()
+
+    def backward():
+        w.grad = b.grad = None
+        loss = linreg_ext.linear_mse_loss(problem.input, w, problem.target, linear_bias=b)
+        loss.backward()
+        return loss.detach()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        loss = backward()
+    problem.target.mul_(3)
+    graph.replay()
+    found = [t.clone() for t in (loss, w.grad, b.grad)]
+    assert_same_bits(found, [backward(), w.grad, b.grad])
+
+
+def pieces(shape):
+    """What a training loop calls, by name."""
+    problem = make(shape)
+    model = torch.nn.Linear(shape[1], shape[2], device="cuda")
+    lr = stable_lr(problem)
+    sgd = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=0.01)
+    train = linreg_ext.make_train_step(model, torch.nn.MSELoss(), sgd)
+    w, b = (t.clone().requires_grad_() for t in (problem.linear_weight, problem.linear_bias))
+    fixed_lr = Step(problem, momentum=0.0)
+    fixed_lr.lr = lr
+    return {
+        "sgd_step_": fixed_lr,
+        "sgd_step_ with a learning rate on the device": Step(problem),
+        "TrainStep": lambda: train(problem.input, problem.target),
+        "loss": lambda: linreg_ext.linear_mse_loss(problem.input, w.detach(), problem.target),
+        "backward": lambda: torch.autograd.grad(
+            linreg_ext.linear_huber_loss(problem.input, w, problem.target, linear_bias=b), (w, b)
+        ),
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nothing_synchronises(shape):
+    for piece in pieces(shape).values():
+        piece()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this mode is a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                piece()
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", ONE_KERNEL, ids=str)
+def test_a_step_is_one_kernel(shape):
+    for name, piece in pieces(shape).items():
+        if name == "backward":
+            continue  # PyTorch's own kernels scale the gradients
+        work = launches.device_work(piece, calls=10)
+        assert launches.kernels(work) == 10, f"{name}: {dict(work)}"
+        assert launches.copies_and_fills(work) == launches.waits(work) == 0, f"{name}: {dict(work)}"
+        assert all("linreg" in kernel for kernel in work), f"{name}: {dict(work)}"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_steps_ask_the_driver_for_no_memory(shape):
+    for name, piece in pieces(shape).items():
+        assert launches.driver_allocations(piece) == 0, name

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does the interpreter find what is wrong with a kernel, for every seed, and nothing wrong with a right one?"""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from simt.build import HERE, ROOT, SAMPLES, build, sanitizer_environment
+from simt.samples import FAULTS, Samples
+
+SEEDS = range(8)
+KERNELS = [("blocks", 1), ("grid", 1), ("cluster", 1), ("cluster", 2), ("cluster", 8)]
+
+
+def build_samples(**how):
+    return build([SAMPLES], kernels=False, **how)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return Samples(build_samples())
+
+
+@pytest.fixture(scope="module")
+def races():
+    return Samples(build_samples(races=True))
+
+
+@pytest.fixture(params=["plain", "races"])
+def samples(request):
+    return request.getfixturevalue(request.param)
+
+
+def run_sanitized(*cases, **environment):
+    return subprocess.run(
+        [sys.executable, HERE / "samples.py", build_samples(sanitize=True), json.dumps(cases)],
+        env=sanitizer_environment() | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("kernel", "cluster"), KERNELS)
+def test_right_kernels_are_right(samples, kernel, cluster):
+    for seed in SEEDS:
+        for threads in (32, 64, 256):
+            for n in (0, 1, 257, 4099):
+                assert samples.run(kernel, n=n, threads=threads, cluster=cluster, seed=seed) is None
+        assert samples.run(kernel, n=1003, blocks=64, threads=64, cluster=cluster) is None  # not all at once
+
+
+REPORTED = [
+    ("blocks", "divergent_barrier", r"in sync_block at samples.cu:\d+, but thread \d+ of block \d is in sync_block at"),
+    ("blocks", "early_exit", r"thread 33 of block \d has ended|thread 33 of block \d is in"),
+    (
+        "cluster",
+        "early_exit",
+        r"thread 33 of block \d is in sync_cluster at samples.cu:\d+, but|is in sync_block .* thread 33",
+    ),
+    (
+        "blocks",
+        "divergent_shuffle",
+        r"shuffle_xor at samples.cu:\d+.*sync_block at samples.cu|sync_block at .*shuffle_xor at",
+    ),
+    ("blocks", "exited_lanes", r"has ended.*shuffle_xor at samples.cu|shuffle_xor at samples.cu.*has ended"),
+    ("grid", "wrong_count", r"counter 1 is 8 at the end of the grid"),
+    ("blocks", "deadlock", r"deadlock: .* in published at samples.cu:\d+, as thread \d+ of block 0"),
+    ("blocks", "misaligned", r"thread \d+ of block \d: misaligned load_once at samples.cu"),
+    ("cluster", "missing_start", r"store_remote before a sync_cluster"),
+    ("cluster", "outside_cluster", r"store_remote to a block outside of the cluster at samples.cu"),
+    (
+        "cluster",
+        "early_end",
+        r"sync_cluster at samples.cu:\d+, but .* has ended|has ended, but .*|into a block that has ended",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kernel", "fault", "message"), REPORTED)
+def test_faults_are_reported(samples, kernel, fault, message):
+    for seed in SEEDS:
+        error = samples.run(kernel, fault, seed=seed)
+        assert error
+        assert re.search(message, error), error
+        assert samples.run(kernel) is None  # nothing is left of the abandoned grid
+
+
+WRONG = [
+    ("blocks", "missing_barrier"),
+    ("blocks", "missing_barrier_2"),
+    ("grid", "missing_barrier"),
+    ("cluster", "missing_barrier"),
+    ("grid", "missing_publish_barrier"),
+    ("grid", "missing_fence"),
+    ("cluster", "missing_arrival"),
+    ("cluster", "overwritten"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "fault"), WRONG)
+def test_races_make_results_wrong(plain, kernel, fault):
+    """In some order, which ten launches are enough to find."""
+    launches = 60 if fault == "overwritten" else 10  # a block must be a whole round ahead of another
+    for seed in SEEDS:
+        plain.library.simt_seed(seed)
+        assert any(plain.run(kernel, fault) for _ in range(launches))
+
+
+@pytest.mark.parametrize(("kernel", "fault"), WRONG)
+def test_races_are_found_in_any_order(races, kernel, fault):
+    for seed in SEEDS:
+        message = races.run(kernel, fault, seed=seed)
+        assert message
+        assert "race: " in message or "has ended" in message
+
+
+def test_every_fault_is_tested():
+    assert {"none", "missing_bound", "small_shared"} == {*FAULTS} - {f for _, f, _ in REPORTED} - {f for _, f in WRONG}
+
+
+@pytest.mark.parametrize("fault", ["missing_bound", "small_shared"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_sanitizer_sees_what_lies_outside(fault, seed):
+    done = run_sanitized({"kernel": "blocks", "fault": fault, "seed": seed})
+    assert done.returncode == 99
+    assert re.search(r"heap-buffer-overflow.*samples.cu:\d+", done.stderr, re.DOTALL), done.stderr
+
+
+def test_the_sanitizer_has_nothing_against_fibers():
+    right = [{"kernel": k, "cluster": c, "blocks": 16, "threads": 256, "seed": s} for k, c in KERNELS for s in SEEDS]
+    wrong = [{"kernel": k, "fault": f, "seed": s} for k, f, _ in REPORTED for s in range(2)]
+    done = run_sanitized(*wrong, *right, *wrong, *right, SIMT_SEED="5")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert all(results[: len(wrong)])
+    assert not any(results[len(wrong) : len(wrong) + len(right)])
+
+
+@pytest.mark.parametrize(
+    ("launch", "message"),
+    [
+        ({"shared_bytes": (48 << 10) + 16}, "at most 48 KB of shared memory, got 49168"),
+        ({"threads": 48}, "32, 64, ... or 1024 threads, got 48"),
+        ({"threads": 2048}, "32, 64, ... or 1024 threads, got 2048"),
+        ({"kernel": "cluster", "cluster": 32, "blocks": 32}, "a cluster of at most 16 blocks, got 32"),
+        ({"kernel": "cluster", "cluster": 8, "blocks": 9}, "whole clusters of 8 blocks, got 9"),
+    ],
+)
+def test_launches_that_a_device_would_refuse(plain, launch, message):
+    assert message in plain.run(**{"kernel": "blocks"} | launch)
+
+
+def test_the_order_follows_from_the_seed(plain):
+    def first_culprits(seed):
+        plain.library.simt_seed(seed)
+        return [plain.run("blocks", "misaligned").split(":")[1] for _ in range(4)]
+
+    assert first_culprits(1) == first_culprits(1) != first_culprits(2)
+    assert len({*first_culprits(1)}) > 1
+    assert plain.run("blocks", "misaligned").endswith("[seed 1, launch 5]")
+
+
+def test_limits_and_launches_are_counted(plain):
+    before = plain.library.simt_launches()
+    plain.run("blocks")
+    assert plain.library.simt_launches() == before + 1
+    assert plain.limits() == [4, 4, 2, 1, 1, 1]
+    plain.library.simt_limits(20, 4)
+    assert plain.limits() == [20, 20, 10, 5, 0, 0]
+    assert "a cluster of at most 4 blocks" in plain.run("cluster", cluster=8)
+    plain.library.simt_limits(4, 16)
+
+
+def test_half_precision(plain):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    converted = np.array([plain.library.half_to_float(int(b)) for b in bits], dtype=np.float32)
+    np.testing.assert_array_equal(converted, bits.view(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(converted), bits >= 1 << 15)
+
+
+def test_fibers_without_assembly():
+    samples = Samples(build_samples(replace={"tests/simt/fibers.h": ("#if !defined(__x86_64__) ||", "#if 1 ||")}))
+    assert all(samples.run(kernel, cluster=cluster, seed=1) is None for kernel, cluster in KERNELS)
+    assert "has ended" in samples.run("blocks", "exited_lanes")
+
+
+def test_replacing_text():
+    barrier = "  sync_block();\n  if (!*last) return;"
+    sabotaged = Samples(
+        build_samples(races=True, replace={"tests/simt/samples.cu": (barrier, "  if (!*last) return;")})
+    )
+    assert all("race: " in sabotaged.run("grid", seed=seed) for seed in SEEDS)
+    with pytest.raises(ValueError, match="got 0 times"):
+        build_samples(replace={"tests/simt/samples.cu": [(barrier, ""), (barrier, "")]})
+    with pytest.raises(ValueError, match=r"got \d+ times: 'sync_block"):
+        build_samples(replace={"tests/simt/samples.cu": ("sync_block();", "")})
+    with pytest.raises(ValueError, match=r"there is no csrc/cuda/none\.cuh"):
+        build_samples(replace={"csrc/cuda/none.cuh": ("a", "b")})
+
+
+def test_the_twin_declares_what_the_device_does():
+    def declared(path):
+        text = path.read_text()
+        functions = re.findall(r"^LINREG_DEVICE [\w<>*& ]+?(\w+)\(", text, re.MULTILINE)
+        entries = re.findall(r"^(?:inline )?const char\* (limits|counters|launch)\(", text, re.MULTILINE)
+        constants = re.findall(r"^constexpr int \w+ = \d+;", text, re.MULTILINE)
+        macros = re.findall(r"^#define (LINREG_\w+)", text, re.MULTILINE)
+        return {*functions, *entries, *constants, *macros}
+
+    real = declared(ROOT / "csrc/cuda/device.cuh")
+    assert {"shuffle_xor", "launch", "LINREG_KERNEL", "constexpr int kCounters = 256;"} <= real
+    assert real == declared(HERE / "device.cuh")
