@@ -55,6 +55,8 @@ double microseconds(const std::function<void()>& run) {
 double in_graph(int count, const std::function<void()>& launch) {
   cudaGraph_t graph;
   cudaGraphExec_t executable;
+  launch();  // loads the kernel, which a capture may refuse to do
+  CHECK(cudaStreamSynchronize(stream));
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   for (int i = 0; i < count; ++i) launch();
   CHECK(cudaStreamEndCapture(stream, &graph));

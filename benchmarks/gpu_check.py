@@ -30,7 +30,7 @@ from .results import aligned, read
 ROOT = machine.ROOT
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 WITHOUT_GPU = ("tests/test_simt.py", "tests/test_cuda_source.py")  # long, and what a GPU shows better
-WORKERS = 10  # of pytest, where pytest-xdist is there; each has a context on the GPU
+WORKERS = 6  # of pytest, where pytest-xdist is there; each has a context on the GPU
 BUILT = "import linreg_ext; assert linreg_ext.build_info()['cuda'], linreg_ext.build_info()"
 
 
@@ -72,8 +72,8 @@ def stages(csv: Path) -> list[list[Stage]]:
         suite += ["-k", "cuda"]  # one process has time for the device's tests only
     return [
         [Stage("build", ["bash", "-c", build], 170, build_for)],
-        [Stage("constants", [python, "-m", "benchmarks.constants", "--out", str(csv)], 45)],
-        [Stage("device", device_tests, 70, _no_plugins(), says=" passed")],
+        [Stage("constants", [python, "-m", "benchmarks.constants", "--out", str(csv)], 60)],
+        [Stage("device", device_tests, 105, _no_plugins(), says=" passed")],
         [Stage("suite", suite, 150, _no_plugins(), says=" passed"), *sanitizers()],
         [
             Stage(

@@ -45,7 +45,7 @@ def driver_allocations(run: Callable[[], object], calls: int = 100) -> int:
 
 
 def _profiled(run: Callable[[], object], calls: int) -> Counter[str]:
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as recorded:
         for _ in range(calls):
             run()
         torch.cuda.synchronize()

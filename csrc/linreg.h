@@ -68,7 +68,7 @@ struct Residuals {
   void* elements = nullptr;              // v ℓ(R), [n, k] in w's dtype
   void* target_gradient = nullptr;       // [n, k] in y's gradient_dtype
   double scale = 1;                      // of the target's gradient
-  const double* weight_total = nullptr;  // Σ v of all rows, where a weighted mean must know it for that
+  const double* weighted_scale = nullptr;  // in its place, for a weighted mean: 1 / Σ v of all rows
 };
 
 // What is known after all rows: Residuals::sums and the second product, Σ (v ℓ')ᵀ X, [k, d] contiguous.

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU and a build fo
 # Every way to lay out rows: several a load, a part of a warp, a warp, a block, a cluster, through memory; some targets.
 SHAPES = [
     (4099, 1, 1), (4099, 3, 1), (4099, 8, 1), (1021, 64, 1), (509, 101, 1), (257, 1024, 1), (67, 5000, 1), (19, 20000, 1),
-    (7, 70001, 1), (1021, 16, 2), (257, 128, 4), (129, 256, 8), (67, 40, 30),
+    (7, 70001, 1), (1021, 16, 2), (257, 128, 4), (129, 256, 8), (67, 40, 30), (129, 65, 130),
 ]  # fmt: skip
 ONE_KERNEL = [shape for shape in SHAPES if shape[2] <= 8]
 

@@ -9,7 +9,7 @@
 namespace linreg::cuda {
 namespace {
 
-constexpr int kSlots = 1024;
+constexpr int kSlots = 4096;
 constexpr int kMaxDevices = 64;
 
 // Zero from the moment the module is loaded, so that no launch has to clear them.
@@ -32,35 +32,65 @@ int resident_clusters(int size, int shared_bytes) {
   return count;
 }
 
-const char* find_limits(int device, Limits& limits) {
-  int major = 0, shared = 0;
-  if (const char* error = message(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)))
-    return error;
-  if (const char* error =
-          message(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device)))
-    return error;
-  if (const char* error = message(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)))
-    return error;
+// While it lives, calls that a stream capture of this thread would refuse are allowed: those below do nothing that a
+// graph could miss.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// What never changes of a device.
+struct Known {
+  Limits limits;
+  unsigned* slots = nullptr;  // [kSlots, kCounters]
+};
+
+const char* find(int device, Known& found) {
+  const RelaxedCapture relaxed;
+  Limits& limits = found.limits;
+  int shared = 0;
+  cudaFuncAttributes code;
+  void* slots = nullptr;
+  for (const cudaError_t error :
+       {cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        cudaFuncGetAttributes(&code, occupant), cudaGetSymbolAddress(&slots, counter_slots)})
+    if (error != cudaSuccess) return message(error);
+  found.slots = static_cast<unsigned*>(slots);
   limits.clusters[0] = limits.multiprocessors;
-  for (int i = 1; major >= 9 && i < kClusterSizes; ++i) limits.clusters[i] = resident_clusters(1 << i, shared);
+  // It is the code that must know clusters: an older architecture's may have been translated for this device.
+  for (int i = 1; code.ptxVersion >= 90 && i < kClusterSizes; ++i)
+    limits.clusters[i] = resident_clusters(1 << i, shared);
+  return nullptr;
+}
+
+const char* current_device(int& device, const Known*& known) {
+  static std::mutex mutex;
+  static Known devices[kMaxDevices];
+  if (const char* error = message(cudaGetDevice(&device))) return error;
+  if (device >= kMaxDevices) return "more devices than linreg_ext counts on";
+  const std::lock_guard<std::mutex> lock(mutex);
+  Known& entry = devices[device];
+  if (!entry.slots) {
+    Known found;
+    if (const char* error = find(device, found)) return error;
+    entry = found;
+  }
+  known = &entry;
   return nullptr;
 }
 
 }  // namespace
 
 const char* limits(Limits& limits) {
-  static std::mutex mutex;
-  static Limits known[kMaxDevices];
   int device = 0;
-  if (const char* error = message(cudaGetDevice(&device))) return error;
-  if (device >= kMaxDevices) return "more devices than linreg_ext counts on";
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (known[device].multiprocessors == 0) {
-    Limits found;
-    if (const char* error = find_limits(device, found)) return error;
-    known[device] = found;
-  }
-  limits = known[device];
+  const Known* known = nullptr;
+  if (const char* error = current_device(device, known)) return error;
+  limits = known->limits;
   return nullptr;
 }
 
@@ -70,9 +100,10 @@ const char* counters(void* stream, unsigned*& counters) {
   using Owner = std::tuple<int, void*, unsigned long long>;  // the device, the stream, the capture or 0
   static std::mutex mutex;
   static int used[kMaxDevices] = {};
-  static std::map<Owner, unsigned*> known;
+  static std::map<Owner, unsigned*> owned;
   int device = 0;
-  if (const char* error = message(cudaGetDevice(&device))) return error;
+  const Known* known = nullptr;
+  if (const char* error = current_device(device, known)) return error;
   cudaStreamCaptureStatus status;
   unsigned long long capture = 0;
   if (const char* error = message(cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &capture)))
@@ -80,12 +111,10 @@ const char* counters(void* stream, unsigned*& counters) {
   if (status != cudaStreamCaptureStatusActive) capture = 0;
 
   const std::lock_guard<std::mutex> lock(mutex);
-  unsigned*& slot = known[{device, stream, capture}];
+  unsigned*& slot = owned[{device, stream, capture}];
   if (!slot) {
-    if (used[device] == kSlots) return "too many streams and CUDA graphs have used linreg_ext (1024 in all)";
-    void* slots = nullptr;
-    if (const char* error = message(cudaGetSymbolAddress(&slots, counter_slots))) return error;
-    slot = static_cast<unsigned*>(slots) + int64_t(used[device]++) * kCounters;
+    if (used[device] == kSlots) return "too many streams and CUDA graphs have used linreg_ext (4096 in all)";
+    slot = known->slots + int64_t(used[device]++) * kCounters;
   }
   counters = slot;
   return nullptr;

@@ -141,7 +141,11 @@ struct Launch {
 };
 
 // nullptr, or what the CUDA runtime says is wrong.
-inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+inline const char* message(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // reported here, not once more by whoever launches next
+  return cudaGetErrorString(error);
+}
 
 inline cudaLaunchConfig_t config_of(const Launch& l, cudaLaunchAttribute& cluster) {
   cudaLaunchConfig_t config = {};

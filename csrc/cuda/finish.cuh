@@ -10,9 +10,21 @@
 
 namespace linreg::cuda {
 
+// The sum of a line's entries of all targets, in every thread; all threads of the block call it.
 LINREG_DEVICE double total(const double* sums, int64_t count) {
   double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += published(sums + i);
+  if (count <= kWarp) {
+    for (int64_t i = 0; i < count; ++i) sum += published(sums + i);
+    return sum;
+  }
+  double* const of_warp = static_cast<double*>(shared_memory());
+  for (int64_t i = thread_index(); i < count; i += thread_count()) sum += published(sums + i);
+  sum = sum_lanes(sum, 1, kWarp);
+  sync_block();  // nobody reads the sums of the call before
+  if (thread_index() % kWarp == 0) of_warp[thread_index() / kWarp] = sum;
+  sync_block();  // every warp's sum is there
+  sum = 0;
+  for (int warp = 0; warp < thread_count() / kWarp; ++warp) sum += of_warp[warp];
   return sum;
 }
 

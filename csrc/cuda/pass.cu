@@ -13,7 +13,7 @@ Plan plan_for(const Pass& pass, const Limits& limits) {
   return plan_of(p, reinterpret_cast<uintptr_t>(p.x.data), wishes, limits);
 }
 
-bool needs_weight_total(const Pass& pass) {
+bool needs_weighted_scale(const Pass& pass) {
   const Problem& p = pass.problem;
   return p.v.data && p.reduction == Reduction::mean && (pass.input_gradient || pass.target_gradient);
 }
@@ -42,7 +42,7 @@ const char* pass_workspace(const Pass& pass, size_t& bytes) {
   Limits device;
   if (const char* error = limits(device)) return error;
   const Plan plan = plan_for(pass, device);
-  const int64_t weights = needs_weight_total(pass) ? weights_blocks(pass.problem, device) : 0;
+  const int64_t weights = needs_weighted_scale(pass) ? weights_blocks(pass.problem, device) : 0;
   bytes = sizeof(double) * size_t(plan.partials + plan.scratch + weights);
   return nullptr;
 }
@@ -58,12 +58,12 @@ const char* run_pass(Pass pass, void* workspace, void* stream) {
   pass.line_stride = plan.line_stride;
   pass.scratch = pass.partials + plan.partials;
   pass.scale = reduction_scale(p, 0);
-  if (needs_weight_total(pass)) {
+  if (needs_weighted_scale(pass)) {
     double* const totals = pass.scratch + plan.scratch;
     const Launch how{weights_blocks(p, device), kWeightsThreads, 1, int(sizeof(double)) * kWeightsThreads / kWarp,
                      stream};
     if (const char* error = launch(weights_kernel, how, p, totals, pass.counters)) return error;
-    pass.weight_total = totals;
+    pass.weighted_scale = totals;
   }
   return launch_for(p.x.dtype, p.w.dtype)(plan, pass, stream);
 }

@@ -29,13 +29,13 @@ struct Layout {
 
 struct Pass {
   Problem problem;
-  ProductSums products;                  // of a pass by matrix products, whose weight sums are not in a line
-  bool weight_sum = false;               // Gᵀ X is wanted
-  void* input_gradient = nullptr;        // scale · G W, [n, d] in x's gradient_dtype
-  void* target_gradient = nullptr;       // −scale · G, [n, k] in y's gradient_dtype
-  void* elements = nullptr;              // v ℓ(R), [n, k] in w's dtype
-  double scale = 1;                      // of the gradients above and of all sums
-  const double* weight_total = nullptr;  // Σ v, where the gradients above must know it; one more division
+  ProductSums products;                    // of a pass by matrix products, whose weight sums are not in a line
+  bool weight_sum = false;                 // Gᵀ X is wanted
+  void* input_gradient = nullptr;          // scale · G W, [n, d] in x's gradient_dtype
+  void* target_gradient = nullptr;         // −scale · G, [n, k] in y's gradient_dtype
+  void* elements = nullptr;                // v ℓ(R), [n, k] in w's dtype
+  double scale = 1;                        // of the gradients above and of all sums
+  const double* weighted_scale = nullptr;  // in its place: 1 / Σ v, where the gradients above must know it
   Finish finish;
   Layout layout;
   double* scratch = nullptr;   // of streamed.cuh

@@ -33,17 +33,18 @@ constexpr Tier tier(Dtype x, bool words, Width width) {
   const int bytes = words ? 16 : size;
   switch (width) {
     case Width::narrow:
-      if (words) return {bytes, 1, 1, 4, 256, size == 2 ? 512 : 768};
-      return {bytes, 1, 1, size == 8 ? 8 : 6, 256, size == 8 ? 512 : 768};
+      return {bytes, 1, 1, !words ? 8 : size == 2 ? 4 : 6, 256, 512};
     case Width::deep:
       return {bytes, words ? (size == 2 ? 1 : 2) : 4, 1, 4, 512, 512};
     case Width::wide:
-      return {bytes, words ? (size == 2 ? 2 : 4) : 8, 1, 1, 512, 512};
+      if (words) return size == 2 ? Tier{bytes, 1, 1, 2, 512, 512} : Tier{bytes, 4, 1, 1, 512, 512};
+      return {bytes, 8, 1, 1, 512, 512};
     case Width::writing:
-      return {bytes, words ? (size == 2 ? 1 : 2) : 4, 1, 2, 512, 512};
+      return {bytes, words ? 1 : 4, 1, 2, 512, 512};
     default:
-      if (words) return size == 2 ? Tier{bytes, 1, 2, 2, 512, 512} : Tier{bytes, 1, 4, 2, 512, 512};
-      return {bytes, 4, 2, size == 8 ? 2 : 4, 512, 512};
+      if (words && size == 4) return {bytes, 1, 4, 4, 384, 384};  // 512 threads would spill with more than two rows
+      if (words) return {bytes, 1, size == 2 ? 2 : 4, 2, 512, 512};
+      return {bytes, size == 8 ? 2 : 4, 2, size == 8 ? 2 : 4, 512, 512};
   }
 }
 
@@ -54,7 +55,7 @@ constexpr int64_t kStreamedLineBytes = 64 << 20;  // of all blocks' sums; wider 
 // as large as that of the plain code and only as often smaller; over more targets it averages out.
 constexpr int64_t kFewTargets = 32;
 constexpr int kSharedBytes = 48 << 10;
-constexpr int kRowWarps = 8;  // of a block, where a row does not need more
+constexpr int kSharedLeast = kMaxThreads / kWarp * int(sizeof(double));  // for finish.cuh
 
 struct Plan {
   bool fits_registers = false;  // rows.cuh, else streamed.cuh
@@ -62,7 +63,7 @@ struct Plan {
   bool words = false;           // 16-byte loads
   Width width = Width::narrow;
   Layout layout;
-  int threads = 0, blocks = 0, shared_bytes = 16;
+  int threads = 0, blocks = 0, shared_bytes = kSharedLeast;
   // Of the workspace, in doubles.
   int64_t line_stride = 0, partials = 0, scratch = 0;
 };
@@ -102,7 +103,9 @@ constexpr bool lay_out(Plan& plan, const Problem& p, const Limits& limits) {
     const int warps = l.row_warps * l.groups;
     if (limits.clusters[i] == 0) return false;
     if (warps * kWarp > t.threads) continue;
-    l.workers = l.cluster == 1 && warps < kRowWarps ? kRowWarps / warps : 1;
+    // Half of a multiprocessor's threads, where a row does not need more; all of them where they do not divide.
+    const int block_warps = t.resident_threads % 256 == 0 ? 8 : t.threads / kWarp;
+    l.workers = l.cluster == 1 && warps < block_warps ? block_warps / warps : 1;
     plan.threads = warps * l.workers * kWarp;
     const int64_t slice = int64_t(l.lanes) * l.row_warps * columns;
     const int64_t count = sum_count(p, true, p.d < slice ? p.d : slice);
@@ -146,7 +149,7 @@ constexpr Plan plan_of(const Problem& p, uintptr_t x_address, Wishes wishes, con
     plan.by_products = p.k > kFewTargets && p.n > 0 && p.d > 0;
     plan.layout = {};
     plan.threads = kStreamedThreads;
-    plan.shared_bytes = 16;
+    plan.shared_bytes = kSharedLeast;
     plan.line_stride = sum_count(p, true, p.d);
     const int64_t by_memory = kStreamedLineBytes / (8 * (plan.line_stride + 1));
     int64_t blocks = ceil_div(p.n, kStreamedRows);

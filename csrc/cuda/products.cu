@@ -26,7 +26,7 @@ Pass pass_for(const Problem& problem) {
 
 const char* launch_finish(const Pass& pass, void* stream) {
   const int64_t blocks = pass.products.weight ? ceil_div(pass.problem.d, kFinishColumns) : 1;
-  return launch(finish_kernel, {int(blocks > 1 ? blocks : 1), kProductThreads, 1, 16, stream}, pass);
+  return launch(finish_kernel, {int(blocks > 1 ? blocks : 1), kProductThreads, 1, kSharedLeast, stream}, pass);
 }
 
 }  // namespace
@@ -54,7 +54,7 @@ const char* residuals(const Problem& rows, const Residuals& wanted, void* worksp
   pass.elements = wanted.elements;
   pass.target_gradient = wanted.target_gradient;
   pass.scale = wanted.scale;
-  pass.weight_total = wanted.weight_total;
+  pass.weighted_scale = wanted.weighted_scale;
   pass.partials = static_cast<double*>(workspace);
   pass.line_stride = weight_sums(rows);
   const int shared_bytes = 3 * kProductThreads * int(sizeof(double));

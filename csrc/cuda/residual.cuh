@@ -49,8 +49,6 @@ LINREG_DEVICE void write_residual(const Pass& pass, double scale, int64_t i, int
 }
 
 // What the gradients that a pass writes are multiplied by.
-LINREG_DEVICE double pass_scale(const Pass& pass) {
-  return pass.weight_total ? reduction_scale(pass.problem, *pass.weight_total) : pass.scale;
-}
+LINREG_DEVICE double pass_scale(const Pass& pass) { return pass.weighted_scale ? *pass.weighted_scale : pass.scale; }
 
 }  // namespace linreg::cuda

@@ -10,6 +10,8 @@
 // order.
 #pragma once
 
+#include <type_traits>
+
 #include "finish.cuh"
 #include "plan.h"
 #include "reduce.cuh"
@@ -29,6 +31,11 @@ struct RowsShape {
   // Whether each dot product is given to one lane, which alone computes the residual; else every lane computes all.
   static constexpr bool kOwned = kWidth != Width::narrow;
   static constexpr bool kWritesInput = kWidth == Width::writing;
+  // A wide row's weights are read anew for each row, from the first-level cache: there are no registers left for them.
+  static constexpr bool kKeepsWeights = kWidth != Width::wide;
+  // Weights are kept as double, which saves a conversion a number, where there are few of them.
+  static constexpr bool kFewWeights = kWidth == Width::narrow || kWidth == Width::deep;
+  using Weight = std::conditional_t<kFewWeights, double, Wide<kW>>;
 };
 
 // Where this thread stands: its warp is one of those that share a row, of a group of targets, of a worker.
@@ -52,19 +59,19 @@ LINREG_MATH Slice slice_of(const Layout& l, int64_t d, int rank) {
 // the first of them in `in_row` 0, and so on. Half of the numbers go at each exchange, where a sum of each over all
 // lanes would send all of them: 15 exchanges and one for 16 numbers in 32 lanes, not 80.
 template <int kCount>
-LINREG_DEVICE double scatter_sums(double (&numbers)[kCount], int lanes) {
-  const int in_row = thread_index() & (lanes - 1);
-  int mask = lanes / 2;
+LINREG_DEVICE double scatter_sums(const double (&numbers)[kCount], int lanes) {
+  if constexpr (kCount == 1) {
+    return sum_lanes(numbers[0], 1, lanes);
+  } else {
+    const bool upper = thread_index() & lanes / 2;
+    double half[kCount / 2];
 #pragma unroll
-  for (int count = kCount / 2; count >= 1; count /= 2, mask /= 2) {
-    const bool upper = in_row & mask;
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      const double send = upper ? numbers[i] : numbers[i + count];
-      numbers[i] = (upper ? numbers[i + count] : numbers[i]) + shuffle_xor(send, mask);
+    for (int i = 0; i < kCount / 2; ++i) {
+      const double send = upper ? numbers[i] : numbers[i + kCount / 2];
+      half[i] = (upper ? numbers[i + kCount / 2] : numbers[i]) + shuffle_xor(send, lanes / 2);
     }
+    return scatter_sums(half, lanes / 2);
   }
-  return sum_lanes(numbers[0], 1, 2 * mask);
 }
 
 template <class S>
@@ -86,9 +93,7 @@ class RowsPass {
       const int target = first_target_ + t;
 #pragma unroll
       for (int c = 0; c < S::kColumns; ++c) {
-        const int j = column(c);
-        const auto* w = static_cast<const Stored<S::kW>*>(p_.w.data) + target * p_.w.row_stride + slice().first;
-        w_[t][c] = target < p_.k && j < columns_ ? widen<S::kW>(w[j]) : Wide<S::kW>(0);
+        if constexpr (S::kKeepsWeights) w_[t][c] = load_weight(target, column(c));
         sums_[t][c] = 0;
       }
     }
@@ -106,10 +111,6 @@ class RowsPass {
       Words<S::kBytes> x[S::kRows][S::kLoads];
       Wide<S::kX> y[S::kOwned ? 1 : S::kDots];
       double dot[S::kDots];
-#pragma unroll
-      for (int t = 0; t < S::kTargets; ++t)
-#pragma unroll
-        for (int c = 0; c < S::kColumns; ++c) forget(w_[t][c]);
       load_rows(first, x, y);
       dots(x, dot);
       if constexpr (S::kOwned) {
@@ -177,12 +178,30 @@ class RowsPass {
     if constexpr (S::kOwned) y[0] = load_target(row(first, own() / S::kTargets), first_target_ + own() % S::kTargets);
   }
 
+  // Not as a constant: the last block will write it.
+  LINREG_DEVICE Wide<S::kW> load_weight(int target, int j) const {
+    const auto* w = static_cast<const Stored<S::kW>*>(p_.w.data) + target * p_.w.row_stride + slice().first;
+    return target < p_.k && j < columns_ ? widen<S::kW>(w[j]) : 0;
+  }
+
+  LINREG_DEVICE double weight(int t, int c) const {
+    if constexpr (S::kKeepsWeights) {
+      return w_[t][c];
+    } else {
+      return load_weight(first_target_ + t, column(c));
+    }
+  }
+
   // This thread's part of X Wᵀ.
-  LINREG_DEVICE void dots(const Words<S::kBytes> (&x)[S::kRows][S::kLoads], double (&dot)[S::kDots]) const {
+  LINREG_DEVICE void dots(const Words<S::kBytes> (&x)[S::kRows][S::kLoads], double (&dot)[S::kDots]) {
 #pragma unroll
     for (int u = 0; u < S::kRows; ++u) {
 #pragma unroll
-      for (int t = 0; t < S::kTargets; ++t) dot[u * S::kTargets + t] = 0;
+      for (int t = 0; t < S::kTargets; ++t) {
+        dot[u * S::kTargets + t] = 0;
+#pragma unroll
+        for (int c = 0; c < S::kColumns && S::kKeepsWeights; ++c) forget(w_[t][c]);
+      }
 #pragma unroll
       for (int load = 0; load < S::kLoads; ++load) {
         Wide<S::kX> numbers[S::kPerLoad];
@@ -191,7 +210,7 @@ class RowsPass {
         for (int c = 0; c < S::kPerLoad; ++c)
 #pragma unroll
           for (int t = 0; t < S::kTargets; ++t)
-            dot[u * S::kTargets + t] += double(numbers[c]) * double(w_[t][load * S::kPerLoad + c]);
+            dot[u * S::kTargets + t] += double(numbers[c]) * weight(t, load * S::kPerLoad + c);
       }
     }
   }
@@ -283,7 +302,7 @@ class RowsPass {
         if (row(first, u) >= p_.n || j >= columns_) continue;
         double sum = 0;
 #pragma unroll
-        for (int t = 0; t < S::kTargets; ++t) sum += slope[u * S::kTargets + t] * double(w_[t][c]);
+        for (int t = 0; t < S::kTargets; ++t) sum += slope[u * S::kTargets + t] * weight(t, c);
         store_number(pass_.input_gradient, gradient_dtype(S::kX), row(first, u) * p_.d + slice().first + j,
                      scale * sum);
       }
@@ -338,7 +357,7 @@ class RowsPass {
   const Stored<S::kX>* const x_;  // the first of them
   double* const shared_;
   double bias_;  // of this thread's target
-  Wide<S::kW> w_[S::kTargets][S::kColumns];
+  typename S::Weight w_[S::kTargets][S::kKeepsWeights ? S::kColumns : 1];
   double sums_[S::kTargets][S::kColumns];
   ResidualSums residuals_;  // of this thread's target
 };

@@ -20,7 +20,7 @@ LINREG_DEVICE void sum_block(double mine, double* shared) {
     for (int warp = 1; warp < thread_count() / kWarp; ++warp) shared[0] += shared[warp];
 }
 
-// Leaves Σ v at partials[0].
+// Leaves 1 / Σ v at partials[0].
 LINREG_KERNEL(kWeightsThreads, 1)
 weights_kernel(LINREG_PARAMETER Problem p, double* const partials, unsigned* const counters) {
   double* const shared = static_cast<double*>(shared_memory());
@@ -30,7 +30,9 @@ weights_kernel(LINREG_PARAMETER Problem p, double* const partials, unsigned* con
     for (int64_t t = 0; t < p.k; ++t) sum += load_number(p.v, i, t);
   sum_block(sum, shared);
   if (thread_index() == 0) publish(partials + block_index(), shared[0]);
-  reduce_blocks(partials, 1, 1, block_index(), block_count(), counters, reinterpret_cast<int*>(shared));
+  if (reduce_blocks(partials, 1, 1, block_index(), block_count(), counters, reinterpret_cast<int*>(shared)) &&
+      thread_index() == 0)
+    publish(partials, 1 / published(partials));
 }
 
 }  // namespace linreg::cuda

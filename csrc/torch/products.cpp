@@ -40,10 +40,18 @@ at::ScalarType scalar_type_of(Dtype dtype) {
   }
 }
 
+// Memory as a tensor; naming its device spares the question to the driver.
+at::Tensor view(const void* data, Dtype dtype, at::IntArrayRef sizes, at::IntArrayRef strides, c10::Device device) {
+  return at::for_blob(const_cast<void*>(data), sizes)
+      .strides(strides)
+      .target_device(device)
+      .options(at::TensorOptions().dtype(scalar_type_of(dtype)).device(device))
+      .make_tensor();
+}
+
 // Memory as a matrix whose rows are `stride` apart.
 at::Tensor matrix(const void* data, Dtype dtype, int64_t rows, int64_t columns, int64_t stride, c10::Device device) {
-  return at::from_blob(const_cast<void*>(data), {rows, columns}, {stride, 1},
-                       at::TensorOptions().dtype(scalar_type_of(dtype)).device(device));
+  return view(data, dtype, {rows, columns}, {stride, 1}, device);
 }
 
 // sum = a · b, or sum + a · b. Products of 16-bit numbers are summed, and come out, in float32.
@@ -65,8 +73,9 @@ bool Products::suit(const char* op, const Backend& backend, c10::Device device, 
 Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& p,
                    const Gradients& gradients, void* elements) {
   const Dtype wide = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-  // A GPU multiplies 16-bit numbers into float32; elsewhere, and beside float32 parameters, they are widened first.
-  const Dtype factor = device.is_cuda() && p.w.dtype == p.x.dtype ? p.x.dtype : wide;
+  // A GPU multiplies bfloat16 into float32; elsewhere, and beside float32 parameters, it is widened first, and float16
+  // always: slopes, not yet divided by the number of elements, may lie outside of its range.
+  const Dtype factor = device.is_cuda() && p.w.dtype == p.x.dtype && p.x.dtype == Dtype::bfloat16 ? p.x.dtype : wide;
   const auto factors = scalar_type_of(factor), sums = scalar_type_of(wide);
   const at::Tensor w = matrix(p.w.data, p.w.dtype, p.k, p.d, p.w.row_stride, device).to(factors);
 
@@ -84,12 +93,11 @@ Products::Products(const char* op, const Backend& backend, c10::Device device, c
   wanted.slopes_dtype = factor;
   wanted.sums = sums_.mutable_data_ptr<double>();
   wanted.scale = p.reduction == Reduction::mean ? 1 / (double(p.n) * double(p.k)) : 1;
-  at::Tensor weight_total;
+  at::Tensor weighted_scale;
   if (p.reduction == Reduction::mean && p.v.data && (gradients.input || gradients.target)) {
-    const at::Tensor v = at::from_blob(const_cast<void*>(p.v.data), {p.n, p.k}, {p.v.row_stride, p.v.col_stride},
-                                       at::TensorOptions().dtype(scalar_type_of(p.v.dtype)).device(device));
-    weight_total = at::sum(v, at::kDouble);
-    wanted.weight_total = weight_total.const_data_ptr<double>();
+    const at::Tensor v = view(p.v.data, p.v.dtype, {p.n, p.k}, {p.v.row_stride, p.v.col_stride}, device);
+    weighted_scale = at::sum(v, at::kDouble).reciprocal_();
+    wanted.weighted_scale = weighted_scale.const_data_ptr<double>();
   }
 
   for (int64_t first = 0; first < p.n; first += rows) {
@@ -112,8 +120,8 @@ Products::Products(const char* op, const Backend& backend, c10::Device device, c
     if (gradients.input) {
       at::Tensor gradient = backend.empty({count, p.d}, sums, device);
       multiply(gradient, slope, w, false);
-      if (weight_total.defined()) {
-        gradient.div_(weight_total);
+      if (weighted_scale.defined()) {
+        gradient.mul_(weighted_scale);
       } else {
         gradient.mul_(wanted.scale);
       }
