@@ -63,11 +63,11 @@ struct Residuals {
   Dtype products_dtype = Dtype::float32;  // or float64
   void* slopes = nullptr;                 // v ℓ'(R), [n, k] contiguous; may be `products`; nullptr: not wanted
   Dtype slopes_dtype = Dtype::float32;
-  double* sums = nullptr;                // of each target the loss, Σ v and Σ v ℓ', [3, k]
-  bool add = false;                      // to what is there, from the rows before; else instead
-  void* elements = nullptr;              // v ℓ(R), [n, k] in w's dtype
-  void* target_gradient = nullptr;       // [n, k] in y's gradient_dtype
-  double scale = 1;                      // of the target's gradient
+  double* sums = nullptr;                  // of each target the loss, Σ v and Σ v ℓ', [3, k]
+  bool add = false;                        // to what is there, from the rows before; else instead
+  void* elements = nullptr;                // v ℓ(R), [n, k] in w's dtype
+  void* target_gradient = nullptr;         // [n, k] in y's gradient_dtype
+  double scale = 1;                        // of the target's gradient
   const double* weighted_scale = nullptr;  // in its place, for a weighted mean: 1 / Σ v of all rows
 };
 

@@ -11,6 +11,7 @@ from accuracy import DTYPES, Exact, Problem, assert_as_accurate, oracle
 from torch import nn
 
 import linreg_ext
+from linreg_ext import reference
 
 STEPS = 500
 OPTIONS = {
@@ -263,3 +264,35 @@ def test_a_step_object_survives_load_state_dict_and_new_settings():
         for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=1e-6)
     assert step.explain().startswith("fused")
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.1, "maximize": True},
+        {"momentum": 0.9, "nesterov": True},
+        {"lr": torch.tensor(0.05)},
+        {"loss": "huber", "weight": "rows"},
+    ],
+    ids=str,
+)
+def test_steps_towards_many_targets(options, dtypes, device):
+    """From some number of targets on, a device may take PyTorch's matrix products."""
+    options = {"lr": 0.05, **options}
+    for n in (70, 70_001) if dtypes[0] == dtypes[1] == torch.float32 else (70,):  # in one block of rows, and in two
+        ours = Problem.random(n, 40, 37, dtypes, weight=options.get("weight"), device=device)
+        twin = Problem(*(None if t is None else t.clone() for t in vars(ours).values()))
+        buffers = [None, None], [None, None]
+        for _ in range(3):
+            losses = []
+            for p, step, buffer in zip((ours, twin), (linreg_ext.sgd_step_, reference.sgd_step_), buffers, strict=True):
+                arguments = {**options, "weight": p.weight}
+                if "momentum" in options:
+                    arguments["momentum_buffers"] = buffer
+                losses.append(step(p.input, p.linear_weight, p.target, linear_bias=p.linear_bias, **arguments))
+            close = {"rtol": 40 * torch.finfo(dtypes[1]).eps, "atol": 40 * torch.finfo(dtypes[1]).eps}
+            torch.testing.assert_close(losses[0], losses[1], **close)
+            torch.testing.assert_close(ours.linear_weight, twin.linear_weight, **close)
+            torch.testing.assert_close(ours.linear_bias, twin.linear_bias, **close)

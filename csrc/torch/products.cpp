@@ -63,6 +63,11 @@ void multiply(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, bool ad
   }
 }
 
+int64_t block_rows(const Problem& p, Dtype factor, Dtype wide) {
+  const int64_t row_bytes = int64_t(size_of(factor)) * p.d + int64_t(size_of(wide)) * p.k;
+  return std::max(kMinRows, kBlockBytes / row_bytes);
+}
+
 }  // namespace
 
 bool Products::suit(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
@@ -70,7 +75,26 @@ bool Products::suit(const char* op, const Backend& backend, c10::Device device, 
   return backend.by_products && backend.by_products(op, device, problem, gradients);
 }
 
-Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& p,
+Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
+                   const Gradients& gradients, void* elements) {
+  run(op, backend, device, problem, gradients, elements);
+}
+
+Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& p, const Sgd& sgd,
+                   const Parameter& weight, bool skip_nonfinite) {
+  const bool same_dtype = p.w.dtype == p.x.dtype && (p.w.dtype == Dtype::float32 || p.w.dtype == Dtype::float64);
+  if (same_dtype && !weight.frozen && sgd.momentum == 0 && !sgd.lr_on_device && !skip_nonfinite && !p.v.data &&
+      p.n <= block_rows(p, p.x.dtype, p.x.dtype)) {
+    const double scale = p.reduction == Reduction::mean ? 1 / (double(p.n) * double(p.k)) : 1;
+    update_ = {matrix(weight.value.data, weight.value.dtype, p.k, p.d, weight.value.row_stride, device),
+               1 - sgd.lr * sgd.weight_decay, (sgd.maximize ? sgd.lr : -sgd.lr) * scale};
+  }
+  Gradients gradients;
+  gradients.weight = weight.value.data;  // wanted; what is done with it is not written there
+  run(op, backend, device, p, gradients, nullptr);
+}
+
+void Products::run(const char* op, const Backend& backend, c10::Device device, const Problem& p,
                    const Gradients& gradients, void* elements) {
   const Dtype wide = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
   // A GPU multiplies bfloat16 into float32; elsewhere, and beside float32 parameters, it is widened first, and float16
@@ -79,10 +103,9 @@ Products::Products(const char* op, const Backend& backend, c10::Device device, c
   const auto factors = scalar_type_of(factor), sums = scalar_type_of(wide);
   const at::Tensor w = matrix(p.w.data, p.w.dtype, p.k, p.d, p.w.row_stride, device).to(factors);
 
-  const int64_t row_bytes = int64_t(size_of(factor)) * p.d + int64_t(size_of(wide)) * p.k;
-  const int64_t rows = std::min(p.n, std::max(kMinRows, kBlockBytes / row_bytes));
+  const int64_t rows = std::min(p.n, block_rows(p, factor, wide));
   sums_ = backend.empty({3, p.k}, at::kDouble, device);
-  if (gradients.weight) weight_ = backend.empty({p.k, p.d}, sums, device);
+  if (gradients.weight && !update_) weight_ = backend.empty({p.k, p.d}, sums, device);
   at::Tensor predictions = backend.empty({rows, p.k}, sums, device);
   at::Tensor slopes = factor == wide ? predictions : backend.empty({rows, p.k}, factors, device);
 
@@ -116,7 +139,11 @@ Products::Products(const char* op, const Backend& backend, c10::Device device, c
     backend.residuals(op, device, block_problem, wanted);
 
     const at::Tensor slope = slopes.narrow(0, 0, count);
-    if (gradients.weight) multiply(weight_, slope.t(), x, first > 0);
+    if (update_) {
+      at::addmm_out(update_->weight, update_->weight, slope.t(), x, update_->beta, update_->alpha);
+    } else if (gradients.weight) {
+      multiply(weight_, slope.t(), x, first > 0);
+    }
     if (gradients.input) {
       at::Tensor gradient = backend.empty({count, p.d}, sums, device);
       multiply(gradient, slope, w, false);

@@ -3,6 +3,8 @@
 // cache between the product that predicts them and the one that sums their gradient, with a kernel between the two.
 #pragma once
 
+#include <optional>
+
 #include "backend.h"
 #include "check.h"
 
@@ -19,9 +21,24 @@ class Products {
   Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
            const Gradients& gradients, void* elements);
 
+  // For a step: the same, and where the rule is no more than W ← β W + α Gᵀ X, with numbers that are known here, the
+  // second product updates W itself.
+  Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Sgd& sgd,
+           const Parameter& weight, bool skip_nonfinite);
+
   ProductSums sums() const;
+  bool weight_updated() const { return update_.has_value(); }
 
  private:
+  struct Update {
+    at::Tensor weight;
+    double beta, alpha;
+  };
+
+  void run(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
+           const Gradients& gradients, void* elements);
+
+  std::optional<Update> update_;
   at::Tensor sums_;    // [3, K] double
   at::Tensor weight_;  // [K, D] float or double
 };

@@ -76,10 +76,12 @@ at::Tensor sgd_step(const Operands& operands, std::string_view loss, double delt
   Updated b(operands.linear_bias, has_momentum ? a.bias_momentum_buffer : nullptr, a.bias_first_step, a.bias_frozen);
   at::Tensor value = backend.empty({}, operands.linear_weight.scalar_type(), device);
   Gradients gradients;
-  gradients.weight = value.data_ptr();  // wanted, not written: finish_sgd_step applies it
+  gradients.weight = value.data_ptr();  // wanted
   if (Products::suit(op.data(), backend, device, checked.problem, gradients)) {
-    const Products products(op.data(), backend, device, checked.problem, gradients, nullptr);
-    backend.finish_sgd_step(op.data(), device, checked.problem, products.sums(), sgd, w.parameter, b.parameter,
+    const Products products(op.data(), backend, device, checked.problem, sgd, w.parameter, a.skip_nonfinite);
+    Parameter weight = w.parameter;
+    weight.frozen |= products.weight_updated();
+    backend.finish_sgd_step(op.data(), device, checked.problem, products.sums(), sgd, weight, b.parameter,
                             a.skip_nonfinite, value.data_ptr());
   } else {
     backend.sgd_step(op.data(), device, checked.problem, sgd, w.parameter, b.parameter, a.skip_nonfinite,
