@@ -34,12 +34,9 @@ void linear_loss(const Problem& problem, const Gradients& gradients, void* loss,
   const PassOutputs outputs = outputs_for(problem, gradients, loss);
   const PassSums sums = run_pass(problem, outputs, scale, workspace);
   if (problem.reduction != Reduction::none) store_scaled(&sums.loss, 1, scale, problem.w.dtype, loss);
-  // Without rows the mean's scale is inf, and PyTorch's gradient a sum of nothing.
-  const double gradient_scale = problem.n == 0 ? 0.0 : scale;
   if (gradients.weight)
-    store_scaled(sums.weight, problem.k * problem.d, gradient_scale, gradient_dtype(problem.w.dtype), gradients.weight);
-  if (gradients.bias)
-    store_scaled(sums.bias, problem.k, gradient_scale, gradient_dtype(problem.w.dtype), gradients.bias);
+    store_scaled(sums.weight, problem.k * problem.d, 1, gradient_dtype(problem.w.dtype), gradients.weight);
+  if (gradients.bias) store_scaled(sums.bias, problem.k, 1, gradient_dtype(problem.w.dtype), gradients.bias);
 }
 
 }  // namespace linreg::cpu

@@ -40,6 +40,23 @@ RunRows* rows_of_this_machine() {
   return chosen;
 }
 
+template <class T>
+void load_weights(const Problem& p, int64_t ldw, T* to) {
+  for (int64_t t = 0; t < p.k; ++t) {
+    load(at(p.w, t), p.w.col_stride, p.w.dtype, p.d, to + t * ldw);
+    std::fill_n(to + t * ldw + p.d, ldw - p.d, T(0));
+  }
+}
+
+// W in rows of whole vectors, of float or double, which hold it exactly.
+void load_weights(const Problem& problem, const Plan& plan, void* to) {
+  if (problem.x.dtype == Dtype::float64) {
+    load_weights(problem, plan.ldw, static_cast<double*>(to));
+  } else {
+    load_weights(problem, plan.ldw, static_cast<float*>(to));
+  }
+}
+
 }  // namespace
 
 size_t pass_workspace(const Problem& problem, const PassOutputs& outputs) {
@@ -49,9 +66,7 @@ size_t pass_workspace(const Problem& problem, const PassOutputs& outputs) {
 PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace) {
   const Plan plan(problem, outputs);
   char* bytes = static_cast<char*>(workspace);
-  double* weights = reinterpret_cast<double*>(bytes + plan.weights);
-  for (int64_t t = 0; t < problem.k; ++t)
-    load(at(problem.w, t), problem.w.col_stride, problem.w.dtype, problem.d, weights + t * problem.d);
+  load_weights(problem, plan, bytes + plan.weights);
   double* biases = reinterpret_cast<double*>(bytes + plan.biases);
   std::fill_n(biases, problem.k, 0.0);
   if (problem.b.data) load(at(problem.b, 0), problem.b.col_stride, problem.b.dtype, problem.k, biases);

@@ -10,12 +10,12 @@ namespace linreg::cpu {
 struct PassOutputs {
   bool weight_sum = false;          // Gᵀ X
   bool bias_sum = false;            // Σ G over rows
-  void* input_gradient = nullptr;   // scale · G W, [n, d] in x's gradient_dtype
-  void* target_gradient = nullptr;  // −scale · G, [n, k] in y's gradient_dtype
+  void* input_gradient = nullptr;   // G W, [n, d] in x's gradient_dtype
+  void* target_gradient = nullptr;  // −G, [n, k] in y's gradient_dtype
   void* elements = nullptr;         // v ℓ(R), [n, k] in w's dtype
 };
 
-// The sums of a pass, before scaling, in its workspace.
+// The sums of a pass, in its workspace: the loss before scaling, the gradients after it.
 struct PassSums {
   double loss = 0;
   const double* weight = nullptr;  // [k, d]
@@ -24,7 +24,7 @@ struct PassSums {
 
 size_t pass_workspace(const Problem& problem, const PassOutputs& outputs);
 
-// `scale` is what the gradients that are written element by element are multiplied by.
+// `scale` is what the gradients are multiplied by.
 PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace);
 
 // What the sums are multiplied by: 1 for a sum, 1 / (n k) or 1 / Σ v for a mean.

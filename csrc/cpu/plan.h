@@ -4,18 +4,26 @@
 
 #include <algorithm>
 
+#include "../math/convert.h"
 #include "pass.h"
 
 namespace linreg::cpu {
 
-constexpr int64_t kGroupRows = 64;              // at most, between the two uses of a row
-constexpr int64_t kGroupBytes = 16 << 10;       // of X in a group: with w and dw, a 32 KB first-level cache
+constexpr int64_t kMaxLanes = 8;       // doubles in a register of the widest instruction set
+constexpr int64_t kColumnsMaxD = 8;    // up to here lanes run along rows, not along features
+constexpr int64_t kColumnsRows = 128;  // in a group then
+constexpr int64_t kGroupRows = 64;     // at most in another group, between the two uses of a row
+constexpr int64_t kBlockRows = 64;     // at most, in whole groups, before gradients of float rows go on in double
+constexpr int64_t kFloatDotsMinK = 4;  // from here on predictions from float rows are summed in float
+// Of X in a group: small, so that the two uses take turns before memory has been waited for.
+constexpr int64_t kGroupBytes = 4 << 10;
 constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows so wide that they need the second level
+// How far ahead memory is asked for, into the second level: two threads read 1 GB of [n, 64] at 0.82 of what a sum over
+// it reads when 8 KB ahead, 0.78 at 16 KB, 0.91 at 32 KB with small groups.
+constexpr int64_t kAhead = 32 << 10;
 constexpr int64_t kManyTargets = 4;
 constexpr int64_t kManyTargetsGroupBytes = 256 << 10;
 constexpr int64_t kGroupResiduals = 16384;  // residuals of a group: 128 KB each of four arrays
-constexpr int64_t kColumnsMaxD = 8;         // up to here lanes run along rows, not along features
-constexpr int64_t kMaxLanes = 8;            // of the widest instruction set
 constexpr int64_t kMaxChunks = 64;
 constexpr int64_t kSumsBytes = 4 << 20;  // of all chunks' sums; wider problems still get kMinChunks
 constexpr int64_t kMinChunks = 4;
@@ -28,22 +36,28 @@ inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign;
 // How a problem is cut up, and where in the workspace its parts lie. All of it follows from the problem and the wishes.
 struct Plan {
   int64_t group_rows, chunk_rows, chunks, threads;
-  bool columns;  // a group is held as [d, kGroupRows] and lanes run along rows
-  bool widen;    // 16-bit rows are copied to float32, which is exact
+  bool columns;     // lanes run along rows
+  bool float_dots;  // predictions are summed in float
+  int64_t ld;       // from one target's row of a group to the next, in numbers
+  int64_t ldw;      // from one row of W to the next, whole vectors
   // Bytes from the start of the workspace, and for the parts that each thread has its own of, from its scratch.
   int64_t sums_stride, weights, biases, scratch, scratch_stride, bytes;
-  int64_t rows, slopes, residuals, losses, targets, weighted, lanes;
+  int64_t features, predictions, targets, element_weights, losses, slopes, float_slopes, loss_lanes, bias_lanes,
+      weight_lanes, block_sums, row;
 
   Plan(const Problem& p, const PassOutputs& outputs) {
-    const int64_t row_bytes = std::max<int64_t>(1, p.d * (p.x.dtype == Dtype::float64 ? 8 : 4));
+    const bool is_double = p.x.dtype == Dtype::float64;
+    const int64_t row_bytes = std::max<int64_t>(1, p.d * int64_t(size_of(p.x.dtype)));
     // Several targets stream weights and gradient sums past each group: more rows, from the second level, share them
     // (4096 × 1024 with 64 targets: 17 ms instead of 32; 65536 × 128 with 8: 5 instead of 8).
     const int64_t group_bytes = p.k < kManyTargets ? kGroupBytes : kManyTargetsGroupBytes;
     const int64_t by_cache = std::max(group_bytes / row_bytes, std::min<int64_t>(8, kWideGroupBytes / row_bytes));
     const int64_t by_targets = kGroupResiduals / std::max<int64_t>(1, p.k);
     columns = p.d <= kColumnsMaxD;
-    widen = p.x.dtype == Dtype::bfloat16 || p.x.dtype == Dtype::float16;
-    group_rows = columns ? kGroupRows : std::clamp<int64_t>(std::min(by_cache, by_targets), 1, kGroupRows);
+    float_dots = !columns && !is_double && p.k >= kFloatDotsMinK;
+    group_rows = columns ? kColumnsRows : std::clamp<int64_t>(std::min(by_cache, by_targets), 1, kGroupRows);
+    ld = ceil_div(group_rows, kMaxLanes) * kMaxLanes;
+    ldw = ceil_div(p.d, 2 * kMaxLanes) * 2 * kMaxLanes;
 
     const int64_t sums = aligned(sum_count(p, outputs) * int64_t(sizeof(double)));
     const int64_t by_memory = std::max(kMinChunks, kSumsBytes / sums);
@@ -59,21 +73,26 @@ struct Plan {
       end += aligned(count * size);
       return begin;
     };
-    const int64_t group_k = group_rows * p.k;
-    rows = take(columns || widen || outputs.input_gradient ? group_rows * p.d : 0, sizeof(double));
-    slopes = take(group_k, sizeof(double));
-    residuals = take(group_k, sizeof(double));
-    losses = take(group_k, sizeof(double));
-    targets = take(group_k, sizeof(double));
-    weighted = take(p.v.data ? group_k : 0, sizeof(double));
-    lanes = take(columns && outputs.weight_sum ? p.k * p.d * kMaxLanes : 0, sizeof(double));
+    const auto doubles = [&take](bool wanted, int64_t count) { return take(wanted ? count : 0, sizeof(double)); };
+    features = doubles(columns, p.d * ld);
+    predictions = doubles(true, p.k * ld);
+    targets = doubles(true, ld);
+    element_weights = doubles(p.v.data, ld);
+    losses = doubles(true, p.k * ld);
+    slopes = doubles(true, p.k * ld);
+    float_slopes = take(columns || is_double ? 0 : p.k * ld, sizeof(float));
+    loss_lanes = doubles(true, kMaxLanes);
+    bias_lanes = doubles(true, p.k * kMaxLanes);
+    weight_lanes = doubles(columns && outputs.weight_sum, p.k * p.d * kMaxLanes);
+    block_sums = take(!columns && outputs.weight_sum ? p.k * ldw : 0, is_double ? sizeof(double) : sizeof(float));
+    row = doubles(outputs.input_gradient, ldw);
     scratch_stride = end;
 
     end = 0;
     sums_stride = sums;
     take(chunks, sums);
-    weights = take(p.k * p.d, sizeof(double));
-    biases = take(p.k, sizeof(double));
+    weights = doubles(true, p.k * ldw);
+    biases = doubles(true, p.k);
     scratch = take(threads, scratch_stride);
     bytes = end;
   }

@@ -5,9 +5,10 @@
 // namespace, and what it instantiates is its own, never std's: the linker would keep one copy for all sets.
 #pragma once
 
+#include "columns.h"
 #include "convert.h"
+#include "narrow.h"
 #include "plan.h"
-#include "residuals.h"
 #include "rows_entry.h"
 #include "tiles.h"
 
@@ -16,158 +17,276 @@ namespace {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline void fill(double* to, int64_t count, double value) {
-  for (int64_t i = 0; i < count; ++i) to[i] = value;
-}
+inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// to[i, j] = from(first + i, j), converted.
-template <class C>
-void load_block(const View& from, int64_t first, int64_t rows, int64_t columns, C* to) {
-  if (columns == 1) return load(at(from, first), from.row_stride, from.dtype, rows, to);
-  for (int64_t i = 0; i < rows; ++i) load(at(from, first + i), from.col_stride, from.dtype, columns, to + i * columns);
+template <class T>
+inline void fill(T* to, int64_t count, T value) {
+  for (int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
 inline void* element(void* data, Dtype dtype, int64_t index) {
   return static_cast<char*>(data) + index * int64_t(size_of(dtype));
 }
 
-// One thread's part of a pass. S is what the rows are read as: double for float64, else float.
-template <class S>
+// One thread's part of a pass over rows of E, whose products with W are summed in Dots, a vector.
+template <class E, class Dots>
 class Worker {
+  using Weight = std::conditional_t<sizeof(E) == 8, double, float>;
+  using Sums = std::conditional_t<sizeof(E) == 8, Wide, Narrow>;  // what gradients of a block of rows are summed in
+  using Sum = NumberOf<Sums>;
+
  public:
   Worker(const Problem& problem, const PassOutputs& outputs, const Plan& plan, double scale, char* workspace,
          int64_t thread)
       : p_(problem), outputs_(outputs), plan_(plan), scale_(scale) {
     char* scratch = workspace + plan.scratch + thread * plan.scratch_stride;
     const auto part = [scratch](int64_t offset) { return reinterpret_cast<double*>(scratch + offset); };
-    rows_ = part(plan.rows), slopes_ = part(plan.slopes), residuals_ = part(plan.residuals);
-    losses_ = part(plan.losses), targets_ = part(plan.targets), weighted_ = part(plan.weighted);
-    lanes_ = part(plan.lanes);
-    w_ = reinterpret_cast<const double*>(workspace + plan.weights);
+    features_ = part(plan.features), predictions_ = part(plan.predictions), targets_ = part(plan.targets);
+    element_weights_ = part(plan.element_weights), losses_ = part(plan.losses), slopes_ = part(plan.slopes);
+    loss_lanes_ = part(plan.loss_lanes), bias_lanes_ = part(plan.bias_lanes), weight_lanes_ = part(plan.weight_lanes);
+    row_ = part(plan.row);
+    block_slopes_ =
+        sizeof(E) == 8 ? reinterpret_cast<Sum*>(slopes_) : reinterpret_cast<Sum*>(scratch + plan.float_slopes);
+    block_sums_ = reinterpret_cast<Sum*>(scratch + plan.block_sums);
+    w_ = reinterpret_cast<const Weight*>(workspace + plan.weights);
     b_ = reinterpret_cast<const double*>(workspace + plan.biases);
+    only_sums_ = p_.k == 1 && p_.d > 0 && !p_.v.data && p_.y.row_stride == 1 && p_.y.dtype == p_.x.dtype &&
+                 (!plan.columns || p_.x.row_stride == p_.d) && outputs.weight_sum && !outputs.input_gradient &&
+                 !outputs.target_gradient && !outputs.elements;
   }
 
   // Writes the sums over rows [begin, end).
   void run(int64_t begin, int64_t end, double* sums) {
-    loss_sum_ = sums, bias_sums_ = sums + 1, weight_sums_ = sums + 1 + p_.k;
+    const int64_t k = p_.k, d = p_.d;
+    double* const weight_sums = sums + 1 + k;
     fill(sums, Plan::sum_count(p_, outputs_), 0.0);
-    const bool by_lanes = plan_.columns && outputs_.weight_sum;
-    if (by_lanes) fill(lanes_, p_.k * p_.d * kLanes, 0.0);
-    for (int64_t row = begin; row < end; row += plan_.group_rows) group(row, smaller(plan_.group_rows, end - row));
-    if (by_lanes)
-      for (int64_t i = 0; i < p_.k * p_.d; ++i) weight_sums_[i] = sum_lanes(load_vec(lanes_ + i * kLanes));
+    fill(loss_lanes_, kMaxLanes, 0.0);
+    fill(bias_lanes_, k * kMaxLanes, 0.0);
+    if (outputs_.weight_sum && plan_.columns) fill(weight_lanes_, k * d * kMaxLanes, 0.0);
+    if (outputs_.weight_sum && !plan_.columns) fill(block_sums_, k * plan_.ldw, Sum(0));
+    int64_t unflushed = 0;
+    if (only_sums_)
+      begin += plan_.columns ? add_narrow_rows(begin, end - begin) : add_tiles(begin, end - begin, weight_sums);
+    for (int64_t row = begin; row < end; row += plan_.group_rows) {
+      const int64_t rows = smaller(plan_.group_rows, end - row);
+      group(row, rows);
+      unflushed += rows;
+      if (outputs_.weight_sum && !plan_.columns && unflushed + plan_.group_rows > kBlockRows) {
+        flush(weight_sums);
+        unflushed = 0;
+      }
+    }
+    if (outputs_.weight_sum && !plan_.columns) flush(weight_sums);
+    sums[0] = sum_lanes(load_vec<Wide>(loss_lanes_));
+    for (int64_t t = 0; t < k; ++t) sums[1 + t] = sum_lanes(load_vec<Wide>(bias_lanes_ + t * kMaxLanes));
+    if (outputs_.weight_sum && plan_.columns)
+      for (int64_t i = 0; i < k * d; ++i) weight_sums[i] = sum_lanes(load_vec<Wide>(weight_lanes_ + i * kMaxLanes));
   }
 
  private:
-  void group(int64_t first, int64_t rows) {
-    if (plan_.columns) {
-      load_columns(first, rows);
-      predict_columns(rows);
-      residuals(first, rows);
-      if (outputs_.weight_sum) add_columns(rows);
-    } else {
-      const S* x = static_cast<const S*>(at(p_.x, first));
-      int64_t ldx = p_.x.row_stride;
-      if (plan_.widen) {
-        S* widened = reinterpret_cast<S*>(rows_);
-        load_block(p_.x, first, rows, p_.d, widened);
-        x = widened, ldx = p_.d;
+  int64_t add_narrow_rows(int64_t first, int64_t rows) {
+    const E *const x = static_cast<const E*>(at(p_.x, first)), *const y = static_cast<const E*>(at(p_.y, first));
+    const LaneSums sums = {loss_lanes_, bias_lanes_, weight_lanes_};
+    int64_t done = 0;
+    [&]<int... D>(std::integer_sequence<int, D...>) {
+      ((p_.d == D + 1 ? void(done = add_narrow<D + 1>(x, y, rows, w_, b_[0], effective_loss(p_.loss, p_.delta),
+                                                      p_.delta, scale_, sums))
+                      : void()),
+       ...);
+    }(std::make_integer_sequence<int, kColumnsMaxD>());
+    return done;
+  }
+
+  // Whole tiles of rows towards one target, each from prediction to gradient sums; how many rows that were.
+  int64_t add_tiles(int64_t first, int64_t rows, double* weight_sums) {
+    constexpr int kRows = kMaxLanes;
+    const int64_t ldx = p_.x.row_stride, d = p_.d, ldw = plan_.ldw, ahead = ahead_of(ldx);
+    const Weight* const w = w_;
+    const Loss kind = effective_loss(p_.loss, p_.delta);
+    const double bias = b_[0], delta = p_.delta, scale = scale_;
+    Wide loss_sum = load_vec<Wide>(loss_lanes_), slope_sum = load_vec<Wide>(bias_lanes_);
+    int64_t i = 0;
+    for (; i + kRows <= rows; i += kRows) {
+      const E *const x = static_cast<const E*>(at(p_.x, first + i)), *const y =
+                                                                         static_cast<const E*>(at(p_.y, first + i));
+      double predictions[kRows];
+      Sum slopes[kRows];
+      dots<Dots, kRows, 1>(x, ldx, w, ldw, d, predictions, kRows, Ahead(x + ahead));
+      LINREG_UNROLL
+      for (int r = 0; r < kRows; r += kLanes) {
+        Wide loss{}, slope{};
+        loss_and_slope(kind, (load_vec<Wide>(predictions + r) + bias) - load_vec<Wide>(y + r), delta, loss, slope);
+        slope *= scale;
+        loss_sum += loss;
+        slope_sum += slope;
+        store_narrowed(slopes + r, slope);
       }
-      for_tiles(rows, p_.k, [&]<int R, int T>(int64_t r, int64_t t) __attribute__((always_inline)) {
-        dots<S, R, T>(x + r * ldx, ldx, w_ + t * p_.d, p_.d, residuals_ + r * p_.k + t, p_.k, plan_.group_rows * ldx);
-      });
-      residuals(first, rows);
-      if (outputs_.weight_sum)
-        for_tiles(rows, p_.k, [&]<int R, int T>(int64_t r, int64_t t) __attribute__((always_inline)) {
-          add_rows<S, R, T>(x + r * ldx, ldx, slopes_ + r * p_.k + t, p_.k, p_.d, weight_sums_ + t * p_.d);
-        });
+      add_rows<Sums, kRows, 1>(x, ldx, slopes, kRows, d, block_sums_, ldw, Ahead(x + ahead + kRows * ldx / 2));
+      if ((i + kRows) % kBlockRows == 0) flush(weight_sums);
     }
-    if (outputs_.elements)
-      store(losses_, rows * p_.k, p_.w.dtype, element(outputs_.elements, p_.w.dtype, first * p_.k));
-    if (outputs_.target_gradient) write_target_gradient(first, rows);
+    store_vec<Wide>(loss_lanes_, loss_sum);
+    store_vec<Wide>(bias_lanes_, slope_sum);
+    return i;
+  }
+
+  // How far ahead memory is asked for: not at all where there is more between the rows than in them.
+  int64_t ahead_of(int64_t ldx) const { return ldx <= 2 * p_.d ? kAhead / int64_t(sizeof(E)) : 0; }
+
+  void group(int64_t first, int64_t rows) {
+    const E* const x = static_cast<const E*>(at(p_.x, first));
+    const int64_t ldx = p_.x.row_stride, ahead = ahead_of(ldx);
+    if (plan_.columns) {
+      load_features(first, rows);
+      predict_columns(rows);
+    } else {
+      for_tiles(rows, p_.k, [&]<int R, int T>(int64_t r, int64_t t) __attribute__((always_inline)) {
+        const E* const tile = x + r * ldx;
+        dots<Dots, R, T>(tile, ldx, w_ + t * plan_.ldw, plan_.ldw, p_.d, predictions_ + t * plan_.ld + r, plan_.ld,
+                         Ahead(tile + (t == 0 ? ahead : 0)));
+      });
+    }
+    for (int64_t t = 0; t < p_.k; ++t) residuals(first, rows, t);
+    if (outputs_.weight_sum && plan_.columns) add_columns(rows);
+    if (outputs_.weight_sum && !plan_.columns)
+      for_tiles(rows, p_.k, [&]<int R, int T>(int64_t r, int64_t t) __attribute__((always_inline)) {
+        const E* const tile = x + r * ldx;
+        add_rows<Sums, R, T>(tile, ldx, block_slopes_ + t * plan_.ld + r, plan_.ld, p_.d, block_sums_ + t * plan_.ldw,
+                             plan_.ldw, Ahead(tile + (t == 0 ? ahead + R * ldx / 2 : 0)));
+      });
     if (outputs_.input_gradient) write_input_gradient(first, rows);
   }
 
-  // From residuals_ = X Wᵀ to losses_ = v ℓ(R) and slopes_ = G = v ℓ'(R), and their sums.
-  void residuals(int64_t first, int64_t rows) {
-    const int64_t k = p_.k, count = rows * k;
-    load_block(p_.y, first, rows, k, targets_);
-    if (k == 1) {
-      for (int64_t i = 0; i < rows; ++i) residuals_[i] = (residuals_[i] + b_[0]) - targets_[i];
+  // From X Wᵀ of one target to losses v ℓ(R), slopes G = scale · v ℓ'(R), and their sums.
+  void residuals(int64_t first, int64_t rows, int64_t t) {
+    if (p_.v.data) load(at(p_.v, first, t), p_.v.row_stride, p_.v.dtype, rows, element_weights_);
+    if (p_.y.row_stride == 1 && p_.y.dtype == p_.x.dtype) {
+      residuals_from(static_cast<const E*>(at(p_.y, first, t)), rows, t);
     } else {
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < k; ++j) residuals_[i * k + j] = (residuals_[i * k + j] + b_[j]) - targets_[i * k + j];
+      load(at(p_.y, first, t), p_.y.row_stride, p_.y.dtype, rows, targets_);
+      residuals_from(targets_, rows, t);
     }
-    losses_and_slopes(p_.loss, residuals_, count, p_.delta, losses_, slopes_);
-    if (p_.v.data) {
-      load_block(p_.v, first, rows, k, weighted_);
-      for (int64_t i = 0; i < count; ++i) losses_[i] *= weighted_[i];
-      for (int64_t i = 0; i < count; ++i) slopes_[i] *= weighted_[i];
-    }
-    *loss_sum_ += sum(losses_, count);
-    if (!outputs_.bias_sum) return;
-    if (k == 1) {
-      bias_sums_[0] += sum(slopes_, rows);
-    } else {
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < k; ++j) bias_sums_[j] += slopes_[i * k + j];
+    const double *const losses = losses_ + t * plan_.ld, *const slopes = slopes_ + t * plan_.ld;
+    if (outputs_.elements) store_strided(losses, rows, outputs_.elements, p_.w.dtype, first, t, 1.0);
+    if (outputs_.target_gradient)
+      store_strided(slopes, rows, outputs_.target_gradient, gradient_dtype(p_.y.dtype), first, t, -1.0);
+  }
+
+  template <class Y>
+  void residuals_from(const Y* y, int64_t rows, int64_t t) {
+    switch (effective_loss(p_.loss, p_.delta)) {
+      case Loss::mse:
+        return residuals_of<Loss::mse>(y, rows, t);
+      case Loss::l1:
+        return residuals_of<Loss::l1>(y, rows, t);
+      case Loss::huber:
+        return residuals_of<Loss::huber>(y, rows, t);
+      case Loss::smooth_l1:
+        return residuals_of<Loss::smooth_l1>(y, rows, t);
     }
   }
 
-  // With few features rows_ holds a group as [d, kGroupRows], zeros up to a whole number of vectors.
-  void load_columns(int64_t first, int64_t rows) {
-    for (int64_t j = 0; j < p_.d; ++j) {
-      double* column = rows_ + j * kGroupRows;
-      load(at(p_.x, first, j), p_.x.row_stride, p_.x.dtype, rows, column);
-      fill(column + rows, padded(rows) - rows, 0.0);
+  template <Loss kLoss, class Y>
+  void residuals_of(const Y* y, int64_t rows, int64_t t) {
+    const double *const predictions = predictions_ + t * plan_.ld, *const v = p_.v.data ? element_weights_ : nullptr;
+    double *const losses = losses_ + t * plan_.ld, *const slopes = slopes_ + t * plan_.ld;
+    Sum* const block_slopes = block_slopes_ + t * plan_.ld;
+    const double bias = b_[t], delta = p_.delta, scale = scale_;
+    const bool losses_wanted = outputs_.elements, block_slopes_wanted = sizeof(E) != 8 && !plan_.columns;
+    Wide loss_sum = load_vec<Wide>(loss_lanes_), slope_sum = load_vec<Wide>(bias_lanes_ + t * kMaxLanes);
+    const auto step = [&](int64_t i, Wide target, Wide weight, typename Lanes<Wide>::Index counts)
+                          __attribute__((always_inline)) {
+                            const Wide residual = (load_vec<Wide>(predictions + i) + bias) - target;
+                            Wide loss = loss_value<kLoss>(residual, delta), slope = loss_slope<kLoss>(residual, delta);
+                            if (v) loss *= weight, slope *= weight;
+                            slope *= scale;
+                            loss = counts ? loss : Wide{};
+                            slope = counts ? slope : Wide{};
+                            loss_sum += loss;
+                            slope_sum += slope;
+                            store_vec<Wide>(slopes + i, slope);
+                            if (losses_wanted) store_vec<Wide>(losses + i, loss);
+                            if (block_slopes_wanted) store_narrowed(block_slopes + i, slope);
+                          };
+    typename Lanes<Wide>::Index all{}, lane;
+    for (int l = 0; l < kLanes; ++l) lane[l] = l;
+    int64_t i = 0;
+    for (; i + kLanes <= rows; i += kLanes)
+      step(i, load_vec<Wide>(y + i), v ? load_vec<Wide>(v + i) : Wide{}, all == 0);
+    if (i < rows)
+      step(i, load_first<Wide>(y + i, rows - i), v ? load_first<Wide>(v + i, rows - i) : Wide{}, lane < rows - i);
+    store_vec<Wide>(loss_lanes_, loss_sum);
+    store_vec<Wide>(bias_lanes_ + t * kMaxLanes, slope_sum);
+  }
+
+  // Into column t of an [n, k] matrix.
+  void store_strided(const double* from, int64_t rows, void* to, Dtype dtype, int64_t first, int64_t t, double sign) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const double value = sign * from[i];
+      store(&value, 1, dtype, element(to, dtype, (first + i) * p_.k + t));
     }
   }
 
-  static int64_t padded(int64_t rows) { return (rows + kLanes - 1) / kLanes * kLanes; }
+  // Adds the block's sums to the chunk's.
+  void flush(double* weight_sums) {
+    for (int64_t t = 0; t < p_.k; ++t) {
+      Sum* const from = block_sums_ + t * plan_.ldw;
+      double* __restrict__ to = weight_sums + t * p_.d;
+      for (int64_t j = 0; j < p_.d; ++j) to[j] += double(from[j]);
+      fill(from, plan_.ldw, Sum(0));
+    }
+  }
+
+  void load_features(int64_t first, int64_t rows) {
+    load_columns<E>(p_.x, p_.d, first, rows, features_, plan_.ld);
+    for (int64_t j = 0; j < p_.d; ++j) fill(features_ + j * plan_.ld + rows, whole_vectors(rows) - rows, 0.0);
+  }
 
   void predict_columns(int64_t rows) {
+    const int64_t d = p_.d, ld = plan_.ld;
     for (int64_t t = 0; t < p_.k; ++t) {
-      double sums[kGroupRows] = {};
-      for (int64_t j = 0; j < p_.d; ++j) {
-        const double w = w_[t * p_.d + j];
-        const double* column = rows_ + j * kGroupRows;
-        for (int64_t i = 0; i < padded(rows); ++i) sums[i] += column[i] * w;
-      }
-      for (int64_t i = 0; i < rows; ++i) residuals_[i * p_.k + t] = sums[i];
+      const Weight* const w = w_ + t * plan_.ldw;
+      const double* const features = features_;
+      double* const predictions = predictions_ + t * ld;
+      const auto some = [=]<int N>(int64_t i, std::integral_constant<int, N>) __attribute__((always_inline)) {
+        Wide sums[N] = {};
+        for (int64_t j = 0; j < d; ++j) LINREG_UNROLL
+        for (int m = 0; m < N; ++m) sums[m] += load_vec<Wide>(features + j * ld + i + m * kLanes) * double(w[j]);
+        LINREG_UNROLL
+        for (int m = 0; m < N; ++m) store_vec<Wide>(predictions + i + m * kLanes, sums[m]);
+      };
+      int64_t i = 0;
+      for (; i + 4 * kLanes <= rows; i += 4 * kLanes) some(i, std::integral_constant<int, 4>());
+      for (; i < rows; i += kLanes) some(i, std::integral_constant<int, 1>());
     }
   }
 
   void add_columns(int64_t rows) {
+    const int64_t d = p_.d, ld = plan_.ld;
     for (int64_t t = 0; t < p_.k; ++t) {
-      double g[kGroupRows] = {};
-      for (int64_t i = 0; i < rows; ++i) g[i] = slopes_[i * p_.k + t];
-      for (int64_t j = 0; j < p_.d; ++j) {
-        double* lanes = lanes_ + (t * p_.d + j) * kLanes;
-        Vec sum = load_vec(lanes);
-        for (int64_t i = 0; i < padded(rows); i += kLanes)
-          sum += load_vec(g + i) * load_vec(rows_ + j * kGroupRows + i);
-        store_vec(lanes, sum);
+      const double* const g = slopes_ + t * ld;
+      for (int64_t j = 0; j < d; ++j) {
+        const double* const x = features_ + j * ld;
+        double* const lanes = weight_lanes_ + (t * d + j) * kMaxLanes;
+        Wide sums[4] = {load_vec<Wide>(lanes), {}, {}, {}};
+        int64_t i = 0;
+        for (; i + 4 * kLanes <= rows; i += 4 * kLanes) LINREG_UNROLL
+        for (int m = 0; m < 4; ++m) sums[m] += load_vec<Wide>(g + i + m * kLanes) * load_vec<Wide>(x + i + m * kLanes);
+        for (; i < rows; i += kLanes) sums[0] += load_vec<Wide>(g + i) * load_vec<Wide>(x + i);
+        store_vec<Wide>(lanes, (sums[0] + sums[1]) + (sums[2] + sums[3]));
       }
     }
-  }
-
-  void write_target_gradient(int64_t first, int64_t rows) {
-    const int64_t count = rows * p_.k;
-    const Dtype dtype = gradient_dtype(p_.y.dtype);
-    for (int64_t i = 0; i < count; ++i) residuals_[i] = -(scale_ * slopes_[i]);
-    store(residuals_, count, dtype, element(outputs_.target_gradient, dtype, first * p_.k));
   }
 
   void write_input_gradient(int64_t first, int64_t rows) {
     const Dtype dtype = gradient_dtype(p_.x.dtype);
     for (int64_t i = 0; i < rows; ++i) {
-      fill(rows_, p_.d, 0.0);  // the rows of X have been used
+      fill(row_, p_.d, 0.0);
       for (int64_t t = 0; t < p_.k; ++t) {
-        const double g = scale_ * slopes_[i * p_.k + t];
-        const double* w = w_ + t * p_.d;
-        for (int64_t j = 0; j < p_.d; ++j) rows_[j] += g * w[j];
+        const double g = slopes_[t * plan_.ld + i];
+        const Weight* const w = w_ + t * plan_.ldw;
+        for (int64_t j = 0; j < p_.d; ++j) row_[j] += g * double(w[j]);
       }
-      store(rows_, p_.d, dtype, element(outputs_.input_gradient, dtype, (first + i) * p_.d));
+      store(row_, p_.d, dtype, element(outputs_.input_gradient, dtype, (first + i) * p_.d));
     }
   }
 
@@ -175,9 +294,13 @@ class Worker {
   const PassOutputs& outputs_;
   const Plan& plan_;
   const double scale_;
-  double *rows_, *slopes_, *residuals_, *losses_, *targets_, *weighted_, *lanes_;
-  double *loss_sum_, *bias_sums_, *weight_sums_;
-  const double *w_, *b_;
+  double *features_, *predictions_, *targets_, *element_weights_, *losses_, *slopes_;
+  double *loss_lanes_, *bias_lanes_, *weight_lanes_, *row_;
+  Sum *block_slopes_, *block_sums_;
+  const Weight* w_;
+  bool only_sums_;  // are wanted, and the operands lie as add_narrow and add_tiles read them
+
+  const double* b_;
 };
 
 // Chunks [begin, end) of the plan, by one thread.
@@ -188,10 +311,19 @@ void run_rows(const Problem& problem, const PassOutputs& outputs, const Plan& pl
       worker.run(chunk * plan.chunk_rows, smaller((chunk + 1) * plan.chunk_rows, problem.n),
                  reinterpret_cast<double*>(workspace + chunk * plan.sums_stride));
   };
-  if (problem.x.dtype == Dtype::float64) {
-    run(Worker<double>(problem, outputs, plan, scale, workspace, thread));
-  } else {
-    run(Worker<float>(problem, outputs, plan, scale, workspace, thread));
+  const auto run_as = [&]<class E>(E) {
+    if (plan.float_dots) return run(Worker<E, Narrow>(problem, outputs, plan, scale, workspace, thread));
+    run(Worker<E, Wide>(problem, outputs, plan, scale, workspace, thread));
+  };
+  switch (problem.x.dtype) {
+    case Dtype::float32:
+      return run_as(float());
+    case Dtype::float64:
+      return run(Worker<double, Wide>(problem, outputs, plan, scale, workspace, thread));
+    case Dtype::bfloat16:
+      return run_as(Bfloat16());
+    case Dtype::float16:
+      return run_as(Float16());
   }
 }
 

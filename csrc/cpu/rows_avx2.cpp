@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // rows.h for processors with AVX2, FMA and F16C.
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "../math/loss.h"
 #include "rows_entry.h"

@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // rows.h for processors with AVX-512 F, DQ, BW and VL.
+// GCC 12's own header is warned about, where it leaves lanes that a mask fills anyway.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "../math/loss.h"
 #include "rows_entry.h"
 
 // Behind the pragma only what is compiled for this set alone: the headers above must not be.
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #define LINREG_LANES 8
 #include "rows.h"
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One SGD step: one pass, then the rule on every number of the parameters, in double, rounded once.
+#include <algorithm>
 #include <cmath>
 
 #include "../math/sgd.h"
@@ -15,23 +16,31 @@ PassOutputs outputs_for_step() {
   return outputs;
 }
 
-void update(const Parameter& parameter, int64_t rows, int64_t columns, const double* sums, double scale,
+// Numbers `count` on from `values` and `buffers`, a momentum buffer or nullptr.
+void update(char* values, char* buffers, const double* gradient, int64_t count, Dtype dtype, bool first_step,
             const Sgd& sgd) {
-  if (parameter.frozen || !parameter.value.data) return;
-  const Dtype dtype = parameter.value.dtype;
-  for (int64_t i = 0; i < rows; ++i) {
-    char* values = static_cast<char*>(at(parameter.value, i));
-    char* buffers = sgd.momentum != 0 ? static_cast<char*>(at(parameter.momentum_buffer, i)) : nullptr;
-    for (int64_t j = 0; j < columns; ++j) {
-      const int64_t offset = j * int64_t(size_of(dtype));
-      const double p = load_one<double>(values + offset, dtype);
-      const bool has_buffer = buffers && !parameter.first_step;
-      const double buffer = has_buffer ? load_one<double>(buffers + offset, dtype) : 0;
-      const SgdNumber<double> next = sgd_update(p, buffer, scale * sums[i * columns + j], sgd, parameter.first_step);
-      store(&next.p, 1, dtype, values + offset);
-      if (buffers) store(&next.buffer, 1, dtype, buffers + offset);
+  constexpr int64_t kBlock = 64;  // converted at a time
+  double p[kBlock], buffer[kBlock] = {};
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const int64_t offset = first * int64_t(size_of(dtype)), block = std::min(kBlock, count - first);
+    load(values + offset, 1, dtype, block, p);
+    if (buffers && !first_step) load(buffers + offset, 1, dtype, block, buffer);
+    for (int64_t i = 0; i < block; ++i) {
+      const SgdNumber<double> next = sgd_update(p[i], buffer[i], gradient[first + i], sgd, first_step);
+      p[i] = next.p;
+      buffer[i] = next.buffer;
     }
+    store(p, block, dtype, values + offset);
+    if (buffers) store(buffer, block, dtype, buffers + offset);
   }
+}
+
+void update(const Parameter& parameter, int64_t rows, int64_t columns, const double* gradient, const Sgd& sgd) {
+  if (parameter.frozen || !parameter.value.data) return;
+  for (int64_t i = 0; i < rows; ++i)
+    update(static_cast<char*>(at(parameter.value, i)),
+           sgd.momentum != 0 ? static_cast<char*>(at(parameter.momentum_buffer, i)) : nullptr, gradient + i * columns,
+           columns, parameter.value.dtype, parameter.first_step, sgd);
 }
 
 }  // namespace
@@ -45,10 +54,8 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
   const double value = scale * sums.loss;
   store(&value, 1, problem.w.dtype, loss);
   if (skip_nonfinite && !std::isfinite(load_one<double>(loss, problem.w.dtype))) return;
-  // Without rows the mean's scale is inf, and PyTorch's gradient a sum of nothing.
-  const double gradient_scale = problem.n == 0 ? 0.0 : scale;
-  update(weight, problem.k, problem.d, sums.weight, gradient_scale, sgd);
-  update(bias, 1, problem.k, sums.bias, gradient_scale, sgd);
+  update(weight, problem.k, problem.d, sums.weight, sgd);
+  update(bias, 1, problem.k, sums.bias, sgd);
 }
 
 }  // namespace linreg::cpu

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Few features: rows turned into columns, so that lanes run along rows.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "convert.h"
+#include "plan.h"
+#include "vector.h"
+
+namespace linreg::cpu {
+namespace {
+
+// Column C of the rows that D vectors hold one behind the other, a row for each lane; `found` is what the first M hold.
+template <int D, int C, int M, class V>
+LINREG_INLINE V column(V found, const V (&rows)[D]) {
+  if constexpr (M == D) {
+    return found;
+  } else {
+    constexpr auto from = [](int i) constexpr {
+      constexpr int lanes = lanes_of<V>;
+      const int at = i * D + C;  // among all
+      return at / lanes == M ? lanes + at % lanes : M == 1 && at / lanes == 0 ? at : i;
+    };
+    return column<D, C, M + 1>(chosen(found, rows[M], from), rows);
+  }
+}
+
+// Of D vectors that hold rows one behind the other, D columns, a row for each lane: by turns to two halves as long as
+// the number of features is even, then each by itself.
+template <int D, class V>
+LINREG_INLINE void to_columns(V (&v)[D]) {
+  if constexpr (D > 1 && D % 2 == 0) {
+    constexpr auto even_lane = [](int i) constexpr { return 2 * i; };
+    constexpr auto odd_lane = [](int i) constexpr { return 2 * i + 1; };
+    V even[D / 2], odd[D / 2];
+#pragma GCC unroll 4
+    for (int i = 0; i < D / 2; ++i) {
+      even[i] = chosen(v[2 * i], v[2 * i + 1], even_lane);
+      odd[i] = chosen(v[2 * i], v[2 * i + 1], odd_lane);
+    }
+    to_columns(even);
+    to_columns(odd);
+#pragma GCC unroll 4
+    for (int i = 0; i < D / 2; ++i) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
+  } else if constexpr (D > 1) {
+    [&v]<int... C>(std::integer_sequence<int, C...>) __attribute__((always_inline)) {
+      const V columns[D] = {column<D, C, 1>(v[0], v)...};
+      ((v[C] = columns[C]), ...);
+    }(std::make_integer_sequence<int, D>());
+  }
+}
+
+// columns[j · ld + i] = x[i, j] for whole vectors of rows of D features without gaps; how many rows that were.
+template <class V, int D, class E>
+inline int64_t load_whole_columns(const E* x, int64_t rows, double* columns, int64_t ld) {
+  constexpr int lanes = lanes_of<V>;
+  int64_t i = 0;
+  for (; i + lanes <= rows; i += lanes) {
+    V vectors[D];
+#pragma GCC unroll 8
+    for (int m = 0; m < D; ++m) vectors[m] = load_vec<V>(x + i * D + m * lanes);
+    to_columns(vectors);
+#pragma GCC unroll 8
+    for (int c = 0; c < D; ++c) store_widened(columns + c * ld + i, vectors[c]);
+  }
+  return i;
+}
+
+// columns[j · ld + i] = x[first + i, j], for any rows.
+template <class E>
+inline void load_columns(const View& x, int64_t d, int64_t first, int64_t rows, double* columns, int64_t ld) {
+  using V = std::conditional_t<sizeof(E) == 8, Wide, Narrow>;
+  int64_t done = 0;
+  if (x.row_stride == d) {
+    const E* const from = static_cast<const E*>(at(x, first));
+    const auto whole = [&]<int... D>(std::integer_sequence<int, D...>) {
+      ((d == D + 1 ? void(done = load_whole_columns<V, D + 1>(from, rows, columns, ld)) : void()), ...);
+    };
+    whole(std::make_integer_sequence<int, kColumnsMaxD>());
+  }
+  for (int64_t j = 0; j < d && done < rows; ++j)
+    load(at(x, first + done, j), x.row_stride, x.dtype, rows - done, columns + j * ld + done);
+}
+
+}  // namespace
+}  // namespace linreg::cpu

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Few features and one target: rows from memory to sums in registers.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "../math/loss.h"
+#include "columns.h"
+#include "tiles.h"
+
+namespace linreg::cpu {
+namespace {
+
+// What rows are summed to, a chain for each lane: Σ ℓ, Σ G and Gᵀ X.
+struct LaneSums {
+  double *loss, *slope, *weight;  // kMaxLanes numbers each, of the weight [d, kMaxLanes]
+};
+
+LINREG_INLINE void loss_and_slope(Loss kind, Wide residual, double delta, Wide& loss, Wide& slope) {
+  const auto as = [&]<Loss kLoss>(std::integral_constant<Loss, kLoss>) __attribute__((always_inline)) {
+    loss = loss_value<kLoss>(residual, delta);
+    slope = loss_slope<kLoss>(residual, delta);
+  };
+  switch (kind) {
+    case Loss::mse:
+      return as(std::integral_constant<Loss, Loss::mse>());
+    case Loss::l1:
+      return as(std::integral_constant<Loss, Loss::l1>());
+    case Loss::huber:
+      return as(std::integral_constant<Loss, Loss::huber>());
+    case Loss::smooth_l1:
+      return as(std::integral_constant<Loss, Loss::smooth_l1>());
+  }
+}
+
+// Adds whole vectors of rows of D features, without gaps as their targets are; how many rows that were.
+template <int D, class E, class W>
+int64_t add_narrow(const E* x, const E* y, int64_t rows, const W* weights, double bias, Loss kind, double delta,
+                   double scale, const LaneSums& to) {
+  using V = std::conditional_t<sizeof(E) == 8, Wide, Narrow>;
+  constexpr int lanes = lanes_of<V>, parts = lanes / kLanes;
+  constexpr int sets = D <= 4 ? parts : 1;  // of sums, as far as the registers go, so that none waits for another
+  Wide w[D], weight[sets][D] = {}, loss[parts] = {}, slope[parts] = {};
+#pragma GCC unroll 8
+  for (int c = 0; c < D; ++c) w[c] = broadcast<Wide>(double(weights[c]));
+  Ahead ahead(x + kAhead / int64_t(sizeof(E)));
+  int64_t i = 0;
+  for (; i + lanes <= rows; i += lanes) {
+    V vectors[D];
+#pragma GCC unroll 8
+    for (int m = 0; m < D; ++m) vectors[m] = load_vec<V>(x + i * D + m * lanes);
+    to_columns(vectors);
+    ahead.ask<D * lanes * int64_t(sizeof(E))>();
+    const auto add = [&]<int kPart, int... C>(std::integral_constant<int, kPart>, std::integer_sequence<int, C...>)
+                         __attribute__((always_inline)) {
+                           const Wide features[D] = {part<kPart>(vectors[C])...};
+                           Wide residual = broadcast<Wide>(bias) - load_vec<Wide>(y + i + kPart * kLanes), l{}, g{};
+                           ((residual += features[C] * w[C]), ...);
+                           loss_and_slope(kind, residual, delta, l, g);
+                           g *= scale;
+                           loss[kPart] += l;
+                           slope[kPart] += g;
+                           ((weight[kPart % sets][C] += g * features[C]), ...);
+                         };
+    constexpr auto all = std::make_integer_sequence<int, D>();
+    add(std::integral_constant<int, 0>(), all);
+    if constexpr (parts == 2) add(std::integral_constant<int, 1>(), all);
+  }
+  const auto store = [](double* sum, const auto& more) __attribute__((always_inline)) {
+    Wide total = load_vec<Wide>(sum);
+    for (const Wide& v : more) total += v;
+    store_vec<Wide>(sum, total);
+  };
+  store(to.loss, loss);
+  store(to.slope, slope);
+#pragma GCC unroll 8
+  for (int c = 0; c < D; ++c) {
+    Wide total = load_vec<Wide>(to.weight + c * kMaxLanes);
+    for (int set = 0; set < sets; ++set) total += weight[set][c];
+    store_vec<Wide>(to.weight + c * kMaxLanes, total);
+  }
+  return i;
+}
+
+}  // namespace
+}  // namespace linreg::cpu
