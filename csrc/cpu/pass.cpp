@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "../math/reduction.h"
 #include "convert.h"
 #include "plan.h"
 #include "residuals.h"
@@ -86,8 +87,7 @@ PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double sca
 }
 
 double reduction_scale(const Problem& problem) {
-  if (problem.reduction != Reduction::mean) return 1.0;
-  if (!problem.v.data) return 1.0 / (double(problem.n) * double(problem.k));
+  if (problem.reduction != Reduction::mean || !problem.v.data) return reduction_scale(problem, 0);
   double total = 0;
   double part[kGroupRows];
   for (int64_t i = 0; i < problem.n; ++i)
@@ -96,7 +96,7 @@ double reduction_scale(const Problem& problem) {
       load(at(problem.v, i, j), problem.v.col_stride, problem.v.dtype, count, part);
       total += sum(part, count);
     }
-  return 1.0 / total;
+  return reduction_scale(problem, total);
 }
 
 }  // namespace linreg::cpu

@@ -3,6 +3,7 @@
 // rule applied. One block does it, after every other block has read the parameters for the last time.
 #pragma once
 
+#include "../math/reduction.h"
 #include "../math/sgd.h"
 #include "number.cuh"
 #include "pass.cuh"

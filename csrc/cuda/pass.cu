@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A pass is one launch, and one more before it where it writes gradients row by row that a weighted mean divides.
+#include "../math/reduction.h"
 #include "launch.cuh"
 #include "pass.h"
 #include "weights.cuh"

@@ -57,10 +57,4 @@ LINREG_MATH constexpr int64_t sum_count(const Problem& p, bool weight_sum, int64
   return weight_sums(p) + (weight_sum ? p.k * columns : 0);
 }
 
-// What the sums are multiplied by. Without rows a mean's scale is inf, and PyTorch's gradient a sum of nothing.
-LINREG_MATH double reduction_scale(const Problem& p, double weight_total) {
-  if (p.reduction != Reduction::mean) return 1.0;
-  return 1.0 / (p.v.data ? weight_total : double(p.n) * double(p.k));
-}
-
 }  // namespace linreg::cuda

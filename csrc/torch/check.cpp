@@ -188,6 +188,19 @@ Dtype dtype_of(const at::Tensor& tensor) {
   }
 }
 
+at::ScalarType scalar_type_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float64:
+      return at::kDouble;
+    case Dtype::bfloat16:
+      return at::kBFloat16;
+    case Dtype::float16:
+      return at::kHalf;
+    default:
+      return at::kFloat;
+  }
+}
+
 Rows rows_of(const at::Tensor& tensor, at::Tensor& copy) {
   const bool fits = tensor.dim() == 0 || tensor.size(-1) <= 1 || tensor.stride(-1) == 1;
   if (!fits) copy = tensor.contiguous();

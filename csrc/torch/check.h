@@ -51,6 +51,7 @@ struct SgdArguments {
 void check_sgd(std::string_view op, const Operands& operands, std::string_view reduction, const SgdArguments& sgd);
 
 Dtype dtype_of(const at::Tensor& tensor);
+at::ScalarType scalar_type_of(Dtype dtype);
 
 // A parameter as rows, read and written in place. What cannot be (columns that are not contiguous) is copied into
 // `copy`, which the caller copies back.

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "../math/convert.h"
+#include "../math/reduction.h"
 
 namespace linreg::torch_ops {
 namespace {
@@ -25,19 +26,6 @@ const void* rows_from(const View& view, int64_t first) {
 
 void* rows_from(void* data, int64_t first, int64_t columns, Dtype dtype) {
   return data ? static_cast<char*>(data) + first * columns * int64_t(size_of(dtype)) : nullptr;
-}
-
-at::ScalarType scalar_type_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::float32:
-      return at::kFloat;
-    case Dtype::float64:
-      return at::kDouble;
-    case Dtype::bfloat16:
-      return at::kBFloat16;
-    default:
-      return at::kHalf;
-  }
 }
 
 // Memory as a tensor; naming its device spares the question to the driver.
@@ -85,9 +73,8 @@ Products::Products(const char* op, const Backend& backend, c10::Device device, c
   const bool same_dtype = p.w.dtype == p.x.dtype && (p.w.dtype == Dtype::float32 || p.w.dtype == Dtype::float64);
   if (same_dtype && !weight.frozen && sgd.momentum == 0 && !sgd.lr_on_device && !skip_nonfinite && !p.v.data &&
       p.n <= block_rows(p, p.x.dtype, p.x.dtype)) {
-    const double scale = p.reduction == Reduction::mean ? 1 / (double(p.n) * double(p.k)) : 1;
     update_ = {matrix(weight.value.data, weight.value.dtype, p.k, p.d, weight.value.row_stride, device),
-               1 - sgd.lr * sgd.weight_decay, (sgd.maximize ? sgd.lr : -sgd.lr) * scale};
+               1 - sgd.lr * sgd.weight_decay, (sgd.maximize ? sgd.lr : -sgd.lr) * reduction_scale(p, 0)};
   }
   Gradients gradients;
   gradients.weight = weight.value.data;  // wanted; what is done with it is not written there
@@ -115,7 +102,7 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
   wanted.slopes = gradients.weight || gradients.input ? slopes.data_ptr() : nullptr;
   wanted.slopes_dtype = factor;
   wanted.sums = sums_.mutable_data_ptr<double>();
-  wanted.scale = p.reduction == Reduction::mean ? 1 / (double(p.n) * double(p.k)) : 1;
+  wanted.scale = reduction_scale(p, 0);  // of a weighted mean, weighted_scale
   at::Tensor weighted_scale;
   if (p.reduction == Reduction::mean && p.v.data && (gradients.input || gradients.target)) {
     const at::Tensor v = view(p.v.data, p.v.dtype, {p.n, p.k}, {p.v.row_stride, p.v.col_stride}, device);

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the sums of a pass are multiplied by.
+#pragma once
+
+#include "../linreg.h"
+#include "inline.h"
+
+namespace linreg {
+
+// 1 for a sum, 1 / (n k) or, of a weighted problem, 1 / Σ v for a mean. Without rows a mean's scale is inf, and
+// PyTorch's gradient a sum of nothing.
+LINREG_MATH double reduction_scale(const Problem& p, double weight_total) {
+  if (p.reduction != Reduction::mean) return 1.0;
+  return 1.0 / (p.v.data ? weight_total : double(p.n) * double(p.k));
+}
+
+}  // namespace linreg
