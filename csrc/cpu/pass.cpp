@@ -13,11 +13,10 @@
 #include "pass.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <string_view>
 
 #include "../math/reduction.h"
 #include "convert.h"
+#include "instruction_set.h"
 #include "plan.h"
 #include "residuals.h"
 #include "rows_entry.h"
@@ -26,19 +25,15 @@
 namespace linreg::cpu {
 namespace {
 
-// The widest instruction set of this machine that ATEN_CPU_CAPABILITY (default, avx2, avx512; as torch reads it)
-// allows.
 RunRows* rows_of_this_machine() {
-  static RunRows* const chosen = [] {
-    const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
-    const std::string_view cap = variable ? variable : "";
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    if (cap == "default" || !avx2) return run_rows_portable;
-    return cap == "avx2" || !avx512 ? run_rows_avx2 : run_rows_avx512;
-  }();
-  return chosen;
+  switch (instruction_set()) {
+    case InstructionSet::avx512:
+      return run_rows_avx512;
+    case InstructionSet::avx2:
+      return run_rows_avx2;
+    default:
+      return run_rows_portable;
+  }
 }
 
 template <class T>
