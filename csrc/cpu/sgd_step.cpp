@@ -6,6 +6,7 @@
 #include "../math/sgd.h"
 #include "convert.h"
 #include "pass.h"
+#include "threads.h"
 
 namespace linreg::cpu {
 namespace {
@@ -16,31 +17,40 @@ PassOutputs outputs_for_step() {
   return outputs;
 }
 
-// Numbers `count` on from `values` and `buffers`, a momentum buffer or nullptr.
-void update(char* values, char* buffers, const double* gradient, int64_t count, Dtype dtype, bool first_step,
-            const Sgd& sgd) {
-  constexpr int64_t kBlock = 64;  // converted at a time
-  double p[kBlock], buffer[kBlock] = {};
-  for (int64_t first = 0; first < count; first += kBlock) {
-    const int64_t offset = first * int64_t(size_of(dtype)), block = std::min(kBlock, count - first);
-    load(values + offset, 1, dtype, block, p);
-    if (buffers && !first_step) load(buffers + offset, 1, dtype, block, buffer);
-    for (int64_t i = 0; i < block; ++i) {
-      const SgdNumber<double> next = sgd_update(p[i], buffer[i], gradient[first + i], sgd, first_step);
-      p[i] = next.p;
-      buffer[i] = next.buffer;
+constexpr int64_t kPiece = 256;                // numbers that are updated together, in the first-level cache
+constexpr int64_t kUpdatesOfThread = 1 << 15;  // fewer do not pay for waking it
+
+void update_row(const Parameter& parameter, int64_t row, int64_t columns, const double* sums, double scale,
+                const Sgd& sgd) {
+  const Dtype dtype = parameter.value.dtype;
+  const bool has_momentum = sgd.momentum != 0, has_buffer = has_momentum && !parameter.first_step;
+  double values[kPiece], buffers[kPiece];
+  for (int64_t j = 0; j < columns; j += kPiece) {
+    const int64_t count = std::min(kPiece, columns - j), offset = j * int64_t(size_of(dtype));
+    char* const value = static_cast<char*>(at(parameter.value, row)) + offset;
+    char* const buffer = has_momentum ? static_cast<char*>(at(parameter.momentum_buffer, row)) + offset : nullptr;
+    load(value, 1, dtype, count, values);
+    if (has_buffer) load(buffer, 1, dtype, count, buffers);
+    for (int64_t i = 0; i < count; ++i) {
+      const double before = has_buffer ? buffers[i] : 0;
+      const SgdNumber<double> next = sgd_update(values[i], before, scale * sums[j + i], sgd, parameter.first_step);
+      values[i] = next.p;
+      buffers[i] = next.buffer;
     }
-    store(p, block, dtype, values + offset);
-    if (buffers) store(buffer, block, dtype, buffers + offset);
+    store(values, count, dtype, value);
+    if (has_momentum) store(buffers, count, dtype, buffer);
   }
 }
 
-void update(const Parameter& parameter, int64_t rows, int64_t columns, const double* gradient, const Sgd& sgd) {
+void update(const Parameter& parameter, int64_t rows, int64_t columns, const double* sums, double scale, const Sgd& sgd,
+            int64_t threads) {
   if (parameter.frozen || !parameter.value.data) return;
-  for (int64_t i = 0; i < rows; ++i)
-    update(static_cast<char*>(at(parameter.value, i)),
-           sgd.momentum != 0 ? static_cast<char*>(at(parameter.momentum_buffer, i)) : nullptr, gradient + i * columns,
-           columns, parameter.value.dtype, parameter.first_step, sgd);
+  const int64_t limit =
+      std::clamp<int64_t>(rows * columns / kUpdatesOfThread, 1, std::min(threads, std::max<int64_t>(rows, 1)));
+  run_threaded(limit, [&](int64_t thread, int64_t count) {
+    for (int64_t row = rows * thread / count; row < rows * (thread + 1) / count; ++row)
+      update_row(parameter, row, columns, sums + row * columns, scale, sgd);
+  });
 }
 
 }  // namespace
@@ -54,8 +64,8 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
   const double value = scale * sums.loss;
   store(&value, 1, problem.w.dtype, loss);
   if (skip_nonfinite && !std::isfinite(load_one<double>(loss, problem.w.dtype))) return;
-  update(weight, problem.k, problem.d, sums.weight, sgd);
-  update(bias, 1, problem.k, sums.bias, sgd);
+  update(weight, problem.k, problem.d, sums.weight, sums.gradient_scale, sgd, problem.threads);
+  update(bias, 1, problem.k, sums.bias, sums.gradient_scale, sgd, problem.threads);
 }
 
 }  // namespace linreg::cpu
