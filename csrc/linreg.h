@@ -31,6 +31,10 @@ struct Rows {
   Dtype dtype = Dtype::float32;
 };
 
+// sum = a b, or sum + a b where `add`: [m, n] from [m, l] and [l, n], all float32 or all float64, of which one stride
+// of a and of b is 1. On the calling thread alone, so that the bits do not depend on how many there are.
+using Multiply = void(int64_t m, int64_t l, int64_t n, const View& a, const View& b, const Rows& sum, bool add);
+
 // What a pass reads. P = X Wᵀ + b, R = P − Y, loss = reduce(v ℓ(R)).
 struct Problem {
   int64_t n = 0, d = 0, k = 0;
@@ -42,7 +46,8 @@ struct Problem {
   Loss loss = Loss::mse;
   double delta = 1.0;  // huber's δ, smooth_l1's β
   Reduction reduction = Reduction::mean;
-  int threads = 1;  // how many a CPU pass may use; the result does not depend on it
+  int threads = 1;               // how many a CPU pass may use; the result does not depend on it
+  Multiply* multiply = nullptr;  // for a CPU pass over many targets; nullptr: by loops of its own
 };
 
 // The dtype that the gradient of an operand of this dtype has. It is yet to be multiplied by the gradient of the loss,

@@ -10,6 +10,7 @@ from accuracy import DTYPES, Problem
 import linreg_ext
 
 SHAPES = [(100_003, 1, 1), (100_003, 7, 2), (30_011, 33, 1), (5_003, 257, 3), (301, 20_000, 1)]
+SHAPES += [(5_003, 65, 40), (301, 520, 130), (4_096, 1_024, 64), (40, 64, 700)]  # by matrix products
 
 
 def results(problem):

@@ -24,6 +24,8 @@ FEATURES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 64, 101, 128, 1024, 1025)
 SHAPES = [(n, 5, 1) for n in ROWS] + [(n, 17, 3) for n in ROWS] + [(67, d, 1) for d in FEATURES]
 SHAPES += [(35, d, k) for d in (1, 4, 9, 130) for k in (2, 3, 4, 5, 8, 33)] + [(1000, 3, 2), (3, 40000, 2), (9, 6, 700)]
 SHAPES += [(41, 300, 1), (19, 1026, 2), (6, 5000, 1), (3, 70001, 1), (2, 131072, 1), (37, 520, 7), (21, 4096, 2)]
+# Targets, and work, from which a device takes PyTorch's matrix products: one block of rows, several, several chunks.
+SHAPES += [(1, 1100, 33), (77, 130, 16), (64, 64, 64), (300, 65, 257), (513, 33, 40), (5003, 9, 34), (70, 1025, 100)]
 
 
 def fused_loss(problem, loss, delta, reduction):
@@ -55,14 +57,14 @@ def test_shapes(shape, dtypes, device):
 @pytest.mark.parametrize("weight", [None, "elements", "rows", "row columns"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_losses_reductions_weights(loss, reduction, weight, bias, dtypes, device):
-    for shape in ((45, 6, 1), (130, 21, 3)):
+    for shape in ((45, 6, 1), (130, 21, 3), (90, 11, 36)):
         problem = Problem.random(*shape, dtypes, bias=bias, weight=weight, device=device)
         check(problem, loss, 0.75, reduction, grad_loss=0.5)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("noise", [1e-2, 1e-4, 0.0])
-@pytest.mark.parametrize("shape", [(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3), (900, 64, 40)], ids=str)
 def test_near_convergence(shape, noise, dtypes, device):
     """The residual is what is left of large numbers: nothing may be rounded before the subtraction."""
     check(Problem.random(*shape, dtypes, noise=noise, device=device))
@@ -111,7 +113,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(70, 6, 2), (70, 40, 1), (70, 40, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 6, 2), (70, 40, 1), (70, 40, 3), (300, 40, 37)], ids=str)
 def test_layouts_give_the_bits_of_contiguous_operands(layout, shape, dtypes, device):
     problem = Problem.random(*shape, dtypes, weight="elements", device=device)
     strided = Problem(
@@ -137,9 +139,9 @@ def test_layouts_give_the_bits_of_contiguous_operands(layout, shape, dtypes, dev
 
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("d", [3, 20])
-def test_any_storage_offset_and_nothing_written_outside(d, dtypes, device):
-    n, k, momentum = 9, 2, 0.9
+@pytest.mark.parametrize(("n", "d", "k"), [(9, 3, 2), (9, 20, 2), (70, 20, 35)])
+def test_any_storage_offset_and_nothing_written_outside(n, d, k, dtypes, device):
+    momentum = 0.9
     problem = Problem.random(n, d, k, dtypes, device=device)
     expected = [problem.linear_weight.clone(), problem.linear_bias.clone()]
     linreg_ext.sgd_step_(
@@ -229,8 +231,9 @@ def test_a_power_of_two_scales_exactly(device):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e-42, -0.0])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("where", ["input", "target", "linear_weight", "linear_bias", "weight"])
-def test_special_values_travel_as_in_pytorch(value, loss, where, device):
-    problem = Problem.random(37, 5, 2, DTYPES["float32"], weight="elements", device=device)
+@pytest.mark.parametrize("shape", [(37, 5, 2), (100, 9, 40)], ids=str)
+def test_special_values_travel_as_in_pytorch(value, loss, where, shape, device):
+    problem = Problem.random(*shape, DTYPES["float32"], weight="elements", device=device)
     getattr(problem, where).flatten()[3 % getattr(problem, where).numel()] = value
     ours = loss_and_grads(lambda p: fused_loss(p, loss, 1.0, "sum"), problem)
     plain = loss_and_grads(lambda p: plain_loss(p, loss, 1.0, "sum"), problem)
@@ -244,13 +247,16 @@ def test_what_overflows_only_in_between_does_not_overflow(device):
     assert linreg_ext.linear_l1_loss(x, w, y).item() == torch.tensor(3e38).item()
 
 
-def test_a_weight_of_zero_does_not_hide_a_nan(device):
-    x, w, y = torch.ones(2, 1, device=device), torch.ones(1, 1, device=device), torch.zeros(2, 1, device=device)
+@pytest.mark.parametrize(("d", "k"), [(1, 1), (500, 40)])
+def test_a_weight_of_zero_does_not_hide_a_nan(d, k, device):
+    x, w, y = torch.ones(2, d, device=device), torch.ones(k, d, device=device), torch.zeros(2, k, device=device)
     y[1] = math.nan
     assert linreg_ext.linear_mse_loss(x, w, y, weight=torch.tensor([1.0, 0.0], device=device)).isnan()
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (0, 0, 1), (1, 1, 1), (0, 20, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (0, 0, 1), (1, 1, 1), (0, 20, 1), (0, 3, 40), (4, 0, 40)], ids=str
+)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_empty_and_odd(shape, reduction, device):
     problem = Problem.random(*shape, DTYPES["float32"], device=device)

@@ -18,6 +18,7 @@
 #include "convert.h"
 #include "instruction_set.h"
 #include "plan.h"
+#include "products.h"
 #include "residuals.h"
 #include "rows_entry.h"
 #include "threads.h"
@@ -56,10 +57,12 @@ void load_weights(const Problem& problem, const Plan& plan, void* to) {
 }  // namespace
 
 size_t pass_workspace(const Problem& problem, const PassOutputs& outputs) {
+  if (by_products(problem, outputs)) return products_workspace(problem, outputs);
   return size_t(Plan(problem, outputs).bytes);
 }
 
 PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace) {
+  if (by_products(problem, outputs)) return run_products(problem, outputs, scale, workspace);
   const Plan plan(problem, outputs);
   char* bytes = static_cast<char*>(workspace);
   load_weights(problem, plan, bytes + plan.weights);

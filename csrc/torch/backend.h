@@ -19,7 +19,7 @@ struct Backend {
   void (*linear_loss)(const char* op, c10::Device device, Problem& problem, const Gradients& gradients, void* loss);
   void (*sgd_step)(const char* op, c10::Device device, Problem& problem, const Sgd& sgd, const Parameter& weight,
                    const Parameter& bias, bool skip_nonfinite, void* loss);
-  // For products.h, as linreg.h has them.
+  // For products.h, as linreg.h has them; nullptr where the entries above make their own products.
   bool (*by_products)(const char* op, c10::Device device, const Problem& problem, const Gradients& gradients);
   void (*residuals)(const char* op, c10::Device device, const Problem& rows, const Residuals& wanted);
   void (*finish_linear_loss)(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,

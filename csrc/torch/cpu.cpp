@@ -2,14 +2,51 @@
 // The CPU for the operators.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/addmm_cpu_dispatch.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <cstddef>
 
 #include "backend.h"
+#include "check.h"
+
+// MKL's, where torch is built with it; the others multiply on one thread inside of a parallel region by themselves.
+extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
 
 namespace linreg::torch_ops {
 namespace {
+
+// MKL on the calling thread alone. In a parallel region it has one thread anyway, and yet it would cut a product up for
+// torch.get_num_threads() of them, and so round differently.
+class OneThread {
+ public:
+  OneThread() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
+  ~OneThread() {
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+  }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  const int before_;
+};
+
+at::Tensor matrix(const void* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t col_stride,
+                  Dtype dtype) {
+  return at::for_blob(const_cast<void*>(data), {rows, columns})
+      .strides({row_stride, col_stride})
+      .options(scalar_type_of(dtype))
+      .make_tensor();
+}
+
+// Past the dispatcher, whose modes belong to the thread that called the operator.
+void multiply(int64_t m, int64_t l, int64_t n, const View& a, const View& b, const Rows& sum, bool add) {
+  const OneThread one_thread;
+  at::Tensor out = matrix(sum.data, m, n, sum.row_stride, 1, sum.dtype);
+  at::cpu::addmm_out(out, out, matrix(a.data, m, l, a.row_stride, a.col_stride, a.dtype),
+                     matrix(b.data, l, n, b.row_stride, b.col_stride, b.dtype), add ? 1 : 0, 1);
+}
 
 // 64-byte aligned memory for the length of one call: on the stack for a small problem, else from torch's allocator.
 class Workspace {
@@ -34,6 +71,7 @@ void set_lr(Sgd& sgd, const at::Tensor& lr) {
 
 void linear_loss(const char*, c10::Device, Problem& problem, const Gradients& gradients, void* loss) {
   problem.threads = at::get_num_threads();
+  problem.multiply = multiply;
   Workspace workspace(cpu::loss_workspace(problem, gradients));
   cpu::linear_loss(problem, gradients, loss, workspace.get());
 }
@@ -41,6 +79,7 @@ void linear_loss(const char*, c10::Device, Problem& problem, const Gradients& gr
 void sgd_step(const char*, c10::Device, Problem& problem, const Sgd& sgd, const Parameter& weight,
               const Parameter& bias, bool skip_nonfinite, void* loss) {
   problem.threads = at::get_num_threads();
+  problem.multiply = multiply;
   Workspace workspace(cpu::sgd_workspace(problem));
   cpu::sgd_step(problem, sgd, weight, bias, skip_nonfinite, loss, workspace.get());
 }
