@@ -144,7 +144,7 @@ class Products {
       for (int64_t i = 0; i < plan_.line_stride; ++i) line[i] += line[chunk * plan_.line_stride + i];
     double loss = 0;
     for (int64_t t = 0; t < p_.k; ++t) loss += line[t];
-    return {loss, weight, line + p_.k};
+    return {loss, scale_, weight, line + p_.k};
   }
 
  private:
