@@ -54,13 +54,13 @@ class LinearLoss(Function):
         input, linear_weight, target, linear_bias, weight, *saved = ctx.saved_tensors
         grads: dict[str, Tensor] = {}
         if grad_loss is not None:
-            names = [name for name, wanted in zip(OPERANDS, ctx.wanted, strict=True) if wanted]
+            names = _names(ctx.wanted)
             if (
                 torch.is_grad_enabled() or is_transforming() or _is_batched(grad_loss)
             ):  # the result must be differentiable itself
-                values = _differentiable_grads(
+                values = differentiable_grads(
                     grad_loss, input, linear_weight, target, linear_bias, weight,
-                    ctx.loss, ctx.delta, ctx.reduction, names,
+                    ctx.loss, ctx.delta, ctx.reduction, ctx.wanted,
                 )  # fmt: skip
             elif ctx.reduction == "none":
                 values = _elementwise_grads(
@@ -68,14 +68,21 @@ class LinearLoss(Function):
                 )
             else:
                 values = [grad_loss.to(saved_grad.dtype) * saved_grad for saved_grad in saved]
-            dtypes = {"input": input.dtype, "target": target.dtype}
-            grads = {
-                name: value.to(dtypes.get(name, linear_weight.dtype)) for name, value in zip(names, values, strict=True)
-            }
+            dtypes = _dtypes(input, linear_weight)
+            grads = {name: value.to(dtypes[name]) for name, value in zip(names, values, strict=True)}
         return (
             grads.get("input"), grads.get("linear_weight"), grads.get("target"), grads.get("linear_bias"),
             None, None, None, None, None,
         )  # fmt: skip
+
+
+def _names(wanted: list[bool]) -> list[str]:
+    return [name for name, asked in zip(OPERANDS, wanted, strict=True) if asked]
+
+
+def _dtypes(input: Tensor, linear_weight: Tensor) -> dict[str, torch.dtype]:
+    """The dtypes of the operands."""
+    return dict(zip(OPERANDS, (input.dtype, linear_weight.dtype, linear_weight.dtype, input.dtype), strict=True))
 
 
 def is_transforming() -> bool:
@@ -111,7 +118,7 @@ def _elementwise_grads(
     )[1]
 
 
-def _differentiable_grads(
+def differentiable_grads(
     grad_loss: Tensor,
     input: Tensor,  # [*, D]
     linear_weight: Tensor,  # [K, D] or [D]
@@ -121,9 +128,9 @@ def _differentiable_grads(
     loss: str,
     delta: float,
     reduction: str,
-    names: list[str],
+    wanted: list[bool],
 ) -> list[Tensor]:
-    """The gradients in plain PyTorch, in the compute dtype; differentiable in `grad_loss` and in every operand."""
+    """The gradients that are wanted in plain PyTorch; differentiable in `grad_loss` and in every operand."""
     compute = torch.float32 if input.dtype.itemsize == 2 else input.dtype
     x, w, y = (tensor.to(compute) for tensor in (input, linear_weight, target))
     r = F.linear(x, w) - y
@@ -153,7 +160,8 @@ def _differentiable_grads(
         "linear_bias": lambda: g_rows.sum(0).reshape(linear_bias.shape),
         "target": lambda: -g,
     }
-    return [grads[name]() for name in names]
+    dtypes = _dtypes(input, linear_weight)
+    return [grads[name]().to(dtypes[name]) for name in _names(wanted)]
 
 
 def _like(weight: Tensor, rows: Tensor) -> Tensor:

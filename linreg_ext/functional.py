@@ -329,6 +329,10 @@ def linear_loss(
     """The four losses under one name."""
     if REFERENCE:
         return reference.linear_loss(input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    if not torch.compiler.is_compiling():
+        value = _C.linear_loss(loss, delta, input, linear_weight, target, linear_bias, weight, reduction)
+        if value is not NotImplemented:
+            return value
     op = f"linear_{loss}_loss"
     require_tensors(
         op,

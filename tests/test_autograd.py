@@ -6,11 +6,20 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import LOSSES, Problem
+from accuracy import DTYPES, LOSSES, Problem
 
 import linreg_ext
+from linreg_ext import autograd, functional
 
 FLOAT64 = (torch.float64, torch.float64)
+
+
+@pytest.fixture(autouse=True, params=["direct", "LinearLoss"])
+def recorder(request, monkeypatch):
+    """What records the derivative: plain tensors have a direct way, everything has LinearLoss."""
+    if request.param == "LinearLoss":
+        monkeypatch.setattr(functional._C, "linear_loss", lambda *_: NotImplemented)
+    return request.param
 
 
 def call(loss, x, w, y, b=None, v=None, reduction="mean"):
@@ -66,8 +75,8 @@ def test_only_the_gradients_that_are_needed(reduction, device):
                 torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-14)
 
 
-def test_the_gradients_not_needed_are_not_computed(monkeypatch, device):
-    asked = []
+def test_the_gradients_not_needed_are_not_computed(recorder, monkeypatch, device):
+    asked, saved = [], []
     original = torch.ops.linreg_ext.linear_loss_grads
 
     def watched(*arguments):
@@ -76,11 +85,15 @@ def test_the_gradients_not_needed_are_not_computed(monkeypatch, device):
 
     monkeypatch.setattr(torch.ops.linreg_ext, "linear_loss_grads", watched)
     p = Problem.random(9, 4, 2, FLOAT64, device=device)
-    call("mse", p.input, p.linear_weight.requires_grad_(), p.target, p.linear_bias).backward()
-    assert asked == [[False, True, False, False]]
+    operands = (p.input, p.linear_weight.requires_grad_(), p.target, p.linear_bias)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        call("mse", *operands).backward()
+    assert asked == ([[False, True, False, False]] if recorder == "LinearLoss" else [])
+    computed = [t for t in saved if all(t is not operand for operand in operands)]
+    assert [t.shape for t in computed] == [p.linear_weight.shape]
     with torch.no_grad():
-        call("mse", p.input, p.linear_weight, p.target, p.linear_bias)
-    assert len(asked) == 1
+        call("mse", *operands)
+    assert len(asked) == (recorder == "LinearLoss")
 
 
 def grad_outputs(shape, device):
@@ -145,6 +158,76 @@ def test_backward_twice_and_accumulation(device):
     w.grad.zero_()  # must not reach what backward has saved
     (3 * loss).backward()
     torch.testing.assert_close(w.grad, 3 * first, rtol=1e-15, atol=0)
+
+
+def test_what_has_been_run_backward_is_gone_as_in_pytorch(device):
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    loss = call("mse", p.input, p.linear_weight.requires_grad_(), p.target)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("changed", ["input", "linear_weight", "target", "linear_bias", "weight"])
+def test_any_operand_changed_before_backward_is_an_error(changed, device):
+    p = Problem.random(8, 3, 2, FLOAT64, weight="rows", device=device)
+    loss = call("mse", p.input, p.linear_weight.requires_grad_(), p.target, p.linear_bias, p.weight)
+    with torch.no_grad():
+        getattr(p, changed).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_are_handed_over_uncopied_and_unshared(device):
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    w = p.linear_weight.requires_grad_()
+    seen = []
+    w.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    loss = call("mse", p.input, w, p.target)
+    loss.backward(retain_graph=True)
+    assert [w.grad.data_ptr()] == seen
+    first, kept = w.grad, w.grad.clone()
+    w.grad = None
+    loss.backward()
+    assert torch.equal(first, kept)
+    assert first.data_ptr() != w.grad.data_ptr()
+
+
+def test_backward_under_anomaly_detection_and_through_only_some_operands(device):
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    w, b = p.linear_weight.requires_grad_(), p.linear_bias.requires_grad_()
+    expected = torch.autograd.grad(F.mse_loss(F.linear(p.input, w, b), p.target), b)
+    with torch.autograd.set_detect_anomaly(True):
+        got = torch.autograd.grad(call("mse", p.input, w, p.target, b), b)
+    torch.testing.assert_close(got, expected)
+
+
+def test_operands_that_are_computed_get_their_gradients(device):
+    """The loss is in the middle of a graph, and one operand is there twice."""
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    leaf = p.linear_weight.requires_grad_()
+    shift = torch.randn(8, 3, dtype=torch.float64, device=device)
+
+    def ours(w):
+        return call("mse", p.input + shift * w.sum(), w.tanh(), p.target).exp()
+
+    def plain(w):
+        return F.mse_loss(F.linear(p.input + shift * w.sum(), w.tanh()), p.target).exp()
+
+    torch.testing.assert_close(torch.autograd.grad(ours(leaf), leaf), torch.autograd.grad(plain(leaf), leaf))
+    assert torch.autograd.gradgradcheck(ours, leaf)
+
+
+def test_subclasses_are_left_to_pytorch(device):
+    class Mine(torch.Tensor):
+        pass
+
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    w = p.linear_weight.requires_grad_()
+    loss = call("mse", p.input.as_subclass(Mine), w, p.target)
+    loss.backward()
+    expected = torch.autograd.grad(call("mse", p.input, w, p.target), w)[0]
+    assert torch.equal(w.grad, expected)
 
 
 def test_a_parameter_changed_before_backward_is_an_error_as_in_pytorch(device):
@@ -274,3 +357,37 @@ def test_modules(device):
             assert torch.equal(model.predict(x), layer(x))
             assert reduction in repr(model)
         assert fused(4, 2, bias=False, dtype=torch.float64, **options).linear.bias is None
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_both_recorders_give_the_same_bits(loss, dtypes, device):
+    """Of the loss and its gradients, for few and for many elements, scaled and not, once and twice differentiated."""
+    for n, reduction, weight, create_graph in itertools.product(
+        (7, 3000), ("mean", "sum", "none"), (None, "rows"), (False, True)
+    ):
+        p = Problem.random(n, 5, 2, dtypes, weight=weight, device=device)
+        x, w, y, b = (t.requires_grad_() for t in p.operands().values())
+        results = []
+        for way in (call, lambda *a: autograd.LinearLoss.apply(*with_options(*a), [True] * 4)[0]):
+            value = way(loss, x, w, y, b, p.weight, reduction)
+            scaled = (value * 0.3).sum()
+            results.append([value, *torch.autograd.grad(scaled, (x, w, y, b), create_graph=create_graph)])
+        for a, e in zip(*results, strict=True):
+            assert a.dtype == e.dtype
+            assert torch.equal(a, e)
+
+
+def with_options(loss, x, w, y, b, v, reduction):
+    return x, w, y, b, v, loss, {"huber": 0.7, "smooth_l1": 0.7}.get(loss, 1.0), reduction
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_autograd(device):
+    torch._dynamo.reset()
+    p = Problem.random(8, 3, 2, FLOAT64, device=device)
+    w, b = p.linear_weight.requires_grad_(), p.linear_bias.requires_grad_()
+    expected = torch.autograd.grad(call("mse", p.input, w, p.target, b), (w, b))
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        call("mse", p.input, w, p.target, b).backward()
+    torch.testing.assert_close((w.grad, b.grad), expected)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// linreg_ext._C: what it was built with, and the hot in-place step without the dispatcher, whose cost is several times
-// the arithmetic of a small step.
-#include <c10/core/impl/LocalDispatchKeySet.h>
+// linreg_ext._C: what it was built with, and what is hot in small problems without the dispatcher, whose cost is
+// several times the arithmetic of a small step.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "backend.h"
+#include "entries.h"
+#include "plain.h"
 #include "sgd_step.h"
 
 namespace linreg::torch_ops {
@@ -14,25 +14,6 @@ namespace {
 
 // Kept whole in the binary, so that an import that fails can still tell what the file was built for.
 __attribute__((used)) const char kStamp[] = "linreg_ext built for torch " LINREG_EXT_TORCH_VERSION;
-
-constexpr int64_t kLongWork = 1 << 16;  // products, some 10 µs, from which other Python threads should not have to wait
-
-constexpr c10::DispatchKeySet kPlain =
-    c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
-                         c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCUDA, c10::DispatchKey::AutocastCUDA,
-                         c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::BackendSelect});
-
-// Whether a backend's kernel is all that the dispatcher would call for these tensors: no other device, no subclass, no
-// transform, no tracing.
-bool plain(std::initializer_list<const at::Tensor*> tensors) {
-  c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
-  for (const at::Tensor* tensor : tensors) {
-    if (!tensor) continue;
-    keys = keys | tensor->key_set();
-    if (!backend_of(tensor->device().type())) return false;
-  }
-  return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;  // operator- would leave the bits of the devices
-}
 
 // The positional arguments of a call, in the order of the operator's schema.
 class Arguments {
@@ -118,9 +99,7 @@ PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   at::Tensor value;
   {
     std::optional<pybind11::gil_scoped_release> released;
-    const at::Tensor& w = operands.linear_weight;
-    const int64_t work = operands.input.numel() * (w.dim() == 2 ? w.size(0) : 1);
-    if (!direct || work >= kLongWork || !operands.input.is_cpu()) released.emplace();
+    if (!direct || takes_long(operands)) released.emplace();
     value = (direct ? torch_ops::sgd_step : sgd_step_dispatched)(operands, loss, delta, reduction, sgd);
   }
   return THPVariable_Wrap(std::move(value));
@@ -128,9 +107,16 @@ PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
 }
 
 // Not pybind11's own calling convention: unpacking 22 arguments through it takes a third of the time of a small step.
-PyMethodDef sgd_step_method = {"sgd_step_",
-                               reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&sgd_step_entry)),
-                               METH_FASTCALL, "The operator linreg_ext::sgd_step_, its arguments positionally."};
+using Entry = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
+
+PyMethodDef method(const char* name, Entry* entry, const char* doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(entry)), METH_FASTCALL, doc};
+}
+
+PyMethodDef methods[] = {
+    method("sgd_step_", &sgd_step_entry, "The operator linreg_ext::sgd_step_, its arguments positionally."),
+    method("linear_loss", &linear_loss_entry, "A loss with its derivative, or NotImplemented."),
+};
 
 pybind11::dict build_info() {
   pybind11::dict info;
@@ -146,6 +132,6 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &linreg::torch_ops::build_info);
-  m.add_object("sgd_step_", pybind11::reinterpret_steal<pybind11::object>(
-                                PyCFunction_New(&linreg::torch_ops::sgd_step_method, nullptr)));
+  for (PyMethodDef& method : linreg::torch_ops::methods)
+    m.add_object(method.ml_name, pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&method, nullptr)));
 }

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The losses with their derivative for plain tensors: linreg_ext.autograd.LinearLoss without Python's part in recording
+// it and running it backward, which takes longer than a small problem itself.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <array>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <type_traits>
+
+#include "entries.h"
+#include "linear_loss.h"
+#include "plain.h"
+
+namespace linreg::torch_ops {
+namespace {
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+using NodePointer = decltype(torch::autograd::Edge::function);  // a shared_ptr until torch 2.12
+
+template <class T>
+NodePointer make_node(std::unique_ptr<T> node) {
+  if constexpr (std::is_constructible_v<NodePointer, T*>)
+    return NodePointer(node.release());
+  else
+    return NodePointer::unsafe_steal_from_new(node.release());
+}
+
+constexpr size_t kGradients = 4;        // in the order of linreg_ext.autograd.OPERANDS: input, weight, bias, target
+constexpr int64_t kFewElements = 4096;  // up to which the loop below takes less than at::mul's 1.5 µs before its own
+
+// grad_loss * grad where that is a loop over few numbers.
+template <class T>
+void scale(const at::Tensor& grad_loss, const at::Tensor& grad, const at::Tensor& result) {
+  const T factor = *grad_loss.const_data_ptr<T>();
+  const T* const from = grad.const_data_ptr<T>();
+  T* const to = result.mutable_data_ptr<T>();
+  const int64_t count = grad.numel();
+  for (int64_t i = 0; i < count; ++i) to[i] = factor * from[i];
+}
+
+at::Tensor scaled(const at::Tensor& grad_loss, const at::Tensor& grad, at::ScalarType dtype) {
+  const auto own = grad.scalar_type();
+  const bool loop = plain({&grad_loss, &grad}) && (own == at::kFloat || own == at::kDouble) &&
+                    grad_loss.scalar_type() == own && grad_loss.is_cpu() && grad.is_cpu() &&
+                    grad.numel() <= kFewElements && grad.is_contiguous();
+  if (!loop) return at::mul(grad_loss.to(own), grad).to(dtype);
+  at::Tensor result = backend_of(c10::DeviceType::CPU)->empty(grad.sizes(), own, grad.device());
+  own == at::kFloat ? scale<float>(grad_loss, grad, result) : scale<double>(grad_loss, grad, result);
+  return result;
+}
+
+// What LinearLoss.setup_context saves, and LinearLoss.backward. Each gradient is saved in its operand's place.
+struct LinearLossBackward : torch::autograd::Node {
+  SavedVariable input, linear_weight, target, linear_bias, weight;
+  std::array<SavedVariable, kGradients> gradients;
+  std::string loss, reduction;
+  double delta = 1;
+  std::array<bool, kGradients> wanted{};
+
+  std::string name() const override { return "LinearLossBackward"; }
+
+  variable_list apply(variable_list&& grad_outputs) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const at::Tensor x = input.unpack(), w = linear_weight.unpack(), y = target.unpack(), b = linear_bias.unpack(),
+                     v = weight.unpack();  // all, since unpacking sees what has been changed in place
+    const at::Tensor grad_loss = std::move(grad_outputs[0]);
+    variable_list results(kGradients);
+    if (!grad_loss.defined()) return results;
+    const bool batched = grad_loss.key_set().has(c10::DispatchKey::Batched);  // by is_grads_batched
+    if (at::GradMode::is_enabled() || transforming() || batched) {  // the result must be differentiable itself
+      pybind11::gil_scoped_acquire gil;
+      const auto optional = [](const at::Tensor& tensor) {
+        return tensor.defined() ? pybind11::cast(tensor) : pybind11::object(pybind11::none());
+      };
+      const auto function = pybind11::module_::import("linreg_ext.autograd").attr("differentiable_grads");
+      const pybind11::list grads =
+          function(grad_loss, x, w, y, optional(b), optional(v), loss, delta, reduction, wanted);
+      for (size_t i = 0, next = 0; i < kGradients; ++i)
+        if (wanted[i]) results[i] = grads[next++].cast<at::Tensor>();
+      return results;
+    }
+    const at::ScalarType dtypes[kGradients] = {x.scalar_type(), w.scalar_type(), w.scalar_type(), y.scalar_type()};
+    for (size_t i = 0; i < kGradients; ++i)
+      if (wanted[i]) results[i] = scaled(grad_loss, gradients[i].unpack(), dtypes[i]);
+    return results;
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    each([](SavedVariable& saved) { saved.reset_data(); });
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    const_cast<LinearLossBackward*>(this)->each([&](SavedVariable& saved) { args.collect(saved, false); });
+    args.collect(loss);
+    args.collect(delta);
+    args.collect(reduction);
+    for (const bool one : wanted) args.collect(one);
+  }
+
+  variable_list apply_with_saved(const variable_list& grad_outputs,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    each([&](SavedVariable& saved) { swap.before(saved); });
+    variable_list results = apply(variable_list(grad_outputs));
+    each([&](SavedVariable& saved) { swap.after(saved); });
+    return results;
+  }
+
+ private:
+  template <class F>
+  void each(F&& function) {
+    for (SavedVariable* saved : {&input, &linear_weight, &target, &linear_bias, &weight}) function(*saved);
+    for (SavedVariable& saved : gradients) function(saved);
+  }
+};
+
+at::Tensor differentiable_loss(const Operands& o, std::string_view loss, double delta, std::string_view reduction) {
+  auto node = std::make_unique<LinearLossBackward>();
+  const at::Tensor* const operands[kGradients] = {&o.input, &o.linear_weight, o.linear_bias, &o.target};
+  for (size_t i = 0; i < kGradients; ++i) {
+    node->wanted[i] = operands[i] && operands[i]->requires_grad();
+    node->add_next_edge(node->wanted[i] ? torch::autograd::impl::gradient_edge(*operands[i]) : torch::autograd::Edge());
+  }
+  auto [value, grads] = linear_loss_grads(o, loss, delta, reduction, node->wanted);
+  node->input = SavedVariable(o.input, false);
+  node->linear_weight = SavedVariable(o.linear_weight, false);
+  node->target = SavedVariable(o.target, false);
+  if (o.linear_bias) node->linear_bias = SavedVariable(*o.linear_bias, false);
+  if (o.weight) node->weight = SavedVariable(*o.weight, false);
+  for (size_t i = 0, next = 0; i < kGradients; ++i)
+    if (node->wanted[i]) node->gradients[i] = SavedVariable(grads[next++], false);
+  node->loss = loss;
+  node->delta = delta;
+  node->reduction = reduction;
+  torch::autograd::set_history(value, make_node(std::move(node)));
+  return value;
+}
+
+}  // namespace
+
+PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 8, "_C.linear_loss: expected 8 positional arguments, got ", count);
+  const at::Tensor* tensors[5];
+  for (size_t i = 0; i < 5; ++i) {
+    PyObject* const item = items[2 + i];
+    const bool missing = i >= 3 && item == Py_None;
+    if (!missing && !THPVariable_CheckExact(item)) Py_RETURN_NOTIMPLEMENTED;
+    tensors[i] = missing ? nullptr : &THPVariable_Unpack(item);
+  }
+  const auto [input, linear_weight, target, linear_bias, weight] = tensors;
+  if (!PyUnicode_Check(items[0]) || !PyFloat_Check(items[1]) || !PyUnicode_Check(items[7])) Py_RETURN_NOTIMPLEMENTED;
+  if (!plain({input, linear_weight, target, linear_bias, weight}) || transforming()) Py_RETURN_NOTIMPLEMENTED;
+
+  const auto text = [](PyObject* item) {
+    Py_ssize_t length = 0;
+    const char* characters = PyUnicode_AsUTF8AndSize(item, &length);
+    if (!characters) throw python_error();
+    return std::string_view(characters, size_t(length));
+  };
+  const std::string_view loss = text(items[0]), reduction = text(items[7]);
+  const double delta = PyFloat_AS_DOUBLE(items[1]);
+  const Operands operands{*input, *linear_weight, *target, linear_bias, weight};
+  bool differentiable = false;
+  if (at::GradMode::is_enabled()) {
+    if (weight && weight->requires_grad()) Py_RETURN_NOTIMPLEMENTED;  // an error
+    for (const at::Tensor* tensor : {input, linear_weight, target, linear_bias})
+      differentiable |= tensor && tensor->requires_grad();
+    if (differentiable && reduction == "none") Py_RETURN_NOTIMPLEMENTED;  // has a gradient for every element
+  }
+
+  at::Tensor value;
+  {
+    std::optional<pybind11::gil_scoped_release> released;
+    if (takes_long(operands)) released.emplace();
+    value = (differentiable ? differentiable_loss : linear_loss)(operands, loss, delta, reduction);
+  }
+  return THPVariable_Wrap(std::move(value));
+  END_HANDLE_TH_ERRORS
+}
+
+}  // namespace linreg::torch_ops

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The functions of linreg_ext._C that take Python's arguments as they come, without the dispatcher.
+#pragma once
+
+#include <Python.h>
+
+namespace linreg::torch_ops {
+
+// The loss of linear_loss(loss, delta, input, linear_weight, target, linear_bias, weight, reduction) in
+// linreg_ext/functional.py, with its derivative where one is needed; NotImplemented for all but plain tensors, and for
+// what that function has to refuse.
+PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+
+}  // namespace linreg::torch_ops

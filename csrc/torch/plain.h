@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// When the dispatcher has nothing to decide, and a direct entry may call a backend itself.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/forward_grad.h>
+
+#include <initializer_list>
+
+#include "backend.h"
+#include "check.h"
+
+namespace linreg::torch_ops {
+
+inline constexpr c10::DispatchKeySet kPlain =
+    c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
+                         c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCUDA, c10::DispatchKey::AutocastCUDA,
+                         c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::BackendSelect});
+
+// Whether a backend's kernel is all that the dispatcher would call for these tensors: no other device, no subclass, no
+// transform, no tracing.
+inline bool plain(std::initializer_list<const at::Tensor*> tensors) {
+  c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
+  for (const at::Tensor* tensor : tensors) {
+    if (!tensor) continue;
+    keys = keys | tensor->key_set();
+    if (!backend_of(tensor->device().type())) return false;
+  }
+  return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;  // operator- would leave the bits of the devices
+}
+
+constexpr int64_t kLongWork = 1 << 16;  // products, some 10 µs, from which other Python threads should not have to wait
+
+inline bool takes_long(const Operands& operands) {
+  const at::Tensor& w = operands.linear_weight;
+  return !operands.input.is_cpu() || operands.input.numel() * (w.dim() == 2 ? w.size(0) : 1) >= kLongWork;
+}
+
+// Whether torch.func or forward-mode AD is at work, as linreg_ext.autograd.is_transforming has it.
+inline bool transforming() {
+  const c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
+  return keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
+}
+
+}  // namespace linreg::torch_ops
