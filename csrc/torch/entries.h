@@ -11,4 +11,8 @@ namespace linreg::torch_ops {
 // what that function has to refuse.
 PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 
+// The loss of train_step(plan, model, loss_fn, optimizer, x, y, skip_nonfinite), a step of
+// linreg_ext/training/train_step.py; NotImplemented where the plan does not cover it.
+PyObject* train_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+
 }  // namespace linreg::torch_ops

@@ -115,6 +115,7 @@ PyMethodDef method(const char* name, Entry* entry, const char* doc) {
 
 PyMethodDef methods[] = {
     method("sgd_step_", &sgd_step_entry, "The operator linreg_ext::sgd_step_, its arguments positionally."),
+    method("train_step", &train_step_entry, "A step that is as planned, or NotImplemented."),
     method("linear_loss", &linear_loss_entry, "A loss with its derivative, or NotImplemented."),
 };
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_hooks
 
 from .. import functional
-from .._extension import has_kernels
+from .._extension import _C, REFERENCE, has_kernels
 from ..check import DTYPES
 from .affine import Affine, recognise_model
+from .plan import Plan, make_plan
 from .regression_loss import RegressionLoss, recognise_loss, reduction_of
 from .tracing import Unrecognised
 
@@ -62,6 +63,7 @@ class TrainStep:
     ) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self._warned: set[str] = set()
+        self._plan: Plan | None = None
         self._recognise()
         self._say(*self._level())
 
@@ -70,13 +72,19 @@ class TrainStep:
 
     def step(self, x: Tensor, y: Tensor, *, skip_nonfinite: bool = False) -> Tensor:
         """Take one step; with `skip_nonfinite`, change nothing when the loss is nan or inf."""
+        value = _by_plan(self._plan, self.model, self.loss_fn, self.optimizer, x, y, skip_nonfinite)
+        if value is not NotImplemented:
+            return value
+        self._plan = None
         level, reason = self._level(x, y)
         if level == "eager" or not self._affine.training():
             self.model.train()
         if level != self.level or reason != self._reason:
             self._say(level, reason)
         if level == "fused":
-            return self._fused(x, y, skip_nonfinite)
+            value = self._fused(x, y, skip_nonfinite)
+            self._plan = make_plan(self.model, self.loss_fn, self.optimizer, self._affine, self._loss)
+            return value
         if level == "gradients":
             loss = fused_loss(self._affine, self._loss, x, y)
         else:
@@ -96,7 +104,11 @@ class TrainStep:
         """How the loss is reduced over the rows of a batch; "mean" where that is not known."""
         return self._loss.reduction if self._loss else reduction_of(self.loss_fn)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None}  # a copy has objects of its own
+
     def _recognise(self) -> None:
+        self._recognised = self.model, self.loss_fn
         self._affine: Affine | None = None
         self._loss: RegressionLoss | None = None
         try:
@@ -109,7 +121,8 @@ class TrainStep:
     def _level(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[str, str]:
         """The level of a step on `x` and `y` as everything stands now, and why."""
         affine, loss = self._affine, self._loss
-        if affine is not None and not (affine.unchanged() and loss.unchanged()):
+        others = self._recognised[0] is not self.model or self._recognised[1] is not self.loss_fn
+        if others or (affine is not None and not (affine.unchanged() and loss.unchanged())):
             self._recognise()
             affine, loss = self._affine, self._loss
         if affine is None:
@@ -229,6 +242,8 @@ class TrainStep:
             self._warned.add(sentence)
             warnings.warn(sentence, UserWarning, stacklevel=4)
 
+
+_by_plan = (lambda *_: NotImplemented) if REFERENCE else _C.train_step
 
 _RULE = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 

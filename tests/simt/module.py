@@ -13,7 +13,9 @@ from torch.utils import cpp_extension
 
 from .build import HERE, ROOT, build
 
-SOURCES = ["check.cpp", "linear_loss.cpp", "module.cpp", "products.cpp", "sgd_step.cpp"]  # of csrc/torch
+SOURCES = [  # of csrc/torch
+    "autograd.cpp", "check.cpp", "linear_loss.cpp", "module.cpp", "products.cpp", "sgd_step.cpp", "train_step.cpp",
+]  # fmt: skip
 
 
 def build_module(**options: object) -> Path:
