@@ -33,12 +33,20 @@ def function(problem: Problem) -> Variant:
 
 def operator(problem: Problem) -> Variant:
     """torch.ops.linreg_ext.sgd_step_, through the dispatcher."""
-    return _positional(problem, torch.ops.linreg_ext.sgd_step_)
+    x, y, w, b, lr = _operands(problem)
+    step = torch.ops.linreg_ext.sgd_step_
+    return _variant(problem, w, b, lambda: step(x, w, y, b, lr=lr))
 
 
 def entry(problem: Problem) -> Variant:
     """_C.sgd_step_, which the other ways in lead to."""
-    return _positional(problem, _extension._C.sgd_step_)
+    x, y, w, b, lr = _operands(problem)
+    step = _extension._C.sgd_step_
+    arguments = (
+        x, w, y, b, None, None, None, "mse", 1.0, "mean", None, lr, 0.0, 0.0, 0.0, False, False,
+        False, False, False, False, False,
+    )  # fmt: skip
+    return _variant(problem, w, b, lambda: step(*arguments))
 
 
 def read_sum(problem: Problem) -> Variant:
@@ -63,15 +71,6 @@ def two_products(problem: Problem) -> Variant:
 
 def _operands(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     return problem.x, problem.y, problem.weight.clone(), problem.bias.clone(), problem.lr
-
-
-def _positional(problem: Problem, step: Callable[..., Tensor]) -> Variant:
-    x, y, w, b, lr = _operands(problem)
-    arguments = (
-        x, w, y, b, None, None, None, "mse", 1.0, "mean", None, lr, 0.0, 0.0, 0.0, False, False,
-        False, False, False, False, False,
-    )  # fmt: skip
-    return _variant(problem, w, b, lambda: step(*arguments))
 
 
 def _variant(problem: Problem, w: Tensor, b: Tensor, run: Callable[[], Tensor]) -> Variant:

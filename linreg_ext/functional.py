@@ -282,33 +282,30 @@ def sgd_step_(
         >>> for _ in range(100):
         ...     loss = sgd_step_(x, w, y, linear_bias=b, lr=0.1)
     """
-    require_tensors(
-        "sgd_step_",
-        {"input": input, "linear_weight": linear_weight, "target": target},
-        {"linear_bias": linear_bias, "weight": weight},
-    )
-    buffers = list(check_momentum_buffers(momentum, momentum_buffers))
+    buffers: list[Tensor | None] = [None, None]
     first_step = [False, False]
     if momentum != 0:
+        _require_tensors("sgd_step_", input, linear_weight, target, linear_bias, weight)
+        buffers = list(check_momentum_buffers(momentum, momentum_buffers))
         for i, parameter in enumerate((linear_weight, linear_bias)):
             if parameter is not None and buffers[i] is None:
                 buffers[i], first_step[i] = torch.empty_like(parameter), True
-    lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+    lr_tensor, lr_value = (None, lr) if type(lr) is float or not isinstance(lr, Tensor) else (lr, 0.0)
     value = sgd_step(
-        input, linear_weight, target, linear_bias, weight, *buffers, loss, delta, "mean", lr_tensor, lr_value,
-        momentum, dampening, weight_decay, nesterov, maximize, *first_step, False, False, False,
+        input, linear_weight, target, linear_bias, weight, buffers[0], buffers[1], loss, delta, "mean", lr_tensor,
+        lr_value, momentum, dampening, weight_decay, nesterov, maximize, first_step[0], first_step[1], False, False,
+        False,
     )  # fmt: skip
-    if any(first_step):
+    if momentum != 0 and any(first_step):
         momentum_buffers[:] = buffers
     return value
 
 
 def sgd_step(*arguments: Any) -> Tensor:
     """The operator ``linreg_ext::sgd_step_`` by its shortest way: its arguments in its order, positionally."""
-    if REFERENCE:
-        return reference.sgd_step(*arguments)
-    if torch.compiler.is_compiling():
-        return torch.ops.linreg_ext.sgd_step_(*arguments)
+    if REFERENCE or torch.compiler.is_compiling():
+        _require_tensors("sgd_step_", *arguments[:5])
+        return (reference.sgd_step if REFERENCE else torch.ops.linreg_ext.sgd_step_)(*arguments)
     try:
         return _C.sgd_step_(*arguments)
     except NotImplementedError:
@@ -334,11 +331,7 @@ def linear_loss(
         if value is not NotImplemented:
             return value
     op = f"linear_{loss}_loss"
-    require_tensors(
-        op,
-        {"input": input, "linear_weight": linear_weight, "target": target},
-        {"linear_bias": linear_bias, "weight": weight},
-    )
+    _require_tensors(op, input, linear_weight, target, linear_bias, weight)
     wanted = [False] * 4
     if torch.is_grad_enabled():
         wanted = [
@@ -359,6 +352,14 @@ def linear_loss(
     except NotImplementedError:
         _refuse(op, *arguments)
         raise
+
+
+def _require_tensors(op: str, input: Any, linear_weight: Any, target: Any, linear_bias: Any, weight: Any) -> None:
+    require_tensors(
+        op,
+        {"input": input, "linear_weight": linear_weight, "target": target},
+        {"linear_bias": linear_bias, "weight": weight},
+    )
 
 
 def _refuse(op: str, input: Tensor, *others: Any) -> None:

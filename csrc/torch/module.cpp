@@ -22,13 +22,13 @@ class Arguments {
     TORCH_CHECK_TYPE(count == kCount, "_C.sgd_step_: expected ", kCount, " positional arguments, got ", count);
   }
 
-  const at::Tensor& tensor(const char* name) {
-    check(THPVariable_Check(*item_), name, "a Tensor");
+  const at::Tensor& tensor(const char* name, const char* expected = "a Tensor") {
+    check(THPVariable_Check(*item_), name, expected);
     return THPVariable_Unpack(*item_++);
   }
 
   const at::Tensor* optional_tensor(const char* name) {
-    if (*item_ != Py_None) return &tensor(name);
+    if (*item_ != Py_None) return &tensor(name, "a Tensor or None");
     ++item_;
     return nullptr;
   }

@@ -72,10 +72,11 @@ class TrainStep:
 
     def step(self, x: Tensor, y: Tensor, *, skip_nonfinite: bool = False) -> Tensor:
         """Take one step; with `skip_nonfinite`, change nothing when the loss is nan or inf."""
-        value = _by_plan(self._plan, self.model, self.loss_fn, self.optimizer, x, y, skip_nonfinite)
-        if value is not NotImplemented:
-            return value
-        self._plan = None
+        if self._plan is not None and not torch.compiler.is_compiling():
+            value = _by_plan(self._plan, self.model, self.loss_fn, self.optimizer, x, y, skip_nonfinite)
+            if value is not NotImplemented:
+                return value
+            self._plan = None
         level, reason = self._level(x, y)
         if level == "eager" or not self._affine.training():
             self.model.train()
@@ -83,7 +84,8 @@ class TrainStep:
             self._say(level, reason)
         if level == "fused":
             value = self._fused(x, y, skip_nonfinite)
-            self._plan = make_plan(self.model, self.loss_fn, self.optimizer, self._affine, self._loss)
+            if not (REFERENCE or torch.compiler.is_compiling()):
+                self._plan = make_plan(self.model, self.loss_fn, self.optimizer, self._affine, self._loss)
             return value
         if level == "gradients":
             loss = fused_loss(self._affine, self._loss, x, y)
@@ -243,7 +245,7 @@ class TrainStep:
             warnings.warn(sentence, UserWarning, stacklevel=4)
 
 
-_by_plan = (lambda *_: NotImplemented) if REFERENCE else _C.train_step
+_by_plan = None if REFERENCE else _C.train_step
 
 _RULE = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
