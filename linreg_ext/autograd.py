@@ -22,6 +22,8 @@ class LinearLoss(Function):
     One pass yields the loss and the gradients that `wanted` names, in the order of `OPERANDS`; those of float16
     operands in float32, since they may leave float16's range until they are scaled. Backward scales them. A second
     derivative and a loss that is not reduced need G = dloss/dprediction again and recompute it.
+
+    Eager code on plain tensors gets a reduced loss from ``csrc/torch/autograd.cpp``, which does the same in C++.
     """
 
     @staticmethod

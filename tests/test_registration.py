@@ -45,6 +45,19 @@ def test_opcheck_of_the_step(dtypes, momentum, device):
             )  # fmt: skip
 
 
+def test_arguments_of_the_step_may_be_left_out(device):
+    p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
+    steps = []
+    for more in ((), (None, None, None, "mse", 1.0, "mean", None, 0.1, 0.0, 0.0, 0.0, *[False] * 7)):
+        w, b = p.linear_weight.clone(), p.linear_bias.clone()
+        loss = OPS.sgd_step_(p.input, w, p.target, b, *more, **({} if more else {"lr": 0.1}))
+        steps.append([loss, w, b])
+    assert all(torch.equal(*both) for both in zip(*steps, strict=True))
+    torch.library.opcheck(OPS.sgd_step_.default, (p.input, p.linear_weight, p.target), {"lr": 0.1})
+    with pytest.raises(ValueError, match="lr must be >= 0"):
+        OPS.sgd_step_(p.input, p.linear_weight, p.target)
+
+
 def test_fake_tensors_have_the_metadata_of_the_results(device):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
