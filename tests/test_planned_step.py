@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES
-from test_train_step import FUSED_LOSSES, FUSED_MODELS, Choice, Forwards, sgd
+from test_train_step import FUSED_LOSSES, FUSED_MODELS, Choice, Flat, Forwards, sgd
 from torch import nn
 from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
@@ -437,14 +437,16 @@ def test_a_loss_that_is_not_finite_changes_nothing_if_so_asked(monkeypatch):
 
 
 def test_targets_that_do_not_fit_raise_as_python_says():
-    model = nn.Linear(3, 1)
-    for change in (lambda m: m, lambda m: nn.Sequential(m, nn.Flatten(0))):
-        step = make_train_step(model, nn.MSELoss(), sgd(change(model)))
-        x, y = torch.randn(6, 3), torch.randn(6, 1)
+    x = torch.randn(6, 3)
+    for model, y, wrong, words in (
+        (nn.Linear(3, 1), torch.randn(6, 1), torch.randn(6), r"sgd_step_: target must have shape \[6, 1\], got \[6\]"),
+        (Flat(3), torch.randn(6), torch.randn(6, 1), r"step: target must have shape \[6\], got \[6, 1\]"),
+    ):
+        step = make_train_step(model, nn.MSELoss(), sgd(model))
         step(x, y)
         step(x, y)
-        with pytest.raises(RuntimeError, match=r"must have shape \[6, 1\], got \[6\]"):
-            step(x, y[:, 0])
+        with pytest.raises(RuntimeError, match=words):
+            step(x, wrong)
         step(x, y)
         assert step.explain().startswith("fused")
 
