@@ -375,7 +375,7 @@ STANDS_ASIDE = {
     "no_grad": inside(without_grad),
     "anomaly detection": inside(lambda: torch.autograd.set_detect_anomaly(True)),
     "x requires grad": data(x=lambda x: x.clone().requires_grad_()),
-    "x is a parameter": data(x=nn.Parameter),
+    "x is a parameter": data(x=lambda x: nn.Parameter(x, requires_grad=False)),
     "y is of a subclass": data(y=lambda y: y.as_subclass(Mine)),
     "x is sparse": data(x=lambda x: x.to_sparse()),
     "y is of another dtype": data(y=lambda y: y.double()),
