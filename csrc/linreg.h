@@ -99,6 +99,18 @@ struct Parameter {
   bool frozen = false;     // read, not updated
 };
 
+// The order of a run's steps. An epoch goes through `rows` rows in batches of `batch_size`, the last one shorter; steps
+// are numbered through all epochs, and those from `begin` to `end` are to be taken.
+struct Run {
+  const int64_t* order = nullptr;  // the rows of an epoch in their order; nullptr: 0, 1, 2, …
+  int64_t order_stride = 0;        // from one epoch's to the next one's; 0: all have the same
+  int64_t rows = 0;                // > 0
+  int64_t batch_size = 1;
+  int64_t epoch_steps = 0;
+  int64_t begin = 0, end = 0;
+  const double* lr = nullptr;  // [end - begin], of each step; nullptr: the rule's
+};
+
 namespace cpu {
 
 // Bytes of 64-byte aligned workspace that the entry points below need.
@@ -112,6 +124,14 @@ void linear_loss(const Problem& problem, const Gradients& gradients, void* loss,
 // skip_nonfinite nothing but the loss is written when it is nan or inf.
 void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
               bool skip_nonfinite, void* loss, void* workspace);
+
+// Takes the steps of a run over the rows of `problem`, each as sgd_step takes it on the batch, bit for bit, and writes
+// their losses [end - begin]. After the last step of each epoch the loss on the rows of `validation`, unless it is
+// nullptr, is written, as linear_loss writes it. With stop_nonfinite a loss that is nan or inf is written, its step not
+// taken, and the run is over. Returns how many steps were taken.
+size_t run_workspace(const Problem& problem, const Run& run, const Problem* validation);
+int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
+                bool stop_nonfinite, void* losses, const Problem* validation, void* validation_losses, void* workspace);
 
 }  // namespace cpu
 

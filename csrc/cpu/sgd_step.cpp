@@ -6,6 +6,7 @@
 #include "../math/sgd.h"
 #include "convert.h"
 #include "pass.h"
+#include "small.h"
 #include "threads.h"
 
 namespace linreg::cpu {
@@ -59,6 +60,13 @@ size_t sgd_workspace(const Problem& problem) { return pass_workspace(problem, ou
 
 void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
               bool skip_nonfinite, void* loss, void* workspace) {
+  if (is_small(problem, problem.n)) {
+    Run one;
+    one.rows = one.batch_size = problem.n;
+    one.epoch_steps = one.end = 1;
+    small_steps(problem, one, sgd, weight, bias, skip_nonfinite, loss);
+    return;
+  }
   const double scale = reduction_scale(problem);
   const PassSums sums = run_pass(problem, outputs_for_step(), scale, workspace);
   const double value = scale * sums.loss;
