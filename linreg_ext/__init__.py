@@ -8,6 +8,7 @@ from .functional import (
     linear_l1_loss,
     linear_mse_loss,
     linear_smooth_l1_loss,
+    sgd_run_,
     sgd_step_,
 )
 from .modules import LinearHuberLoss, LinearL1Loss, LinearMSELoss, LinearSmoothL1Loss
@@ -29,5 +30,6 @@ __all__ = [
     "linear_mse_loss",
     "linear_smooth_l1_loss",
     "make_train_step",
+    "sgd_run_",
     "sgd_step_",
 ]

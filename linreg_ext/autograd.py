@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from .check import check_problem, check_sgd
+from .check import check_problem, check_run, check_sgd
 
 OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradient can be asked for, in this order
 
@@ -242,7 +242,64 @@ def _fake_sgd_step_(
     return linear_weight.new_empty(())
 
 
+def _fake_sgd_run_(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    weight_momentum_buffer: Tensor | None,
+    bias_momentum_buffer: Tensor | None,
+    order: Tensor | None,
+    validation_input: Tensor | None,
+    validation_target: Tensor | None,
+    batch_size: int,
+    drop_last: bool,
+    epochs: int,
+    begin: int,
+    end: int,
+    loss: str,
+    delta: float,
+    reduction: str,
+    lr_tensor: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    weight_first_step: bool,
+    bias_first_step: bool,
+    weight_frozen: bool,
+    bias_frozen: bool,
+    stop_nonfinite: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "sgd_run_"
+    check_problem(op, input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    epoch_steps = check_run(op, input, order, batch_size, drop_last, epochs, begin, end)
+    check_sgd(
+        op, input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
+        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, weight_frozen, bias_frozen,
+        epoch_steps * epochs,
+        {"order": order, "validation_input": validation_input, "validation_target": validation_target},
+    )  # fmt: skip
+    if (validation_input is None) != (validation_target is None):
+        raise ValueError(f"{op}: validation_input and validation_target must be given together")
+    if validation_input is not None:
+        check_problem(
+            f"{op}: validation", validation_input, linear_weight, validation_target, linear_bias, None, loss, delta,
+            reduction,
+        )  # fmt: skip
+    epochs_ended = end // epoch_steps - begin // epoch_steps if epoch_steps else 0
+    return (
+        linear_weight.new_empty(end - begin),
+        linear_weight.new_empty(0 if validation_input is None else epochs_ended),
+        linear_weight.new_empty((), dtype=torch.int64),
+    )
+
+
 def register_fakes() -> None:
     torch.library.register_fake("linreg_ext::linear_loss", _fake_linear_loss)
     torch.library.register_fake("linreg_ext::linear_loss_grads", _fake_linear_loss_grads)
     torch.library.register_fake("linreg_ext::sgd_step_", _fake_sgd_step_)
+    torch.library.register_fake("linreg_ext::sgd_run_", _fake_sgd_run_)

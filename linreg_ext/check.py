@@ -105,13 +105,20 @@ def check_sgd(
     nesterov: bool,
     weight_frozen: bool,
     bias_frozen: bool,
+    steps: int = 1,
+    also_read: dict[str, Tensor | None] | None = None,
 ) -> None:
-    """Check what the rule adds to the pass: hyper-parameters, state, and that nothing it writes is also read."""
+    """Check what the rule adds to the pass: hyper-parameters, state, and that nothing it writes is also read.
+
+    Of a run, `steps` says how many learning rates there may be and `also_read` which tensors it has beside these.
+    """
     if reduction == "none":
         raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got 'none'")
     if lr_tensor is not None:
-        if lr_tensor.numel() != 1:
-            raise ValueError(f"{op}: lr must be a float or a 1-element tensor, got shape {list(lr_tensor.shape)}")
+        if lr_tensor.numel() != 1 and list(lr_tensor.shape) != [steps]:
+            one = "a float or a 1-element tensor"
+            expected = one if steps == 1 else f"a float, a 1-element tensor or one of shape [{steps}]"
+            raise ValueError(f"{op}: lr must be {expected}, got shape {list(lr_tensor.shape)}")
         _check_dtype(op, "lr", lr_tensor, (torch.float32, torch.float64))
         if lr_tensor.device != input.device and lr_tensor.device.type != "cpu":
             raise RuntimeError(f"{op}: lr must be on {input.device} or cpu, got {lr_tensor.device}")
@@ -154,6 +161,7 @@ def check_sgd(
         read.append(("weight", weight))
     if lr_tensor is not None:
         read.append(("lr", lr_tensor))
+    read += [(name, tensor) for name, tensor in (also_read or {}).items() if tensor is not None]
     for i, (name, tensor) in enumerate(written):
         if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
             raise RuntimeError(f"{op}: {name} must not overlap itself in memory (is it expanded?)")
@@ -162,19 +170,69 @@ def check_sgd(
                 raise RuntimeError(f"{op}: {name} must not overlap {other_name} in memory")
 
 
-def check_momentum_buffers(momentum: float, buffers: list[Tensor | None] | None) -> list[Tensor | None]:
+def check_run(
+    op: str,
+    input: Tensor,  # [N, D]
+    order: Tensor | None,  # [rows] or [epochs, rows]
+    batch_size: int,
+    drop_last: bool,
+    epochs: int,
+    begin: int,
+    end: int,
+) -> int:
+    """Check what orders the steps of a run, but for the rows that `order` names; returns the steps of an epoch."""
+    if input.dim() != 2:
+        raise RuntimeError(f"{op}: input must have shape [rows, in_features], got {list(input.shape)}")
+    if batch_size < 1:
+        raise ValueError(f"{op}: batch_size must be >= 1, got {batch_size}")
+    if epochs < 0:
+        raise ValueError(f"{op}: epochs must be >= 0, got {epochs}")
+    rows = input.shape[0]
+    if order is not None:
+        _check_dtype(op, "order", order, (torch.int64,))
+        if order.dim() != 1 and not (order.dim() == 2 and order.shape[0] == epochs):
+            raise RuntimeError(f"{op}: order must have shape [rows] or [{epochs}, rows], got {list(order.shape)}")
+        if not order.is_contiguous():
+            raise RuntimeError(f"{op}: order must be contiguous")
+        if order.device != input.device:
+            raise RuntimeError(f"{op}: order must be on {input.device}, got {order.device}")
+        rows = order.shape[-1]
+    epoch_steps = rows // batch_size if drop_last else -(-rows // batch_size)
+    steps = epoch_steps * epochs
+    if not 0 <= begin <= end <= steps:
+        raise ValueError(f"{op}: begin and end must be in order and at most {steps}, got {begin} and {end}")
+    return epoch_steps
+
+
+def run_sizes(
+    input: Tensor, order: Tensor | None, batch_size: int | None, drop_last: bool, epochs: int | None
+) -> tuple[int, int, int]:
+    """The batch size, epochs and steps of a run as its arguments mean them, right or not."""
+    shape = input.shape if order is None else order.shape[-1:]
+    rows = shape[0] if len(shape) else 0
+    batch_size = max(1, rows) if batch_size is None else batch_size
+    if epochs is None:
+        epochs = order.shape[0] if order is not None and order.dim() == 2 else 1
+    if batch_size < 1 or epochs < 0:
+        return batch_size, epochs, 0
+    return batch_size, epochs, epochs * (rows // batch_size if drop_last else -(-rows // batch_size))
+
+
+def check_momentum_buffers(
+    momentum: float, buffers: list[Tensor | None] | None, op: str = "sgd_step_"
+) -> list[Tensor | None]:
     """The two momentum buffers, of the weight and of the bias; both None where there is no momentum."""
     if not momentum > 0:  # a momentum below 0 is check_sgd's to refuse
         return [None, None]
     if not isinstance(buffers, list) or len(buffers) != 2:
         got = f"{len(buffers)} entries" if isinstance(buffers, list) else type(buffers).__name__
         raise ValueError(
-            "sgd_step_: momentum_buffers must be a list [buffer of linear_weight, buffer of linear_bias] "
+            f"{op}: momentum_buffers must be a list [buffer of linear_weight, buffer of linear_bias] "
             f"when momentum != 0, got {got}"
         )
     for i, buffer in enumerate(buffers):
         if buffer is not None and not isinstance(buffer, Tensor):
-            raise TypeError(f"sgd_step_: momentum_buffers[{i}] must be a Tensor or None, got {type(buffer).__name__}")
+            raise TypeError(f"{op}: momentum_buffers[{i}] must be a Tensor or None, got {type(buffer).__name__}")
     return buffers
 
 

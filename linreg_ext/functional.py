@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from . import reference
 from ._extension import _C, REFERENCE, has_kernels
-from .check import check_momentum_buffers, check_problem, require_tensors
+from .check import check_momentum_buffers, check_problem, require_tensors, run_sizes
 
 if not REFERENCE:
     from .autograd import LinearLoss, is_transforming, register_fakes
@@ -299,6 +301,163 @@ def sgd_step_(
     if momentum != 0 and any(first_step):
         momentum_buffers[:] = buffers
     return value
+
+
+def sgd_run_(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    order: Tensor | None = None,
+    batch_size: int | None = None,
+    drop_last: bool = False,
+    epochs: int | None = None,
+    loss: str = "mse",
+    delta: float = 1.0,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    momentum_buffers: list[Tensor | None] | None = None,
+    stop_nonfinite: bool = False,
+) -> Tensor:
+    r"""Many SGD steps of a linear model under a mean loss, in place, in one call.
+
+    An epoch goes through the rows in batches, and each batch is a step of :func:`sgd_step_`, bit for bit:
+
+    .. math::
+        W, b \leftarrow \text{sgd\_step\_}(X_B, W, Y_B, b), \quad
+        B = \text{order}[i \cdot \text{batch\_size} : (i + 1) \cdot \text{batch\_size}]
+
+    Ctrl-C ends the run within some 50 ms or one step, whichever is longer, with the parameters between two steps.
+
+    Args:
+        input: X, of shape [N, D], as in :func:`linear_mse_loss`.
+        linear_weight: W, of shape [K, D] or [D]; updated in place.
+        target: Y, of shape [N, K], or [N] when `linear_weight` is [D].
+        linear_bias: b, of shape [K]; updated in place.
+        weight: one value an element of target or one a row; the mean divides by the batch's sum.
+        order: the rows of an epoch in their order, int64 of shape [rows], or [epochs, rows] with an order for every
+            epoch. None takes every row in turn, and where they lie.
+        batch_size: how many rows a step takes; the last batch of an epoch has what is left. None takes all.
+        drop_last: leaves a last batch out that is shorter.
+        epochs: how often to go through the rows; None is once, or once for every row of `order`.
+        loss: ``"mse"``, ``"l1"``, ``"huber"`` or ``"smooth_l1"``.
+        delta: the threshold of huber (> 0), the beta of smooth_l1 (>= 0).
+        lr: a float, a 1-element tensor, or a tensor of shape [steps] with one for every step.
+        momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
+        momentum_buffers: as in :func:`sgd_step_`; carries the state from call to call.
+        stop_nonfinite: end at the first step whose loss is nan or inf, with the parameters as that step found them.
+
+    Returns:
+        The loss of before each update: a fresh tensor of shape [steps] and of linear_weight's dtype. A run that
+        `stop_nonfinite` has ended has fewer, and the last one is the loss that ended it, of a step not taken.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`sgd_step_`.
+        IndexError: `order` names a row that there is not.
+        NotImplementedError: the tensors are on a device without a kernel for runs, which is any but the CPU.
+            Nothing is changed when an error is raised.
+
+    Equivalent to:
+        ``for _ in range(epochs):`` and ``for B in order.split(batch_size):`` the call
+        ``sgd_step_(input[B], linear_weight, target[B], …)``.
+
+    Example:
+        >>> x, y = torch.randn(80, 1), torch.randn(80, 1)
+        >>> w, b = torch.zeros(1, 1), torch.zeros(1)
+        >>> order = torch.stack([torch.randperm(80) for _ in range(100)])
+        >>> losses = sgd_run_(x, w, y, linear_bias=b, order=order, batch_size=16, lr=0.1)
+    """
+    require_tensors(
+        "sgd_run_",
+        {"input": input, "linear_weight": linear_weight, "target": target},
+        {"linear_bias": linear_bias, "weight": weight, "order": order},
+    )
+    batch_size, epochs, steps = run_sizes(input, order, batch_size, drop_last, epochs)
+    buffers = list(check_momentum_buffers(momentum, momentum_buffers, "sgd_run_"))
+    first_step = [False, False]
+    if momentum != 0:
+        for i, parameter in enumerate((linear_weight, linear_bias)):
+            if parameter is not None and buffers[i] is None:
+                buffers[i], first_step[i] = torch.empty_like(parameter), True
+    fresh = any(first_step)
+    lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+    tensors = (input, linear_weight, target, linear_bias, weight, *buffers, order, None, None)
+    sizes, frozen = (batch_size, drop_last, epochs), (False, False)
+    rule = (loss, delta, "mean", lr_tensor, lr_value, momentum, dampening, weight_decay, nesterov, maximize)
+    losses = []
+    try:
+        for part, _, _ in sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop_nonfinite):
+            losses.append(part)
+    finally:
+        if fresh and not any(first_step):
+            momentum_buffers[:] = buffers
+    return losses[0] if len(losses) == 1 else torch.cat(losses)
+
+
+_STRETCH = 0.03  # seconds between two looks at whether the user wants to stop
+_FIRST_STRETCH = 0.01  # of estimated work, which may be an order of magnitude off
+
+
+def sgd_run(
+    tensors: tuple[Tensor | None, ...],
+    sizes: tuple[int, bool, int],
+    steps: range,
+    rule: tuple[Any, ...],
+    first_step: list[bool],
+    frozen: tuple[bool, bool],
+    stop_nonfinite: bool,
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The operator ``linreg_ext::sgd_run_`` in stretches, between which Python handles signals.
+
+    Args:
+        tensors, sizes, rule, frozen, stop_nonfinite: its arguments in its order, between its flags and numbers.
+        steps: from the first step to take to the end.
+        first_step: set to False once a step has been taken and the momentum buffers are filled.
+
+    Yields:
+        Of each stretch the losses (with `stop_nonfinite` up to the one that is nan or inf), the validation losses of
+        the epochs that ended, and how many steps were taken.
+    """
+    if REFERENCE:
+        op = reference.sgd_run
+    else:
+        op = torch.ops.linreg_ext.sgd_run_ if torch.compiler.is_compiling() else _C.sgd_run_
+    begin, end = steps.start, steps.stop
+    if torch.compiler.is_compiling():
+        yield *op(*tensors, *sizes, begin, end, *rule, *first_step, *frozen, stop_nonfinite)[:2], end - begin
+        first_step[:] = [False, False]
+        return
+    rows = min(sizes[0], len(tensors[0]) if tensors[0].dim() else 1)
+    seconds = 5e-8 + 1e-9 * max(1, rows) * (tensors[1].numel() + 1)  # of a step, about
+    count = end - begin
+    if count * seconds > _FIRST_STRETCH:
+        count = max(1, int(_FIRST_STRETCH / seconds))
+    while True:
+        stop = min(end, begin + count)
+        started = time.perf_counter()
+        try:
+            losses, validation, done = op(*tensors, *sizes, begin, stop, *rule, *first_step, *frozen, stop_nonfinite)
+        except NotImplementedError:
+            _refuse("sgd_run_", *tensors[:5], *rule[:3])
+            raise
+        if not stop_nonfinite:
+            taken = stop - begin
+        else:
+            taken = int(done)
+            losses = losses[: taken + 1]
+        if taken:
+            first_step[:] = [False, False]
+        yield losses, validation, taken
+        if taken < stop - begin or stop == end:
+            return
+        count = max(1, min(4 * count, int(count * _STRETCH / max(1e-9, time.perf_counter() - started))))
+        begin = stop
 
 
 def sgd_step(*arguments: Any) -> Tensor:

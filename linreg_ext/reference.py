@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .check import check_momentum_buffers, check_problem, check_sgd, require_tensors
+from .check import check_momentum_buffers, check_problem, check_run, check_sgd, require_tensors, run_sizes
 
 if TYPE_CHECKING:
     from .training import History
@@ -106,6 +106,134 @@ def sgd_step_(
     if any(first_step):
         momentum_buffers[:] = buffers
     return value
+
+
+def sgd_run_(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    order: Tensor | None = None,
+    batch_size: int | None = None,
+    drop_last: bool = False,
+    epochs: int | None = None,
+    loss: str = "mse",
+    delta: float = 1.0,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    momentum_buffers: list[Tensor | None] | None = None,
+    stop_nonfinite: bool = False,
+) -> Tensor:
+    require_tensors(
+        "sgd_run_",
+        {"input": input, "linear_weight": linear_weight, "target": target},
+        {"linear_bias": linear_bias, "weight": weight, "order": order},
+    )
+    batch_size, epochs, steps = run_sizes(input, order, batch_size, drop_last, epochs)
+    buffers = list(check_momentum_buffers(momentum, momentum_buffers, "sgd_run_"))
+    first_step = [momentum != 0 and buffer is None for buffer in buffers]
+    for i, parameter in enumerate((linear_weight, linear_bias)):
+        if first_step[i] and parameter is not None:
+            buffers[i] = torch.empty_like(parameter)
+    lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+    losses, _, done = sgd_run(
+        input, linear_weight, target, linear_bias, weight, *buffers, order, None, None, batch_size, drop_last, epochs,
+        0, steps, loss, delta, "mean", lr_tensor, lr_value, momentum, dampening, weight_decay, nesterov,
+        maximize, *first_step, False, False, stop_nonfinite,
+    )  # fmt: skip
+    if any(first_step) and done > 0:
+        momentum_buffers[:] = buffers
+    return losses[: done + 1]
+
+
+def sgd_run(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    weight_momentum_buffer: Tensor | None,
+    bias_momentum_buffer: Tensor | None,
+    order: Tensor | None,
+    validation_input: Tensor | None,
+    validation_target: Tensor | None,
+    batch_size: int,
+    drop_last: bool,
+    epochs: int,
+    begin: int,
+    end: int,
+    loss: str,
+    delta: float,
+    reduction: str,
+    lr_tensor: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    weight_first_step: bool,
+    bias_first_step: bool,
+    weight_frozen: bool,
+    bias_frozen: bool,
+    stop_nonfinite: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The run with every setting that the operator has."""
+    op = "sgd_run_"
+    check_problem(op, input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    epoch_steps = check_run(op, input, order, batch_size, drop_last, epochs, begin, end)
+    check_sgd(
+        op, input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
+        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, weight_frozen, bias_frozen,
+        epoch_steps * epochs,
+        {"order": order, "validation_input": validation_input, "validation_target": validation_target},
+    )  # fmt: skip
+    if (validation_input is None) != (validation_target is None):
+        raise ValueError(f"{op}: validation_input and validation_target must be given together")
+    if validation_input is not None:
+        check_problem(
+            f"{op}: validation", validation_input, linear_weight, validation_target, linear_bias, None, loss, delta,
+            reduction,
+        )  # fmt: skip
+    rows = input.shape[0] if order is None else order.shape[-1]
+    if order is not None and order.numel() and not 0 <= order.min() <= order.max() < len(input):
+        wrong = order[(order < 0) | (order >= len(input))][0].item()
+        raise IndexError(f"{op}: order must name rows from 0 to {len(input) - 1}, got {wrong}")
+
+    losses = linear_weight.detach().new_full((end - begin,), math.nan)
+    epochs_ended = end // epoch_steps - begin // epoch_steps if epoch_steps else 0
+    validation = linear_weight.detach().new_full((0 if validation_input is None else epochs_ended,), math.nan)
+    taken = validated = 0
+    for step in range(begin, end):
+        epoch, first = step // epoch_steps, step % epoch_steps * batch_size
+        batch: slice | Tensor = slice(first, min(rows, first + batch_size))
+        if order is not None:
+            batch = (order if order.dim() == 1 else order[epoch])[batch]
+        rate = lr_tensor
+        if lr_tensor is not None and lr_tensor.numel() > 1:
+            rate = lr_tensor[step]
+        losses[taken] = value = sgd_step(
+            input[batch], linear_weight, target[batch], linear_bias, None if weight is None else weight[batch],
+            weight_momentum_buffer, bias_momentum_buffer, loss, delta, reduction, rate, lr, momentum, dampening,
+            weight_decay, nesterov, maximize, weight_first_step and taken == 0, bias_first_step and taken == 0,
+            weight_frozen, bias_frozen, stop_nonfinite,
+        )  # fmt: skip
+        if stop_nonfinite and not value.isfinite():
+            break
+        taken += 1
+        if validation_input is not None and (step + 1) % epoch_steps == 0:
+            with torch.no_grad():
+                validation[validated] = linear_loss(
+                    validation_input, linear_weight, validation_target, linear_bias, None, loss, delta, reduction
+                )
+            validated += 1
+    return losses, validation, torch.tensor(taken)
 
 
 def sgd_step(

@@ -94,6 +94,28 @@ STEP_CASES = [
 ]  # fmt: skip
 
 
+RUN_CASES = [
+    ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
+    ({"epochs": -1}, ValueError, "epochs must be >= 0, got -1"),
+    ({"order": torch.arange(32).int()}, RuntimeError, "order must have dtype int64, got int32"),
+    ({"order": torch.zeros(2, 2, 2).long(), "epochs": 1}, RuntimeError, "order must have shape [rows] or [1, rows], got [2, 2, 2]"),
+    ({"order": torch.zeros(2, 32).long(), "epochs": 3}, RuntimeError, "order must have shape [rows] or [3, rows], got [2, 32]"),
+    ({"order": torch.zeros(()).long()}, RuntimeError, "order must have shape [rows] or [1, rows], got []"),
+    ({"order": torch.arange(64)[::2]}, RuntimeError, "order must be contiguous"),
+    ({"order": torch.arange(32, device="meta")}, RuntimeError, "order must be on cpu, got meta"),
+    ({"order": [0, 1]}, TypeError, "order must be a Tensor or None, got list"),
+    ({"input": torch.zeros(4, 8, 3), "target": torch.zeros(4, 8, 1)}, RuntimeError, "input must have shape [rows, in_features], got [4, 8, 3]"),
+    ({"lr": torch.zeros(3), "batch_size": 16}, ValueError, "lr must be a float, a 1-element tensor or one of shape [2], got shape [3]"),
+    ({"lr": torch.zeros(2, 1), "batch_size": 16}, ValueError, "lr must be a float, a 1-element tensor or one of shape [2], got shape [2, 1]"),
+]  # fmt: skip
+
+# What cannot be seen without reading the data, so not by a fake.
+ORDERS = [
+    ({"order": torch.arange(33)}, IndexError, "order must name rows from 0 to 31, got 32"),
+    ({"order": torch.tensor([[0, 1], [2, -1]])}, IndexError, "order must name rows from 0 to 31, got -1"),
+]
+
+
 def changed(change):
     arguments = good()
     if callable(change):
@@ -160,6 +182,47 @@ def test_bad_arguments_of_a_step(change, error, words, where):
     assert message == message_of(reference.sgd_step_, arguments, error)
     for t, old in zip(tensors, before, strict=True):
         torch.testing.assert_close(t, old, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("where", ["operator", "fake"])
+@pytest.mark.parametrize(("change", "error", "words"), LOSS_CASES + NOT_TENSORS + STEP_CASES + RUN_CASES + ORDERS)
+def test_bad_arguments_of_a_run(change, error, words, where):
+    if where == "fake" and error is IndexError:
+        pytest.skip("a fake has no data to look at")
+    arguments = {"lr": 0.1, **changed(change)}
+    function = linreg_ext.sgd_run_ if where == "operator" else on_fakes(linreg_ext.sgd_run_)
+    tensors = [
+        t for t in arguments.values() if isinstance(t, torch.Tensor) and t.device.type == "cpu" and not t.is_sparse
+    ]
+    before = [t.clone() for t in tensors]
+    message = message_of(function, arguments, error)
+    assert message.startswith("sgd_run_: ")
+    assert words in message
+    assert message == message_of(reference.sgd_run_, arguments, error)
+    for t, old in zip(tensors, before, strict=True):
+        torch.testing.assert_close(t, old, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("run", [functional.sgd_run, reference.sgd_run], ids=["operator", "reference"])
+def test_bad_validation_and_ranges_of_a_run(run):
+    x, w, y, b = good().values()
+    rule = ("mse", 1.0, "mean", None, 0.1, 0.0, 0.0, 0.0, False, False)
+
+    def call(operands, begin, end):
+        tensors = (x, w, y, b, None, None, None, None, *operands)
+        if run is reference.sgd_run:
+            return run(*tensors, 16, False, 2, begin, end, *rule, False, False, False, False, False)
+        return list(run(tensors, (16, False, 2), range(begin, end), rule, [False] * 2, (False, False), False))
+
+    for operands, begin, end, error, words in (
+        ((x[:4], None), 0, 4, ValueError, "validation_input and validation_target must be given together"),
+        ((x[:4], y[:4, 0]), 0, 4, RuntimeError, r"validation: target must have shape \[4, 1\], got \[4\]"),
+        ((w, torch.zeros(1, 1)), 0, 4, RuntimeError, "linear_weight must not overlap validation_input in memory"),
+        ((None, None), 3, 5, ValueError, "begin and end must be in order and at most 4, got 3 and 5"),
+        ((None, None), -1, 2, ValueError, "begin and end must be in order and at most 4, got -1 and 2"),
+    ):
+        with pytest.raises(error, match=f"sgd_run_: {words}"):
+            call(operands, begin, end)
 
 
 @pytest.mark.parametrize("module", [linreg_ext, reference], ids=["operator", "reference"])

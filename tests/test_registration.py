@@ -2,6 +2,7 @@
 """Does PyTorch believe us? opcheck on every operator, and torch.compile, whose compiled result is compared."""
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -58,6 +59,23 @@ def test_arguments_of_the_step_may_be_left_out(device):
         OPS.sgd_step_(p.input, p.linear_weight, p.target)
 
 
+@pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_opcheck_of_the_run(dtypes, momentum):
+    for loss, operands in itertools.islice(samples(dtypes, "cpu", False), 2, None, 7):
+        x, w, y, b, _ = operands
+        buffers = [torch.zeros_like(w), None if b is None else torch.zeros_like(b)] if momentum else [None, None]
+        order = torch.stack([torch.randperm(9), torch.randperm(9)])
+        for more in ((None, None, None), (order, x[:4].clone(), y[:4].clone())):
+            for lr_tensor in (None, torch.rand(6) / 10):
+                torch.library.opcheck(
+                    OPS.sgd_run_.default,
+                    (*operands, *buffers, *more, 4, False, 2, 1, 6, loss, 0.5, "mean", lr_tensor, 0.1, momentum, 0.0,
+                     0.1, False, False, False, False, False, False, True),
+                )  # fmt: skip
+
+
 def test_fake_tensors_have_the_metadata_of_the_results(device):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -106,6 +124,25 @@ def test_compiled_step_on_views_of_one_buffer(device):
     assert torch.equal(eager, compiled)
     assert torch.equal(*losses)
     assert not torch.equal(eager, flat)
+
+
+@pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
+def test_compiled_run():
+    torch._dynamo.reset()
+
+    def run(w, x, y, order):
+        return linreg_ext.sgd_run_(x, w, y, order=order, batch_size=4, lr=0.1)
+
+    p = Problem.random(9, 5, 2, DTYPES["float32"])
+    order = torch.stack([torch.randperm(9), torch.randperm(9)])
+    eager, compiled = p.linear_weight.clone(), p.linear_weight.clone()
+    losses = [
+        run(eager, p.input, p.target, order),
+        torch.compile(run, fullgraph=True)(compiled, p.input, p.target, order),
+    ]
+    assert torch.equal(eager, compiled)
+    assert torch.equal(*losses)
+    assert not torch.equal(eager, p.linear_weight)
 
 
 def test_the_direct_entry_sees_transforms_and_subclasses():

@@ -27,6 +27,9 @@ struct Backend {
   void (*finish_sgd_step)(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
                           const Sgd& sgd, const Parameter& weight, const Parameter& bias, bool skip_nonfinite,
                           void* loss);
+  // cpu::sgd_run of linreg.h; nullptr where there is none yet. Returns how many steps were taken.
+  int64_t (*sgd_run)(Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
+                     bool stop_nonfinite, void* losses, Problem* validation, void* validation_losses) = nullptr;
 };
 
 // nullptr where this build has no kernels for such a device.

@@ -16,11 +16,6 @@ constexpr std::array<std::string_view, 4> kLosses = {"mse", "l1", "huber", "smoo
 constexpr std::array<std::string_view, 3> kReductions = {"none", "mean", "sum"};
 constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
 
-struct Named {
-  const char* name;
-  const at::Tensor* tensor;  // nullptr: not given
-};
-
 std::string joined(const std::vector<std::string>& words) {
   std::string text = words[0];
   for (size_t i = 1; i < words.size(); ++i) text += (i + 1 < words.size() ? ", " : " or ") + words[i];
@@ -261,11 +256,18 @@ Checked check_problem(std::string_view op, const Operands& o, std::string_view l
   return checked;
 }
 
-void check_sgd(std::string_view op, const Operands& o, std::string_view reduction, const SgdArguments& sgd) {
+void check_sgd(std::string_view op, const Operands& o, std::string_view reduction, const SgdArguments& sgd,
+               std::initializer_list<Named> also_read) {
   TORCH_CHECK_VALUE(reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
   if (sgd.lr_tensor) {
     const at::Tensor& lr = *sgd.lr_tensor;
-    TORCH_CHECK_VALUE(lr.numel() == 1, op, ": lr must be a float or a 1-element tensor, got shape ", lr.sizes());
+    if (sgd.steps == 1) {
+      TORCH_CHECK_VALUE(lr.numel() == 1, op, ": lr must be a float or a 1-element tensor, got shape ", lr.sizes());
+    } else {
+      TORCH_CHECK_VALUE(lr.numel() == 1 || (lr.dim() == 1 && lr.numel() == sgd.steps), op,
+                        ": lr must be a float, a 1-element tensor or one of shape [", sgd.steps, "], got shape ",
+                        lr.sizes());
+    }
     check_dtype(op, "lr", lr, at::kFloat, at::kDouble);
     TORCH_CHECK(lr.device() == o.input.device() || lr.is_cpu(), op, ": lr must be on ", o.input.device(),
                 " or cpu, got ", lr.device());
@@ -284,7 +286,7 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
     const char* name;
     const at::Tensor* tensor;
     Extent extent;
-  } used[8];
+  } used[12];
   int count = 0;
   const auto add = [&](const char* name, const at::Tensor* tensor) {
     if (tensor) used[count++] = {name, tensor, extent_of(*tensor)};
@@ -310,6 +312,7 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
   add("target", &o.target);
   add("weight", o.weight);
   add("lr", sgd.lr_tensor);
+  for (const auto& [name, tensor] : also_read) add(name, tensor);
 
   for (int i = 0; i < written; ++i) {
     const at::Tensor& tensor = *used[i].tensor;
@@ -320,6 +323,45 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
       TORCH_CHECK(!overlap(used[i].extent, used[j].extent), op, ": ", used[i].name, " must not overlap ", used[j].name,
                   " in memory");
   }
+}
+
+Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Device device) {
+  TORCH_CHECK_VALUE(a.batch_size >= 1, op, ": batch_size must be >= 1, got ", a.batch_size);
+  TORCH_CHECK_VALUE(a.epochs >= 0, op, ": epochs must be >= 0, got ", a.epochs);
+  Run run;
+  run.rows = rows;
+  run.batch_size = a.batch_size;
+  if (a.order) {
+    const at::Tensor& order = *a.order;
+    check_dtype(op, "order", order, at::kLong, at::kLong);
+    TORCH_CHECK(order.dim() == 1 || (order.dim() == 2 && order.size(0) == a.epochs), op,
+                ": order must have shape [rows] or [", a.epochs, ", rows], got ", order.sizes());
+    TORCH_CHECK(order.is_contiguous(), op, ": order must be contiguous");
+    TORCH_CHECK(order.device() == device, op, ": order must be on ", device, ", got ", order.device());
+    run.order = order.const_data_ptr<int64_t>();
+    run.rows = order.size(-1);
+    run.order_stride = order.dim() == 2 ? run.rows : 0;
+  }
+  const int64_t full = run.rows / a.batch_size;
+  run.epoch_steps = a.drop_last || run.rows % a.batch_size == 0 ? full : full + 1;
+  run.begin = a.begin;
+  run.end = a.end;
+  const int64_t steps = run.epoch_steps * a.epochs;
+  TORCH_CHECK_VALUE(0 <= a.begin && a.begin <= a.end && a.end <= steps, op,
+                    ": begin and end must be in order and at most ", steps, ", got ", a.begin, " and ", a.end);
+  if (!run.order || a.begin == a.end) return run;
+
+  const bool all = a.begin == 0 || run.order_stride == 0;
+  const int64_t first = all ? 0 : a.begin / run.epoch_steps * run.rows;
+  const int64_t last = all ? a.order->numel() : ((a.end - 1) / run.epoch_steps + 1) * run.rows;
+  bool inside = true;
+  for (int64_t i = first; i < last; ++i) inside &= uint64_t(run.order[i]) < uint64_t(rows);
+  if (!inside) {
+    int64_t i = first;
+    while (uint64_t(run.order[i]) < uint64_t(rows)) ++i;
+    TORCH_CHECK_INDEX(false, op, ": order must name rows from 0 to ", rows - 1, ", got ", run.order[i]);
+  }
+  return run;
 }
 
 }  // namespace linreg::torch_ops

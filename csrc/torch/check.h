@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string_view>
 
@@ -45,10 +46,31 @@ struct SgdArguments {
   bool weight_first_step, bias_first_step;  // the buffer is filled, not read
   bool weight_frozen, bias_frozen;          // the parameter is read, not updated, and needs no buffer
   bool skip_nonfinite;                      // change nothing when the loss is nan or inf
+  int64_t steps = 1;                        // of a run: lr_tensor may have a number for each
 };
 
-// Checks the hyper-parameters and the state, and that nothing that is written overlaps itself or anything else.
-void check_sgd(std::string_view op, const Operands& operands, std::string_view reduction, const SgdArguments& sgd);
+// A tensor and what to call it; nullptr: it was not given.
+struct Named {
+  const char* name;
+  const at::Tensor* tensor;
+};
+
+// Checks the hyper-parameters and the state, and that nothing that is written overlaps itself or anything else that is
+// read, `also_read` included.
+void check_sgd(std::string_view op, const Operands& operands, std::string_view reduction, const SgdArguments& sgd,
+               std::initializer_list<Named> also_read = {});
+
+// What orders the steps of a run over `rows` rows.
+struct RunArguments {
+  const at::Tensor* order;  // [rows of an epoch] or [epochs, rows of an epoch] int64; nullptr: every row in turn
+  int64_t batch_size;
+  bool drop_last;  // a last batch that is shorter
+  int64_t epochs, begin, end;
+};
+
+// The run's order of steps, without its learning rates. Reads the rows that `order` names, all of them when the run
+// begins at its first step.
+Run check_run(std::string_view op, const RunArguments& run, int64_t rows, c10::Device device);
 
 Dtype dtype_of(const at::Tensor& tensor);
 at::ScalarType scalar_type_of(Dtype dtype);

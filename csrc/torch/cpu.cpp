@@ -84,7 +84,16 @@ void sgd_step(const char*, c10::Device, Problem& problem, const Sgd& sgd, const 
   cpu::sgd_step(problem, sgd, weight, bias, skip_nonfinite, loss, workspace.get());
 }
 
-constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, nullptr, nullptr, nullptr, nullptr};
+int64_t sgd_run(Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
+                bool stop_nonfinite, void* losses, Problem* validation, void* validation_losses) {
+  problem.threads = at::get_num_threads();
+  if (validation) validation->threads = problem.threads;
+  Workspace workspace(cpu::run_workspace(problem, run, validation));
+  return cpu::sgd_run(problem, run, sgd, weight, bias, stop_nonfinite, losses, validation, validation_losses,
+                      workspace.get());
+}
+
+constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, nullptr, nullptr, nullptr, nullptr, sgd_run};
 
 }  // namespace
 

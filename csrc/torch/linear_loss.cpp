@@ -9,6 +9,7 @@
 
 #include "backend.h"
 #include "products.h"
+#include "sgd_run.h"
 #include "sgd_step.h"
 
 namespace linreg::torch_ops {
@@ -92,6 +93,7 @@ void implement(torch::Library& m) {
   m.impl("linear_loss", &linear_loss_op);
   m.impl("linear_loss_grads", &linear_loss_grads_op);
   m.impl("sgd_step_", &sgd_step_op);
+  m.impl("sgd_run_", &sgd_run_op);
 }
 
 TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// linreg_ext::sgd_run_: many steps in one call. A call takes the steps [begin, end) of the run, so that whoever calls
+// can do a run in stretches, to be interrupted or to show progress between them.
+#include "sgd_run.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "backend.h"
+#include "updated.h"
+
+namespace linreg::torch_ops {
+namespace {
+
+constexpr std::string_view kOp = "sgd_run_";
+constexpr std::string_view kValidation = "sgd_run_: validation";
+
+// Learning rates as doubles, one for each step.
+at::Tensor rates_of(const at::Tensor& lr, const Run& run, const Backend& cpu) {
+  at::Tensor rates = cpu.empty({run.end - run.begin}, at::kDouble, at::kCPU);
+  double* const to = rates.data_ptr<double>();
+  for (int64_t i = 0; i < rates.numel(); ++i) {
+    const int64_t offset = (run.begin + i) * lr.stride(0);
+    to[i] = lr.scalar_type() == at::kDouble ? lr.const_data_ptr<double>()[offset] : lr.const_data_ptr<float>()[offset];
+  }
+  return rates;
+}
+
+void fill(at::Tensor& tensor, double value) {
+  if (tensor.numel() > 0) tensor.fill_(value);
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sgd_run_op(
+    const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
+    const OptionalTensor& linear_bias, const OptionalTensor& weight, const OptionalTensor& weight_momentum_buffer,
+    const OptionalTensor& bias_momentum_buffer, const OptionalTensor& order, const OptionalTensor& validation_input,
+    const OptionalTensor& validation_target, int64_t batch_size, bool drop_last, int64_t epochs, int64_t begin,
+    int64_t end, std::string_view loss, double delta, std::string_view reduction, const OptionalTensor& lr_tensor,
+    double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
+    bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen, bool stop_nonfinite) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
+  const Operands operands{input, linear_weight, target, given(linear_bias), given(weight)};
+  Checked checked = check_problem(kOp, operands, loss, delta, reduction);
+  TORCH_CHECK(input.dim() == 2, kOp, ": input must have shape [rows, in_features], got ", input.sizes());
+  Run run =
+      check_run(kOp, {given(order), batch_size, drop_last, epochs, begin, end}, checked.problem.n, input.device());
+  check_sgd(kOp, operands, reduction,
+            {given(weight_momentum_buffer), given(bias_momentum_buffer), given(lr_tensor), lr, momentum, dampening,
+             weight_decay, nesterov, maximize, weight_first_step, bias_first_step, weight_frozen, bias_frozen,
+             stop_nonfinite, run.epoch_steps * epochs},
+            {{"order", given(order)},
+             {"validation_input", given(validation_input)},
+             {"validation_target", given(validation_target)}});
+  TORCH_CHECK_VALUE(validation_input.has_value() == validation_target.has_value(), kOp,
+                    ": validation_input and validation_target must be given together");
+  Checked validation;
+  if (validation_input)
+    validation =
+        check_problem(kValidation, {*validation_input, linear_weight, *validation_target, given(linear_bias), nullptr},
+                      loss, delta, reduction);
+
+  const c10::Device device = input.device();
+  const Backend& backend = *backend_of(device.type());
+  TORCH_CHECK_NOT_IMPLEMENTED(backend.sgd_run, kOp, ": there is no kernel for ", device.type(),
+                              " yet; take the steps with sgd_step_");
+  const int64_t epochs_ended = run.epoch_steps == 0 ? 0 : end / run.epoch_steps - begin / run.epoch_steps;
+  at::Tensor losses = backend.empty({end - begin}, linear_weight.scalar_type(), device);
+  at::Tensor validation_losses =
+      backend.empty({validation_input ? epochs_ended : 0}, linear_weight.scalar_type(), device);
+  at::Tensor done = backend.empty({}, at::kLong, device);
+  int64_t taken = 0;
+  if (begin < end) {
+    Sgd sgd{lr, momentum, dampening, weight_decay, nesterov, maximize};
+    at::Tensor rates;
+    if (lr_tensor && lr_tensor->numel() == 1) {
+      backend_of(lr_tensor->device().type())->set_lr(sgd, *lr_tensor);
+    } else if (lr_tensor) {
+      rates = rates_of(*lr_tensor, run, *backend_of(at::kCPU));
+      run.lr = rates.const_data_ptr<double>();
+    }
+    const bool has_momentum = momentum != 0;
+    Updated w(&linear_weight, has_momentum ? given(weight_momentum_buffer) : nullptr, weight_first_step, weight_frozen);
+    Updated b(given(linear_bias), has_momentum ? given(bias_momentum_buffer) : nullptr, bias_first_step, bias_frozen);
+    taken = backend.sgd_run(checked.problem, run, sgd, w.parameter, b.parameter, stop_nonfinite, losses.data_ptr(),
+                            validation_input ? &validation.problem : nullptr, validation_losses.data_ptr());
+    w.finish();
+    b.finish();
+  }
+  if (taken < end - begin) {  // what was not reached has no loss
+    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+    at::Tensor rest = losses.narrow(0, taken + 1, end - begin - taken - 1);
+    fill(rest, kNan);
+    const int64_t validated =
+        validation_losses.numel() == 0 ? 0 : (begin + taken) / run.epoch_steps - begin / run.epoch_steps;
+    rest = validation_losses.narrow(0, validated, validation_losses.numel() - validated);
+    fill(rest, kNan);
+  }
+  *done.data_ptr<int64_t>() = taken;
+  return {std::move(losses), std::move(validation_losses), std::move(done)};
+}
+
+TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
+  m.def(
+      "sgd_run_(Tensor input, Tensor(a!) linear_weight, Tensor target, Tensor(b!)? linear_bias, Tensor? weight, "
+      "Tensor(c!)? weight_momentum_buffer, Tensor(d!)? bias_momentum_buffer, Tensor? order, Tensor? validation_input, "
+      "Tensor? validation_target, int batch_size, bool drop_last, int epochs, int begin, int end, str loss, "
+      "float delta, str reduction, Tensor? lr_tensor, float lr, float momentum, float dampening, float weight_decay, "
+      "bool nesterov, bool maximize, bool weight_first_step, bool bias_first_step, bool weight_frozen, "
+      "bool bias_frozen, bool stop_nonfinite) -> (Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) { m.impl("sgd_run_", torch::CppFunction::makeFallthrough()); }
+
+}  // namespace linreg::torch_ops

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Is a run its steps? sgd_run_ beside sgd_step_ on every batch, bit for bit, and what ends a run early."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from accuracy import DTYPES, LOSSES, Problem
+
+import linreg_ext
+from linreg_ext import functional, reference
+
+pytestmark = pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
+
+# n, d, k, batch: small steps, steps at the limit of small, and beyond it; one row; a batch larger than the data
+SHAPES = [
+    (80, 1, 1, 16), (80, 1, 1, 80), (7, 2, 1, 3), (50, 3, 2, 7), (40, 8, 3, 33), (9, 8, 8, 4), (1024, 1, 1, 1016),
+    (1100, 1, 1, 1025), (2200, 1, 1, 1100), (30, 9, 1, 8), (130, 5, 9, 64), (300, 20, 3, 100), (1, 1, 1, 1),
+    (10, 4, 2, 64), (200, 70, 1, 200),
+]  # fmt: skip
+OPTIONS = {
+    "plain": {},
+    "momentum, weight decay, nesterov": {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
+    "momentum, dampening, maximize": {"momentum": 0.9, "dampening": 0.5, "maximize": True},
+}
+
+
+def batches(order, batch_size, drop_last=False):
+    """The batches of one epoch."""
+    return [batch for batch in order.split(batch_size) if not drop_last or len(batch) == batch_size]
+
+
+def both(problem, orders, batch_size, *, lr=0.01, drop_last=False, in_place=False, **options):
+    """(losses, weight, bias, buffers) of the run and of its steps; `in_place` takes every row in turn."""
+    x, w, y, b, v = vars(problem).values()
+    results = []
+    for run in (True, False):
+        tensors, buffers = [w.clone(), None if b is None else b.clone()], [None, None]
+        common = {"linear_bias": tensors[1], "momentum_buffers": buffers, **options}
+        if run:
+            losses = linreg_ext.sgd_run_(
+                x, tensors[0], y, weight=v, order=None if in_place else orders, epochs=len(orders), lr=lr,
+                batch_size=batch_size, drop_last=drop_last, **common,
+            )  # fmt: skip
+        else:
+            losses = []
+            for order in orders:
+                for batch in batches(order, batch_size, drop_last):
+                    losses.append(linreg_ext.sgd_step_(
+                        x[batch], tensors[0], y[batch], weight=None if v is None else v[batch],
+                        lr=lr[len(losses)].item() if isinstance(lr, torch.Tensor) else lr, **common,
+                    ))  # fmt: skip
+            losses = torch.stack(losses) if losses else w.new_empty(0)
+        results.append([losses, *(t for t in (*tensors, *buffers) if t is not None)])
+    return results
+
+
+def assert_same_bits(results):
+    for run, steps in zip(*results, strict=True):
+        assert run.dtype == steps.dtype
+        assert torch.equal(run.nan_to_num(1e30), steps.nan_to_num(1e30))
+
+
+def shuffled(n, epochs):
+    return torch.stack([torch.randperm(n) for _ in range(epochs)])
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_step_has_the_bits_of_a_single_step(options, dtypes):
+    for (n, d, k, batch), loss, in_place in itertools.product(SHAPES, LOSSES, (False, True)):
+        problem = Problem.random(n, d, k, dtypes, bias=d != 2, weight="rows" if n == 300 else None)
+        orders = torch.arange(n).repeat(3, 1) if in_place else shuffled(n, 3)
+        assert_same_bits(both(problem, orders, batch, in_place=in_place, loss=loss, delta=0.5, **options))
+
+
+@pytest.mark.parametrize("weight", ["elements", "rows", "row columns"])
+def test_weights_are_gathered_with_their_rows(weight):
+    for n, d, k in ((60, 3, 2), (60, 12, 1)):
+        problem = Problem.random(n, d, k, DTYPES["float32"], weight=weight)
+        assert_same_bits(both(problem, shuffled(n, 2), 16))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_rows_may_come_several_times_or_not_at_all(drop_last):
+    problem = Problem.random(40, 3, 1, DTYPES["float32"])
+    assert_same_bits(both(problem, torch.randint(40, (3, 25)), 8, drop_last=drop_last))
+    assert_same_bits(both(problem, torch.randint(40, (2, 500)), 100, drop_last=drop_last))
+    assert_same_bits(both(problem, torch.randint(40, (2, 5)), 8, drop_last=drop_last))
+
+
+def test_one_order_serves_every_epoch():
+    problem = Problem.random(40, 3, 1, DTYPES["float32"])
+    order = torch.randperm(40)
+    x, w, y, *_ = vars(problem).values()
+    once, repeated = (w.clone() for _ in range(2))
+    linreg_ext.sgd_run_(x, once, y, order=order, epochs=3, batch_size=16, lr=0.1)
+    linreg_ext.sgd_run_(x, repeated, y, order=order.repeat(3, 1), batch_size=16, lr=0.1)
+    assert torch.equal(once, repeated)
+
+
+@pytest.mark.parametrize("rates", [torch.float32, torch.float64])
+def test_a_learning_rate_for_every_step(rates):
+    for d in (2, 30):
+        problem = Problem.random(40, d, 1, DTYPES["float32"])
+        assert_same_bits(both(problem, shuffled(40, 3), 16, lr=torch.rand(9, dtype=rates) / 10))
+
+
+def test_operands_that_lie_otherwise():
+    wide = torch.randn(50, 12)
+    for x, y in (
+        (wide[:, :3], wide[:, 3:5]),
+        (wide[::2, :3], wide[::2, 3:5]),
+        (wide.t().contiguous().t()[:, :3], wide[:, 5:7]),
+        (wide[:1, :3].expand(50, 3), torch.randn(2, 50).t()),
+    ):
+        for d in (3, 1):
+            w = torch.randn(2, d)
+            problem = Problem(x[:, :d], w, y, torch.randn(4)[::2])
+            assert_same_bits(both(problem, shuffled(len(x), 2), 16))
+            assert_same_bits(both(problem, torch.arange(len(x)).repeat(2, 1), 16, in_place=True))
+
+
+def test_parameters_whose_columns_are_apart_are_updated():
+    x, y, order = torch.randn(50, 3), torch.randn(50, 2), shuffled(50, 2)
+    w, columns = torch.zeros(2, 3), torch.zeros(3, 2)
+    linreg_ext.sgd_run_(x, w, y, order=order, batch_size=16, lr=0.1)
+    linreg_ext.sgd_run_(x, columns.t(), y, order=order, batch_size=16, lr=0.1)
+    assert torch.equal(w, columns.t())
+    vector = torch.zeros(3)
+    one = torch.zeros(1, 3)
+    linreg_ext.sgd_run_(x, vector, y[:, 0], order=order, batch_size=16, lr=0.1)
+    linreg_ext.sgd_run_(x, one, y[:, :1], order=order, batch_size=16, lr=0.1)
+    assert torch.equal(vector, one[0])
+
+
+@pytest.mark.parametrize("d", [2, 30])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_run_stops_with_the_last_finite_parameters(d, momentum):
+    problem = Problem.random(64, d, 1, DTYPES["float32"])
+    x, w, y, *_ = vars(problem).values()
+    y[37] = torch.inf  # in the third batch of the second epoch
+    orders = torch.arange(64).repeat(2, 1)
+    orders[0, 37], orders[1, 37] = 0, 37
+    kept, twin, buffers, twin_buffers = w.clone(), w.clone(), [None, None], [None, None]
+    options = {"batch_size": 16, "lr": 0.01, "momentum": momentum}
+    losses = linreg_ext.sgd_run_(x, kept, y, order=orders, stop_nonfinite=True, momentum_buffers=buffers, **options)
+    assert len(losses) == 7
+    assert losses[:-1].isfinite().all()
+    assert losses[-1].isinf()
+    first = linreg_ext.sgd_run_(x, twin, y, order=orders[0], momentum_buffers=twin_buffers, **options)
+    second = linreg_ext.sgd_run_(x, twin, y, order=orders[1, :32], momentum_buffers=twin_buffers, **options)
+    assert torch.equal(losses[:-1], torch.cat([first, second]))
+    assert torch.equal(kept, twin)
+    assert not momentum or torch.equal(buffers[0], twin_buffers[0])
+    # A first step that is not taken leaves everything, and goes on where it is not to stop.
+    kept, buffers = w.clone(), [None, None]
+    losses = linreg_ext.sgd_run_(x * torch.inf, kept, y, stop_nonfinite=True, momentum_buffers=buffers, **options)
+    assert len(losses) == 1
+    assert torch.equal(kept, w)
+    assert buffers == [None, None]
+    assert len(linreg_ext.sgd_run_(x * torch.inf, kept, y, momentum_buffers=buffers, **options)) == 4
+    assert kept.isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(60, 2, 1), (60, 20, 2), (3000, 1, 1)], ids=str)
+def test_validation_after_every_epoch(shape):
+    problem, rows = (Problem.random(*shape, DTYPES["float32"]) for _ in range(2))
+    x, w, y, b, _ = vars(problem).values()
+    twin, twin_bias = w.clone(), b.clone()
+    rule = ("mse", 1.0, "mean", None, 0.01, 0.0, 0.0, 0.0, False, False)
+    operands = (x, w, y, b, None, None, None, None, rows.input, rows.target)
+    epoch = -(-len(x) // 16)
+    steps = range(2, 3 * epoch)  # begins within an epoch and ends with one
+    parts = list(functional.sgd_run(operands, (16, False, 3), steps, rule, [False, False], (False, False), False))
+    validation = torch.cat([part[1] for part in parts])
+    expected = []
+    for step in steps:
+        batch = slice(step % epoch * 16, step % epoch * 16 + 16)
+        linreg_ext.sgd_step_(x[batch], twin, y[batch], linear_bias=twin_bias, lr=0.01)
+        if (step + 1) % epoch == 0:
+            expected.append(linreg_ext.linear_mse_loss(rows.input, twin, rows.target, linear_bias=twin_bias))
+    assert torch.equal(validation, torch.stack(expected))
+
+
+def test_frozen_parameters_stay():
+    for d in (2, 30):
+        for frozen in ((True, False), (False, True)):
+            x, w, y, b, _ = vars(Problem.random(40, d, 1, DTYPES["float32"])).values()
+            before = w.clone(), b.clone()
+            rule = ("mse", 1.0, "mean", None, 0.01, 0.0, 0.0, 0.0, False, False)
+            operands = (x, w, y, b, *[None] * 6)
+            list(functional.sgd_run(operands, (16, False, 1), range(3), rule, [False, False], frozen, False))
+            assert [torch.equal(*pair) for pair in zip((w, b), before, strict=True)] == list(frozen)
+
+
+@pytest.mark.parametrize("d", [3, 30])
+def test_the_reference_is_the_same_run(d):
+    problem = Problem.random(50, d, 2, DTYPES["float64"], weight="elements")
+    orders = shuffled(50, 3)
+    for options in (
+        {"order": orders, "batch_size": 16},
+        {"order": orders, "batch_size": 16, "drop_last": True, "momentum": 0.9, "momentum_buffers": None},
+        {"epochs": 4},
+        {"epochs": 2, "batch_size": 20, "lr": torch.rand(6) / 10, "loss": "huber", "delta": 0.3},
+        {"epochs": 0},
+        {"order": orders[:, :0]},
+    ):
+        results = []
+        for module in (linreg_ext, reference):
+            x, w, y, b, v = (t.clone() for t in vars(problem).values())
+            if "momentum_buffers" in options:
+                options["momentum_buffers"] = [None, None]
+            losses = module.sgd_run_(x, w, y, linear_bias=b, weight=v, **{"lr": 0.01, **options})
+            results.append((losses, w, b, *(options.get("momentum_buffers") or ())))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_no_rows_are_no_steps():
+    for module in (linreg_ext, reference):
+        w = torch.ones(1, 2)
+        losses = module.sgd_run_(torch.empty(0, 2), w, torch.empty(0, 1), epochs=5, lr=0.1)
+        assert losses.shape == (0,)
+        assert torch.equal(w, torch.ones(1, 2))
+
+
+def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):
+    problem = Problem.random(100_000, 7, 1, DTYPES["float32"])
+    order = shuffled(100_000, 2)
+    results = []
+    for threads, stretch in ((1, 10.0), (2, 1e-9), (3, 0.03)):
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(functional, "_STRETCH", stretch)
+        monkeypatch.setattr(functional, "_FIRST_STRETCH", stretch)
+        w = problem.linear_weight.clone()
+        buffers = [None, None]
+        losses = linreg_ext.sgd_run_(
+            problem.input, w, problem.target, order=order, batch_size=30_000, lr=0.1, momentum=0.9,
+            momentum_buffers=buffers,
+        )  # fmt: skip
+        results.append((losses, w, buffers[0]))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_ctrl_c_ends_a_run_between_two_steps():
+    """Every step moves weight and bias by just `lr`, so that they tell how many there were."""
+    x, y = torch.ones(512, 1, dtype=torch.float64), torch.full((512, 1), 1e9, dtype=torch.float64)
+    w, b, buffers, lr = torch.zeros(1, 1).double(), torch.zeros(1).double(), [None, None], 2.0**-20
+    pressed = []
+
+    def press():
+        time.sleep(0.3)
+        pressed.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        linreg_ext.sgd_run_(
+            x, w, y, linear_bias=b, loss="l1", lr=lr, batch_size=16, epochs=10**8, momentum=0.5, dampening=0.5,
+            momentum_buffers=buffers,
+        )  # fmt: skip
+    waited = time.perf_counter() - pressed[0]
+    thread.join()
+    assert waited < 0.1
+    steps = (w / lr).item()
+    assert steps == round(steps) > 1000
+    assert w.item() == b.item()
+    assert [buffer.item() for buffer in buffers] == [-1, -1]
+
+
+def test_nothing_is_allocated_for_the_steps():
+    """A million rows in batches of 256: memory grows by the losses and one batch."""
+    script = """
+import resource, torch, linreg_ext
+x, y = torch.randn(2**20, 32), torch.randn(2**20, 1)
+w, order = torch.zeros(1, 32), torch.randperm(2**20)
+linreg_ext.sgd_run_(x[:4096], w, y[:4096], order=order[:4096] % 4096, batch_size=256, lr=0.01)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+linreg_ext.sgd_run_(x, w, y, order=order, batch_size=256, lr=0.01)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.nbytes)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 0.01
