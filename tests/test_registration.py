@@ -67,13 +67,13 @@ def test_opcheck_of_the_run(dtypes, momentum):
         x, w, y, b, _ = operands
         buffers = [torch.zeros_like(w), None if b is None else torch.zeros_like(b)] if momentum else [None, None]
         order = torch.stack([torch.randperm(9), torch.randperm(9)])
-        for more in ((None, None, None), (order, x[:4].clone(), y[:4].clone())):
-            for lr_tensor in (None, torch.rand(6) / 10):
-                torch.library.opcheck(
-                    OPS.sgd_run_.default,
-                    (*operands, *buffers, *more, 4, False, 2, 1, 6, loss, 0.5, "mean", lr_tensor, 0.1, momentum, 0.0,
-                     0.1, False, False, False, False, False, False, True),
-                )  # fmt: skip
+        rows = order, x[:4].clone(), y[:4].clone()
+        for more, lr_tensor in (((None, None, None), None), (rows, torch.rand(6) / 10)):
+            torch.library.opcheck(
+                OPS.sgd_run_.default,
+                (*operands, *buffers, *more, 4, False, 2, 1, 6, loss, 0.5, "mean", lr_tensor, 0.1, momentum, 0.0, 0.1,
+                 False, False, False, False, False, False, True),
+            )  # fmt: skip
 
 
 def test_fake_tensors_have_the_metadata_of_the_results(device):

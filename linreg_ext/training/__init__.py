@@ -2,8 +2,9 @@
 """Training loops that fuse the models, losses and optimizers they recognise and run everything else as it is."""
 
 from .evaluate import evaluate
-from .fit import DivergenceError, fit
+from .fit import fit
 from .history import History
+from .recorder import DivergenceError
 from .train_step import TrainStep, make_train_step
 
 __all__ = ["DivergenceError", "History", "TrainStep", "evaluate", "fit", "make_train_step"]

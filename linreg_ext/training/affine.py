@@ -114,7 +114,7 @@ def recognise_model(model: nn.Module) -> Affine:
     if not isinstance(model, nn.Module):
         raise Unrecognised(f"the model is a {type(model).__name__}, not an nn.Module")
     modules = tuple([_see(module) for module in model.modules()])
-    affine = evaluate(model, _Rules(model), "the model")
+    affine = _stock(model) or evaluate(model, _Rules(model), "the model")
     if not isinstance(affine, Affine):
         raise Unrecognised("the model's output is not an affine function of its input")
     if affine.bias is not None:
@@ -123,6 +123,16 @@ def recognise_model(model: nn.Module) -> Affine:
         if shape not in ([targets], []) or affine.bias.tensor.numel() != targets:
             raise Unrecognised(f"the bias of shape {shape} is broadcast over {targets} targets")
     return replace(affine, modules=modules)
+
+
+def _stock(model: nn.Module) -> Affine | None:
+    """The affine function of a linear layer alone or in a Sequential, which need not be traced (0.4 ms) to be known."""
+    if type(model) is nn.Linear:
+        return Affine(Slot(model, "weight"), Slot(model, "bias") if model.bias is not None else None, "rows")
+    if type(model) is nn.Sequential:
+        layers = [layer for layer in model if type(layer) is not nn.Identity]
+        return _stock(layers[0]) if len(layers) == 1 else None
+    return None
 
 
 _TRANSPARENT = {nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict}

@@ -4,28 +4,18 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .evaluate import evaluate, mean_over_rows
+from .epochs import fused_epochs
+from .evaluate import evaluate
 from .history import History
+from .recorder import Recorder
 from .train_step import TrainStep
-
-
-class DivergenceError(RuntimeError):
-    """The loss turned nan or inf.
-
-    Attributes:
-        step: the step (from 1) whose loss it was.
-        history: the run up to and including that step; the unfinished epoch has no epoch_loss.
-    """
-
-    def __init__(self, message: str, step: int, history: History) -> None:
-        super().__init__(message)
-        self.step, self.history = step, history
 
 
 def fit(
@@ -44,7 +34,10 @@ def fit(
 ) -> History:
     """Train `model` for `num_epochs` passes over `train_dl`, each batch with the step of :func:`make_train_step`.
 
-    Batches come in the loader's own order, and torch's random generators end where the plain loop would leave them.
+    Batches come in the loader's own order, and torch's random generators end where the plain loop would leave them. On
+    the CPU a fused step over a DataLoader of tensors in memory (a TensorDataset, a Subset of one, or a data set whose
+    items are ``self.x[index], self.y[index]``) with torch's own samplers takes whole epochs in one call; anything else
+    is iterated. Ctrl-C ends the run between two steps, with the generators where those steps leave them.
 
     Args:
         num_epochs: how many times to go through `train_dl`; >= 0.
@@ -84,97 +77,81 @@ def fit(
     if device is not None:
         model.to(device)
     step = TrainStep(model, loss_fn, opt)
-    recorder = _Recorder(step.reduction == "sum")
+    recorder = Recorder(step.reduction == "sum")
     stop = on_divergence == "stop"
 
-    epochs = _epochs(num_epochs, progress)
-    for epoch in epochs:
-        for x, y in _batches(train_dl, device):
-            rate = opt.param_groups[0]["lr"]
-            loss = step.step(x, y, skip_nonfinite=stop)
-            recorder.add(loss, len(x), rate)
-            if stop and loss.device.type == "cpu" and not math.isfinite(loss.item()):
-                recorder.raise_if_diverged()
-        recorder.end_epoch()
-        if stop:
-            recorder.raise_if_diverged()
-        if val_dl is not None:
-            recorder.val_loss.append(evaluate(model, loss_fn, _batches(val_dl, device)))
-        if scheduler is not None:
-            _step_scheduler(scheduler, recorder)
-        if not isinstance(epochs, range):
-            epochs.set_postfix(loss=f"{recorder.epoch_loss[-1]:.4g}", refresh=False)
-        if log_every is not None and (epoch + 1) % log_every == 0:
-            validation = f", Val loss: {recorder.val_loss[-1]:.4f}" if val_dl is not None else ""
-            print(f"Epoch [{epoch + 1}/{num_epochs}], Loss: {recorder.last_loss:.4f}{validation}", flush=True)
+    bar = _progress_bar(num_epochs, progress)
+    pace = _Pace(bar)
+    epoch = 0
+    try:
+        while epoch < num_epochs:
+            fused = fused_epochs(step, train_dl, val_dl, device)
+            if fused is None:
+                count, validated = 1, False
+                _train_epoch(step, train_dl, device, opt, recorder, stop)
+            else:
+                validated = fused.validates
+                alone = scheduler is not None or (val_dl is not None and not validated)
+                until_log = num_epochs if log_every is None else log_every - epoch % log_every
+                count = 1 if alone else min(num_epochs - epoch, until_log, fused.limit or num_epochs, pace.limit)
+                with pace:
+                    fused.take(count, recorder, stop)
+            epoch += count
+            if val_dl is not None and not validated:
+                recorder.val_loss.append(evaluate(model, loss_fn, _batches(val_dl, device)))
+            if scheduler is not None:
+                _step_scheduler(scheduler, recorder)
+            if bar is not None:
+                bar.set_postfix(loss=f"{recorder.epoch_loss[-1]:.4g}", refresh=False)
+                bar.update(count)
+            if log_every is not None and epoch % log_every == 0:
+                validation = f", Val loss: {recorder.val_loss[-1]:.4f}" if val_dl is not None else ""
+                print(f"Epoch [{epoch}/{num_epochs}], Loss: {recorder.last_loss:.4f}{validation}", flush=True)
+    finally:
+        if bar is not None:
+            bar.close()
     return recorder.history(val_dl is not None)
 
 
-class _Recorder:
-    """Collects what History holds, reading losses from the device once an epoch."""
-
-    def __init__(self, summed: bool) -> None:
-        self.summed = summed
-        self.step_loss: list[Tensor] = []  # one tensor an epoch
-        self.epoch_loss: list[float] = []
-        self.val_loss: list[float] = []
-        self.lr: list[float | Tensor] = []
-        self._losses: list[Tensor] = []
-        self._rows: list[int] = []
-
-    @property
-    def last_loss(self) -> float:
-        return self.step_loss[-1][-1].item() if len(self.step_loss[-1]) else math.nan
-
-    def add(self, loss: Tensor, rows: int, lr: float | Tensor) -> None:
-        self._losses.append(loss)
-        self._rows.append(rows)
-        self.lr.append(lr.detach().clone() if isinstance(lr, Tensor) else lr)
-
-    def end_epoch(self) -> None:
-        self._read()
-        self.epoch_loss.append(mean_over_rows(list(self.step_loss[-1]), self._rows, self.summed))
-        self._rows = []
-
-    def raise_if_diverged(self) -> None:
-        if self._losses:
-            self._read()
-        bad = (~self.step_loss[-1].isfinite()).nonzero()
-        if len(bad):
-            step = sum(len(losses) for losses in self.step_loss[:-1]) + int(bad[0]) + 1
-            value = self.step_loss[-1][bad[0]].item()
-            raise DivergenceError(
-                f"fit: the loss is {value} at step {step}: training diverges; scale the features or lower the "
-                "learning rate (the parameters are those before that step)",
-                step,
-                self.history(bool(self.val_loss)),
-            )
-
-    def history(self, validated: bool) -> History:
-        return History(
-            step_loss=torch.cat(self.step_loss) if self.step_loss else torch.empty(0, dtype=torch.float64),
-            epoch_loss=torch.tensor(self.epoch_loss, dtype=torch.float64),
-            val_loss=torch.tensor(self.val_loss, dtype=torch.float64) if validated else None,
-            lr=torch.tensor([float(lr) for lr in self.lr], dtype=torch.float64),
-        )
-
-    def _read(self) -> None:
-        losses = torch.stack(self._losses).double().cpu() if self._losses else torch.empty(0, dtype=torch.float64)
-        self.step_loss.append(losses)
-        self._losses = []
+def _train_epoch(step: TrainStep, train_dl: Any, device: Any, opt: Any, recorder: Recorder, stop: bool) -> None:
+    """Go through the loader once, batch by batch."""
+    for x, y in _batches(train_dl, device):
+        rate = opt.param_groups[0]["lr"]
+        loss = step.step(x, y, skip_nonfinite=stop)
+        recorder.add(loss, len(x), rate)
+        if stop and loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            recorder.raise_if_diverged()
+    recorder.end_epoch()
+    if stop:
+        recorder.raise_if_diverged()
 
 
-def _epochs(num_epochs: int, progress: bool | None) -> Any:
-    """The epochs to go through: a range, or a progress bar over it."""
+class _Pace:
+    """How many epochs to take at once, so that a progress bar moves some twenty times a second."""
+
+    def __init__(self, bar: Any) -> None:
+        self.limit: int | float = 1 if bar is not None else math.inf
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self.limit != math.inf and time.perf_counter() - self._started < 0.025:
+            self.limit *= 2
+
+
+def _progress_bar(num_epochs: int, progress: bool | None) -> Any:
+    """A progress bar over the epochs; None where none is shown."""
     if progress is False:
-        return range(num_epochs)
+        return None
     try:
         from tqdm.auto import tqdm
     except ImportError:
         if progress:
             raise ImportError("fit: progress=True needs tqdm (`pip install tqdm`)") from None
-        return range(num_epochs)
-    return tqdm(range(num_epochs), desc="fit", unit="epoch", disable=None if progress is None else False)
+        return None
+    bar = tqdm(total=num_epochs, desc="fit", unit="epoch", disable=None if progress is None else False)
+    return None if bar.disable else bar
 
 
 def _batches(dataloader: Iterable[tuple[Tensor, Tensor]], device: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -186,7 +163,7 @@ def _batches(dataloader: Iterable[tuple[Tensor, Tensor]], device: Any) -> Iterat
         yield (x, y) if device is None else (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
 
 
-def _step_scheduler(scheduler: Any, recorder: _Recorder) -> None:
+def _step_scheduler(scheduler: Any, recorder: Recorder) -> None:
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         scheduler.step(recorder.val_loss[-1] if recorder.val_loss else recorder.epoch_loss[-1])
     else:

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whole epochs of fused steps in one call, where the order of the loader's batches is known ahead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from .loader_order import LoaderOrder, draw_epochs, follow
+from .recorder import Recorder
+from .train_step import TrainStep, target_rows
+
+_ORDER_NUMBERS = 1 << 17  # 1 MB of row numbers, unless one epoch has more
+
+
+class FusedEpochs:
+    """What the next epochs are made of.
+
+    Attributes:
+        validates: they include validation.
+        limit: how many can be taken at once; None is any number.
+    """
+
+    def __init__(self, step: TrainStep, train: LoaderOrder, val: LoaderOrder | None) -> None:
+        self._step, self._train, self._val = step, train, val
+        self.validates = val is not None
+        self.limit = None if train.is_static else max(1, _ORDER_NUMBERS // train.length)
+        self._validation = None if val is None else val.whole()
+
+    def take(self, count: int, recorder: Recorder, stop: bool) -> None:
+        """Take the steps of `count` epochs.
+
+        With `stop` the first whose loss is nan or inf is not taken, and DivergenceError is raised. Then, and when the
+        user interrupts, the random generators are left as going through the loaders up to that batch would leave them.
+        """
+        step, train = self._step, self._train
+        affine, loss, group, state = step._affine, step._loss, step._group, step.optimizer.state
+        weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
+        frozen = (not weight.requires_grad, bias is None or not bias.requires_grad)
+        buffers: list[Tensor | None] = [None, None]
+        first_step = [False, False]
+        if group["momentum"] != 0:
+            for i, parameter in enumerate((weight, bias)):
+                if not frozen[i]:
+                    buffers[i] = state[parameter].get("momentum_buffer") if parameter in state else None
+                    first_step[i] = buffers[i] is None
+                    buffers[i] = torch.empty_like(parameter) if first_step[i] else buffers[i]
+        fresh = list(first_step)
+        if not affine.training():
+            step.model.train()
+
+        before = self._generator_states()
+        order = draw_epochs(count, train, self._val)
+        lr = group["lr"]
+        lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+        x, y = train.x, train.y
+        validation: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self._validation is not None:
+            validation = self._validation[0], target_rows(affine, loss, *self._validation)
+        rule = (
+            loss.loss, loss.delta, loss.reduction, lr_tensor, lr_value, group["momentum"], group["dampening"],
+            group["weight_decay"], group["nesterov"], group["maximize"],
+        )  # fmt: skip
+        losses: list[Tensor] = []
+        validations: list[Tensor] = []
+        taken, steps = 0, count * train.epoch_steps
+        try:
+            with torch.no_grad():  # the kernels' view of a parameter must not become part of a graph
+                tensors = (
+                    x, affine.as_rows(weight), target_rows(affine, loss, x, y),
+                    None if bias is None else affine.as_bias(bias), None,
+                    None if buffers[0] is None else affine.as_rows(buffers[0]),
+                    None if buffers[1] is None else affine.as_bias(buffers[1]), order, *validation,
+                )  # fmt: skip
+                sizes = (train.batch_size, train.drop_last, count)
+                for part, part_validation, done in functional.sgd_run(
+                    tensors, sizes, range(steps), rule, first_step, frozen, stop
+                ):
+                    taken += done
+                    losses.append(part)
+                    validations.append(part_validation)
+        except BaseException:
+            self._rewind(before, taken, 0)
+            raise
+        finally:
+            for parameter, was_first, is_first, buffer in zip((weight, bias), fresh, first_step, buffers, strict=True):
+                if was_first and not is_first:
+                    state[parameter]["momentum_buffer"] = buffer
+            if taken and "step" in step.optimizer.__dict__:  # by this mark a scheduler sees that the optimizer stepped
+                step.optimizer._opt_called = True
+        if taken < steps:
+            self._rewind(before, taken, 1)
+        rates = step.optimizer.param_groups[0]["lr"]
+        recorder.add_epochs(_joined(losses), self._batch_rows(), rates, self._validation_losses(_joined(validations)))
+        if taken < steps:
+            recorder.raise_if_diverged()
+
+    def _batch_rows(self) -> Tensor:
+        train = self._train
+        rows = torch.full((train.epoch_steps,), float(train.batch_size), dtype=torch.float64)
+        rows[-1] = min(train.batch_size, train.length - train.batch_size * (train.epoch_steps - 1))
+        return rows
+
+    def _validation_losses(self, losses: Tensor) -> Tensor:
+        if self._validation is None:
+            return losses
+        rows = len(self._validation[0])
+        losses = losses.double()
+        return losses / rows if self._step.reduction == "sum" else losses
+
+    def _generator_states(self) -> list[tuple[torch.Generator, Tensor]]:
+        generators = [torch.default_generator, *self._train.generators, *(self._val.generators if self._val else ())]
+        return [(generator, generator.get_state()) for generator in {id(g): g for g in generators}.values()]
+
+    def _rewind(self, states: list[tuple[torch.Generator, Tensor]], steps: int, more: int) -> None:
+        """Leave the generators as they are after so many steps and with the batches of `more` further ones drawn."""
+        for generator, state in states:
+            generator.set_state(state)
+        epochs, batches = divmod(steps, self._train.epoch_steps)
+        if epochs:
+            draw_epochs(epochs, self._train, self._val)
+        if batches + more:
+            self._train.resume(batches + more)
+
+
+def fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, device: Any) -> FusedEpochs | None:
+    """The next epochs of `train_dl`, if their steps are fused, run on the CPU and come in an order known ahead.
+
+    Validation on `val_dl` is part of them where it goes through the same rows every time.
+    """
+    if device is not None and torch.device(device).type != "cpu":
+        return None
+    train = follow(train_dl)
+    if train is None or train.epoch_steps == 0 or not _is_fused(step, train.x, train.y):
+        return None
+    val = None if val_dl is None else follow(val_dl)
+    if val is not None and not (val.once and _is_fused(step, *val.whole())):
+        val = None
+    return FusedEpochs(step, train, val)
+
+
+def _is_fused(step: TrainStep, x: Tensor, y: Tensor) -> bool:
+    """Whether a step on batches of rows of `x` and `y` would be."""
+    if x.dim() != 2:
+        return False
+    level, reason = step._level(x, y)
+    if level == "fused" and level != step.level:
+        step._say(level, reason)
+    return level == "fused"
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""fit's whole epochs in one call beside the plain loop over the loader: the same batches, weights, histories, states and
+next draws of every generator, wherever the run ends."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    random_split,
+)
+
+from linreg_ext import functional, reference
+from linreg_ext.training import DivergenceError, fit, loader_order, make_train_step
+
+pytestmark = pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
+
+X, Y = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 2, dtype=torch.float64)
+
+
+class Pairs(Dataset):
+    def __init__(self, x, y):
+        self.features, self.answers = x, y
+
+    def __len__(self):
+        return len(self.features)
+
+    def __getitem__(self, i):
+        return self.features[i], self.answers[i]
+
+
+class Scaled(Pairs):
+    def __getitem__(self, i):
+        return self.features[i] * 2, self.answers[i]
+
+
+class Backwards(Sampler):
+    """Draws as it goes along, as a user's own may."""
+
+    def __iter__(self):
+        for i in reversed(range(50)):
+            if torch.rand(()) < 0.8:
+                yield i
+
+
+def rows(dtype):
+    return TensorDataset(X.to(dtype), Y.to(dtype))
+
+
+def weighted(replacement, **options):
+    return WeightedRandomSampler(torch.arange(1.0, 51), 30, replacement, **options)
+
+
+# name -> (data set, generator) -> loader; what takes whole epochs in one call, then what does not
+FOLLOWED = {
+    "in order": lambda d, g: DataLoader(d, 16),
+    "in order, last batch dropped": lambda d, g: DataLoader(d, 16, drop_last=True),
+    "shuffled": lambda d, g: DataLoader(d, 16, shuffle=True),
+    "shuffled, last batch dropped": lambda d, g: DataLoader(d, 16, shuffle=True, drop_last=True),
+    "shuffled by the user's generator": lambda d, g: DataLoader(d, 16, shuffle=True, generator=g),
+    "full batches by the user's generator": lambda d, g: DataLoader(d, 10, shuffle=True, generator=g),
+    "sampler with a generator, loader without": lambda d, g: DataLoader(d, 16, sampler=RandomSampler(d, generator=g)),
+    "loader with a generator, sampler without": lambda d, g: DataLoader(d, 16, sampler=RandomSampler(d), generator=g),
+    "torch's own generator by name": lambda d, g: DataLoader(d, 16, shuffle=True, generator=torch.default_generator),
+    "with replacement": lambda d, g: DataLoader(d, 16, sampler=RandomSampler(d, replacement=True)),
+    "with replacement, many": lambda d, g: DataLoader(
+        d, 16, sampler=RandomSampler(d, replacement=True, num_samples=128, generator=g)
+    ),
+    "some of a permutation": lambda d, g: DataLoader(d, 16, sampler=RandomSampler(d, num_samples=20, generator=g)),
+    "several permutations": lambda d, g: DataLoader(d, 16, sampler=RandomSampler(d, num_samples=120)),
+    "of fewer rows": lambda d, g: DataLoader(d, 7, sampler=RandomSampler(range(30))),
+    "in order, of fewer rows": lambda d, g: DataLoader(d, 7, sampler=SequentialSampler(range(30))),
+    "subset at random": lambda d, g: DataLoader(d, 8, sampler=SubsetRandomSampler(range(10, 30))),
+    "subset at random, by generator": lambda d, g: DataLoader(
+        d, 8, sampler=SubsetRandomSampler([3, 1, -1, 40], generator=g)
+    ),
+    "weighted": lambda d, g: DataLoader(d, 8, sampler=weighted(True)),
+    "weighted, without replacement": lambda d, g: DataLoader(d, 8, sampler=weighted(False, generator=g)),
+    "a batch sampler of torch's": lambda d, g: DataLoader(d, batch_sampler=BatchSampler(RandomSampler(d), 9, True)),
+    "split": lambda d, g: DataLoader(random_split(d, [40, 10], generator=g)[0], 7, shuffle=True),
+    "split, in order": lambda d, g: DataLoader(random_split(d, [40, 10], generator=g)[0], 7),
+    "subset of subset": lambda d, g: DataLoader(Subset(Subset(d, range(5, 45)), range(0, 40, 2)), 6),
+    "subset of subset, shuffled": lambda d, g: DataLoader(Subset(Subset(d, [4, -2, 7, 9]), torch.tensor([1, 3, 0])), 2, True),
+    "a data set of the user's": lambda d, g: DataLoader(Pairs(*d.tensors), 16, shuffle=True),
+    "batch larger than the data": lambda d, g: DataLoader(d, 64, shuffle=True),
+    "one row": lambda d, g: DataLoader(Subset(d, [3]), 4, shuffle=True),
+}  # fmt: skip
+ITERATED = {
+    "a sampler of the user's": lambda d, g: DataLoader(d, 8, sampler=Backwards()),
+    "a list for a sampler": lambda d, g: DataLoader(d, 8, sampler=[3, 1, 4, 1, 5]),
+    "a batch sampler of the user's": lambda d, g: DataLoader(d, batch_sampler=[[1, 2, 3], [4, 5], list(range(20))]),
+    "items that are computed": lambda d, g: DataLoader(Scaled(*d.tensors), 16, shuffle=True),
+    "a collate of the user's": lambda d, g: DataLoader(
+        d, 16, shuffle=True, collate_fn=lambda b: (torch.stack([x for x, _ in b]) * 2, torch.stack([y for _, y in b]))
+    ),
+    "no batch at all": lambda d, g: DataLoader(d, 64, drop_last=True, shuffle=True),
+}
+LOADERS = FOLLOWED | ITERATED
+
+
+@dataclass
+class End:
+    """Where a run has led."""
+
+    history: object
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: object
+    draws: tuple[torch.Tensor, torch.Tensor]  # the next ones: of torch's generator and of the user's
+    calls: list[range]  # of the operator
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+
+
+def run(implementation, make_loader, monkeypatch, *, dtype=torch.float64, epochs=5, make_optimizer=sgd,
+        make_val=None, make_scheduler=None, **options):  # fmt: skip
+    torch.manual_seed(5)
+    data, generator = rows(dtype), torch.Generator().manual_seed(3)
+    model = nn.Linear(3, 2, dtype=dtype)
+    optimizer = make_optimizer(model)
+    scheduler = make_scheduler(optimizer) if make_scheduler else None
+    loader = make_loader(data, generator)
+    val_dl = make_val(data, generator) if make_val else None
+    calls, sgd_run = [], functional.sgd_run
+
+    def counted(*arguments):
+        calls.append(arguments[2])
+        return sgd_run(*arguments)
+
+    monkeypatch.setattr(functional, "sgd_run", counted)
+    try:
+        history = implementation(
+            epochs,
+            model,
+            nn.MSELoss(),
+            optimizer,
+            loader,
+            val_dl=val_dl,
+            scheduler=scheduler,
+            progress=False,
+            **options,
+        )
+    finally:
+        monkeypatch.setattr(functional, "sgd_run", sgd_run)
+    draws = torch.rand(3), torch.rand(3, generator=generator)
+    return End(history, model, optimizer, scheduler, draws, calls)
+
+
+def assert_same(ours, theirs, dtype=torch.float64):
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    close = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
+    for name in ("step_loss", "epoch_loss", "val_loss", "lr"):
+        a, b = getattr(ours.history, name), getattr(theirs.history, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, **close)
+    for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), **close)
+    states = ours.optimizer.state_dict(), theirs.optimizer.state_dict()
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    torch.testing.assert_close(states[0]["state"], states[1]["state"], **close)
+    for a, b in zip(ours.draws, theirs.draws, strict=True):
+        assert torch.equal(a, b), "a generator ends elsewhere"
+    if ours.scheduler is not None:
+        states = ours.scheduler.state_dict(), theirs.scheduler.state_dict()
+        numbers = [{name: value for name, value in state.items() if not isinstance(value, str)} for state in states]
+        torch.testing.assert_close(*numbers, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_loader(name, validate, dtype, monkeypatch):
+    val = (lambda d, g: DataLoader(Subset(d, range(9)), 4, shuffle=True)) if validate else None
+    ours, theirs = (run(f, LOADERS[name], monkeypatch, make_val=val, dtype=dtype) for f in (fit, reference.fit))
+    assert_same(ours, theirs, dtype)
+    assert len(ours.calls) == (1 if name in FOLLOWED else 0), "whole epochs in one call, or none"
+
+
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("train", ["in order", "shuffled by the user's generator", "weighted"])
+def test_every_loader_validates(name, train, monkeypatch):
+    """Whatever validation draws comes after what its epoch has drawn, from the same generators."""
+    ours, theirs = (run(f, LOADERS[train], monkeypatch, make_val=LOADERS[name]) for f in (fit, reference.fit))
+    assert_same(ours, theirs)
+    assert len(ours.calls) in (1, 5)
+
+
+def test_validation_without_rows(monkeypatch):
+    empty = lambda d, g: DataLoader(Subset(d, []), 4)  # noqa: E731
+    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, make_val=empty) for f in (fit, reference.fit))
+    assert_same(ours, theirs)
+    assert ours.history.val_loss.isnan().all()
+    assert len(ours.calls) == 1
+
+
+SCHEDULERS = {
+    "exponential": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+    "plateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0, threshold=0.5),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("validate", [False, True])
+def test_schedulers_step_after_every_epoch(scheduler, validate, monkeypatch):
+    val = (lambda d, g: DataLoader(Subset(d, range(9)), 4)) if validate else None
+    options = {"make_val": val, "make_scheduler": SCHEDULERS[scheduler]}
+    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, **options) for f in (fit, reference.fit))
+    assert_same(ours, theirs)
+    assert len(ours.calls) == 5
+    assert len(set(ours.history.lr.tolist())) > 1
+
+
+def test_log_lines_and_progress_end_a_call(monkeypatch, capsys):
+    ours = run(fit, LOADERS["shuffled"], monkeypatch, epochs=25, log_every=10)
+    lines = capsys.readouterr().out
+    theirs = run(reference.fit, LOADERS["shuffled"], monkeypatch, epochs=25, log_every=10)
+    assert lines == capsys.readouterr().out
+    assert len(ours.calls) == 3
+    assert_same(ours, theirs)
+
+
+def test_two_fits_in_a_row_are_one(monkeypatch):
+    ends = []
+    for parts in ((6,), (2, 4)):
+        torch.manual_seed(5)
+        loader, model = LOADERS["shuffled"](rows(torch.float64), None), nn.Linear(3, 2, dtype=torch.float64)
+        optimizer = sgd(model)
+        losses = [fit(epochs, model, nn.MSELoss(), optimizer, loader, progress=False).step_loss for epochs in parts]
+        ends.append((torch.cat(losses), model.weight.detach(), torch.rand(1)))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def diverging(implementation, name, lr, validate):
+    """(error, model, next draws) of a run whose losses grow until they are inf, or None if it does not get there."""
+    torch.manual_seed(5)
+    data, generator = rows(torch.float64), torch.Generator().manual_seed(3)
+    model = nn.Linear(3, 2, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.1)
+    loader = LOADERS[name](data, generator)
+    val_dl = DataLoader(Subset(data, range(9)), 4, shuffle=True) if validate else None
+    with pytest.raises(RuntimeError, match=r"fit: the loss is (nan|inf) at step") as raised:
+        implementation(1000, model, nn.MSELoss(), optimizer, loader, val_dl=val_dl, progress=False)
+    return raised.value, model, (torch.rand(3), torch.rand(3, generator=generator))
+
+
+@pytest.mark.parametrize("name", ["in order", "shuffled", "shuffled by the user's generator", "weighted", "split"])
+@pytest.mark.parametrize("validate", [False, True])
+def test_divergence_at_step_3_of_epoch_7(name, validate):
+    """The generators end where the plain loop's do: with that epoch begun, and nothing drawn for later ones."""
+    steps = len(LOADERS[name](rows(torch.float64), torch.Generator()))
+    wanted = 6 * steps + 3
+    low, high = 1.0, 1e16  # the larger the rate, the earlier
+    for _ in range(100):
+        lr = math.sqrt(low * high)
+        error, model, draws = diverging(fit, name, lr, validate)
+        if error.step == wanted:
+            break
+        low, high = (lr, high) if error.step > wanted else (low, lr)
+    assert error.step == wanted
+    twin_error, twin, twin_draws = diverging(reference.fit, name, lr, validate)
+    assert f"at step {wanted}" in str(twin_error)
+    assert all(torch.equal(a, b) for a, b in zip(draws, twin_draws, strict=True))
+    assert isinstance(error, DivergenceError)
+    assert len(error.history.step_loss) == len(error.history.lr) == wanted
+    assert len(error.history.epoch_loss) == 6
+    assert error.history.val_loss is None if not validate else len(error.history.val_loss) == 6
+    assert error.history.step_loss[:-1].isfinite().all()
+    torch.testing.assert_close(model.weight, twin.weight, rtol=1e-9, atol=0)
+
+
+def test_divergence_can_be_let_go_on(monkeypatch):
+    make = lambda m: torch.optim.SGD(m.parameters(), lr=1e30)  # noqa: E731
+    ours, theirs = (
+        run(f, LOADERS["shuffled"], monkeypatch, make_optimizer=make, on_divergence="continue")
+        for f in (fit, reference.fit)
+    )
+    assert ours.model.weight.isnan().all()
+    assert all(torch.equal(a, b) for a, b in zip(ours.draws, theirs.draws, strict=True))
+    assert torch.equal(ours.history.step_loss.isfinite(), theirs.history.step_loss.isfinite())
+
+
+def test_ctrl_c_leaves_generators_where_the_steps_left_them():
+    """The epochs that were taken, taken again one by one, and some batches of one more lead to the same place."""
+    data = TensorDataset(torch.randn(100_000, 2), torch.randn(100_000, 1))
+
+    def prepared():
+        torch.manual_seed(1)
+        model = nn.Linear(2, 1)
+        return model, torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9), DataLoader(data, 1000, shuffle=True)
+
+    model, optimizer, loader = prepared()
+    thread = threading.Thread(target=lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGINT)))
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        fit(10**6, model, nn.MSELoss(), optimizer, loader, progress=False)
+    thread.join()
+    state, weight = torch.get_rng_state(), model.weight.detach().clone()
+    assert optimizer.state[model.weight]["momentum_buffer"].isfinite().all()
+
+    model, optimizer, loader = prepared()
+    step = make_train_step(model, nn.MSELoss(), optimizer)
+    for _ in range(10_000):
+        if torch.equal(torch.get_rng_state(), state):
+            break
+        before = torch.get_rng_state()
+        next(iter(loader))
+        begun = torch.equal(torch.get_rng_state(), state)
+        torch.set_rng_state(before)
+        if begun:
+            break
+        fit(1, model, nn.MSELoss(), optimizer, loader, progress=False)
+    places = [model.weight.detach().clone()]
+    for x, y in loader:
+        step(x, y)
+        places.append(model.weight.detach().clone())
+    assert any(torch.equal(place, weight) for place in places)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_workers": 1}, {"pin_memory": True}, {"collate_fn": lambda batch: batch}, {"batch_size": None},
+        {"timeout": 1, "num_workers": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_loaders_that_are_not_followed(change):
+    assert loader_order.follow(DataLoader(rows(torch.float32), **{"batch_size": 4})) is not None
+    assert loader_order.follow(DataLoader(rows(torch.float32), **{"batch_size": 4, **change})) is None
+
+
+def test_data_sets_that_are_not_followed():
+    class Loader(DataLoader):
+        pass
+
+    class Tensors(TensorDataset):
+        pass
+
+    class Swapped(Pairs):
+        def __getitem__(self, i):
+            return self.answers[i], self.features[i]
+
+    class Same(Pairs):
+        def __getitem__(self, i):
+            return self.features[i], self.features[i]
+
+    class Later(Pairs):
+        def __getitem__(self, i):
+            return self.features[i + 1], self.answers[i]
+
+    class Property(Pairs):
+        @property
+        def shown(self):
+            return self.features * 2
+
+        def __getitem__(self, i):
+            return self.shown[i], self.answers[i]
+
+    class Batches(Pairs):
+        def __getitem__(self, i):
+            return self.features[i], self.answers[i]
+
+        def __getitems__(self, indices):
+            return [(self.features[i] * 2, self.answers[i]) for i in indices]
+
+    data = rows(torch.float32)
+    x, y = data.tensors
+    order = loader_order.follow(DataLoader(Swapped(x, y), 4))
+    assert order.x is y
+    assert order.y is x
+    for loader in (
+        Loader(data, 4), DataLoader(Tensors(x, y), 4), DataLoader(Same(x, y), 4), DataLoader(Later(x, y), 4),
+        DataLoader(Property(x, y), 4), DataLoader(Batches(x, y), 4), DataLoader(Scaled(x, y), 4),
+        DataLoader(TensorDataset(x), 4), DataLoader(TensorDataset(x, y, y), 4), DataLoader(Pairs(x.tolist(), y), 4),
+        DataLoader(data, 4, sampler=SubsetRandomSampler([0, 50])), DataLoader(Subset(data, [0, -51]), 4),
+        DataLoader(data, 4, sampler=SequentialSampler(range(51))), DataLoader(Subset(data, [True, False]), 4),
+        [(x, y)], None,
+    ):  # fmt: skip
+        assert loader_order.follow(loader) is None
+
+
+def test_an_order_beyond_the_rows_fails_as_the_loader_does(monkeypatch):
+    loader = lambda d, g: DataLoader(d, 8, sampler=SubsetRandomSampler([0, 50]))  # noqa: E731
+    for implementation in (fit, reference.fit):
+        with pytest.raises(IndexError, match=r"out of (range|bounds)"):
+            run(implementation, loader, monkeypatch)
+
+
+def test_a_model_that_is_not_fused_iterates(monkeypatch):
+    def adam(model):
+        return torch.optim.Adam(model.parameters())
+
+    with pytest.warns(UserWarning, match="gradients:"):
+        ours = run(fit, LOADERS["shuffled"], monkeypatch, make_optimizer=adam)
+    theirs = run(reference.fit, LOADERS["shuffled"], monkeypatch, make_optimizer=adam)
+    assert ours.calls == []
+    assert all(torch.equal(a, b) for a, b in zip(ours.draws, theirs.draws, strict=True))
+
+
+def test_a_learning_rate_that_is_a_tensor(monkeypatch):
+    make = lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.05), foreach=False)  # noqa: E731
+    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, make_optimizer=make) for f in (fit, reference.fit))
+    assert_same(ours, theirs)
+    assert len(ours.calls) == 1
+
+
+def test_drawing_epoch_by_epoch_is_the_same(monkeypatch):
+    """Where a torch draws numbers at once otherwise than one by one, they are drawn one by one."""
+    together = run(fit, LOADERS["shuffled"], monkeypatch)
+    monkeypatch.setattr(loader_order, "_draws_one_by_one", lambda: False)
+    alone = run(fit, LOADERS["shuffled"], monkeypatch)
+    assert torch.equal(together.model.weight, alone.model.weight)
+    assert all(torch.equal(a, b) for a, b in zip(together.draws, alone.draws, strict=True))
+
+
+def test_a_million_rows_need_less_memory_than_they_are():
+    script = """
+import resource, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from linreg_ext import fit
+x, y = torch.randn(2**20, 16), torch.randn(2**20, 1)
+model = nn.Linear(16, 1)
+opt = torch.optim.SGD(model.parameters(), lr=1e-3)
+fit(1, model, nn.MSELoss(), opt, DataLoader(TensorDataset(x[:512], y[:512]), 256, shuffle=True), progress=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fit(3, model, nn.MSELoss(), opt, DataLoader(TensorDataset(x, y), 256, shuffle=True), progress=False)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (x.nbytes + y.nbytes))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 1
