@@ -7,6 +7,7 @@ everything else is what autograd and ``torch.optim.SGD`` do. ``LINREG_EXT_REFERE
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -376,6 +377,8 @@ def fit(
     log_every: int | None = None,
     progress: bool | None = None,
     on_divergence: str = "stop",
+    patience: int | None = None,
+    on_epoch_end: Callable[[int, History], bool | None] | None = None,
 ) -> History:
     from .training import History  # here, because training is built on top of this module
     from .training.regression_loss import reduction_of
@@ -384,6 +387,13 @@ def fit(
     model.to(device)
     step = make_train_step(model, loss_fn, opt)
     step_loss, epoch_loss, val_loss, lr = [], [], [], []
+
+    def history() -> History:
+        tensors = (torch.tensor(values, dtype=torch.float64) for values in (step_loss, epoch_loss, val_loss, lr))
+        steps, epochs, validation, rates = tensors
+        return History(steps, epochs, validation if val_dl is not None else None, rates)
+
+    best, best_epoch, kept = math.inf, 0, None
     for epoch in range(num_epochs):
         total, rows = 0.0, 0
         for x, y in train_dl:
@@ -406,9 +416,14 @@ def fit(
         if log_every is not None and (epoch + 1) % log_every == 0:
             validation = f", Val loss: {val_loss[-1]:.4f}" if val_loss else ""
             print(f"Epoch [{epoch + 1}/{num_epochs}], Loss: {step_loss[-1]:.4f}{validation}")
-    tensors = (torch.tensor(values, dtype=torch.float64) for values in (step_loss, epoch_loss, val_loss, lr))
-    steps, epochs, validation, rates = tensors
-    return History(steps, epochs, validation if val_dl is not None else None, rates)
+        over = on_epoch_end is not None and on_epoch_end(epoch + 1, history())
+        if patience is not None and (val_loss or epoch_loss)[-1] < best:
+            best, best_epoch, kept = (val_loss or epoch_loss)[-1], epoch, copy.deepcopy(model.state_dict())
+        if over or (patience is not None and epoch - (best_epoch if kept else -1) >= patience):
+            break
+    if kept is not None:
+        model.load_state_dict(kept)
+    return history()
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .early_stopping import EarlyStopping
 from .epochs import fused_epochs
 from .evaluate import evaluate
 from .history import History
@@ -31,6 +32,8 @@ def fit(
     log_every: int | None = None,
     progress: bool | None = None,
     on_divergence: str = "stop",
+    patience: int | None = None,
+    on_epoch_end: Callable[[int, History], bool | None] | None = None,
 ) -> History:
     """Train `model` for `num_epochs` passes over `train_dl`, each batch with the step of :func:`make_train_step`.
 
@@ -52,12 +55,16 @@ def fit(
         progress: a progress bar over epochs on stderr (needs tqdm); None shows one on a terminal.
         on_divergence: ``"stop"`` raises :class:`DivergenceError` when a batch's loss is nan or inf and leaves the
             parameters as that batch found them; ``"continue"`` goes on as the plain loop does.
+        patience: end the run when so many epochs in a row have brought no lower validation loss (without validation
+            data, training loss), and put the parameters of the best epoch back; None never does.
+        on_epoch_end: called with the number of the epoch that has ended (from 1) and the history so far; the run ends
+            when it returns True.
 
     Returns:
         The :class:`History` of the run.
 
     Raises:
-        ValueError: num_epochs, log_every or on_divergence is out of range.
+        ValueError: num_epochs, log_every, on_divergence or patience is out of range.
         DivergenceError: see `on_divergence`.
 
     Equivalent to:
@@ -74,11 +81,15 @@ def fit(
         raise ValueError(f"fit: log_every must be >= 1 or None, got {log_every}")
     if on_divergence not in ("stop", "continue"):
         raise ValueError(f"fit: on_divergence must be 'stop' or 'continue', got '{on_divergence}'")
+    if patience is not None and patience < 1:
+        raise ValueError(f"fit: patience must be >= 1 or None, got {patience}")
     if device is not None:
         model.to(device)
     step = TrainStep(model, loss_fn, opt)
     recorder = Recorder(step.reduction == "sum")
     stop = on_divergence == "stop"
+    stopping = None if patience is None else EarlyStopping(model, patience)
+    watched = scheduler is not None or stopping is not None or on_epoch_end is not None
 
     bar = _progress_bar(num_epochs, progress)
     pace = _Pace(bar)
@@ -91,7 +102,7 @@ def fit(
                 _train_epoch(step, train_dl, device, opt, recorder, stop)
             else:
                 validated = fused.validates
-                alone = scheduler is not None or (val_dl is not None and not validated)
+                alone = watched or (val_dl is not None and not validated)
                 until_log = num_epochs if log_every is None else log_every - epoch % log_every
                 count = 1 if alone else min(num_epochs - epoch, until_log, fused.limit or num_epochs, pace.limit)
                 with pace:
@@ -107,6 +118,13 @@ def fit(
             if log_every is not None and epoch % log_every == 0:
                 validation = f", Val loss: {recorder.val_loss[-1]:.4f}" if val_dl is not None else ""
                 print(f"Epoch [{epoch}/{num_epochs}], Loss: {recorder.last_loss:.4f}{validation}", flush=True)
+            over = on_epoch_end is not None and on_epoch_end(epoch, recorder.history(val_dl is not None))
+            if stopping is not None and stopping.is_over((recorder.val_loss or recorder.epoch_loss)[-1]):
+                over = True
+            if over:
+                break
+        if stopping is not None:
+            stopping.restore()
     finally:
         if bar is not None:
             bar.close()
