@@ -44,6 +44,17 @@ def sgd_step(problem: Problem, epochs: int) -> Variant:
     return _loop(start, epochs, "ours")
 
 
+def sgd_run(problem: Problem, epochs: int) -> Variant:
+    """linreg_ext.sgd_run_, all epochs in one call."""
+    last: dict[str, Tensor] = {}
+
+    def run() -> None:
+        w, b = last["weight"], last["bias"] = problem.weight.clone(), problem.bias.clone()
+        linreg_ext.sgd_run_(problem.x, w, problem.y, linear_bias=b, epochs=epochs, lr=problem.lr)
+
+    return Variant(run, lambda: last, role="ours")
+
+
 def eager(problem: Problem, epochs: int) -> Variant:
     """The plain loop."""
 
@@ -118,6 +129,7 @@ def linear_regression(problem: Problem, _epochs: int) -> Variant:
 
 LOOPS: dict[str, Callable[[Problem, int], Variant]] = {
     f"{NAME} fit": fit,
+    f"{NAME} sgd_run_": sgd_run,
     f"{NAME} sgd_step_": sgd_step,
     "eager": eager,
     **{name: stepping(name) for name in ("compiled", "by hand", "by hand, compiled", "NumPy", "numba")},

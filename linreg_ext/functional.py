@@ -456,6 +456,8 @@ def sgd_run(
         yield losses, validation, taken
         if taken < stop - begin or stop == end:
             return
+        if begin == steps.start and tensors[0].stride(1) != 1:  # else every stretch would copy all rows
+            tensors = (tensors[0].contiguous(), *tensors[1:])
         count = max(1, min(4 * count, int(count * _STRETCH / max(1e-9, time.perf_counter() - started))))
         begin = stop
 
