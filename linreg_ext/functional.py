@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -390,16 +390,17 @@ def sgd_run_(
     tensors = (input, linear_weight, target, linear_bias, weight, *buffers, order, None, None)
     sizes, frozen = (batch_size, drop_last, epochs), (False, False)
     rule = (loss, delta, "mean", lr_tensor, lr_value, momentum, dampening, weight_decay, nesterov, maximize)
-    losses = []
+    parts: list[Stretch] = []
     try:
-        for part, _, _ in sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop_nonfinite):
-            losses.append(part)
+        sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop_nonfinite, parts)
     finally:
-        if fresh and not any(first_step):
+        if fresh and steps_taken(parts):
             momentum_buffers[:] = buffers
-    return losses[0] if len(losses) == 1 else torch.cat(losses)
+    losses = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
+    return losses[: steps_taken(parts) + 1] if stop_nonfinite else losses
 
 
+Stretch = tuple[Tensor, Tensor, Tensor]  # what the operator returns: losses, validation losses, how many steps it took
 _STRETCH = 0.03  # seconds between two looks at whether the user wants to stop
 _FIRST_STRETCH = 0.01  # of estimated work, which may be an order of magnitude off
 
@@ -412,27 +413,22 @@ def sgd_run(
     first_step: list[bool],
     frozen: tuple[bool, bool],
     stop_nonfinite: bool,
-) -> Iterator[tuple[Tensor, Tensor, int]]:
+    parts: list[Stretch],
+) -> None:
     """The operator ``linreg_ext::sgd_run_`` in stretches, between which Python handles signals.
 
     Args:
-        tensors, sizes, rule, frozen, stop_nonfinite: its arguments in its order, between its flags and numbers.
+        tensors, sizes, rule, first_step, frozen, stop_nonfinite: its arguments in its order, between its flags and
+            numbers; `first_step` is for the first of `steps`.
         steps: from the first step to take to the end.
-        first_step: set to False once a step has been taken and the momentum buffers are filled.
-
-    Yields:
-        Of each stretch the losses (with `stop_nonfinite` up to the one that is nan or inf), the validation losses of
-        the epochs that ended, and how many steps were taken.
+        parts: gets what the operator returns for each stretch, also of the one in which a signal arrived.
     """
-    if REFERENCE:
-        op = reference.sgd_run
-    else:
-        op = torch.ops.linreg_ext.sgd_run_ if torch.compiler.is_compiling() else _C.sgd_run_
     begin, end = steps.start, steps.stop
     if torch.compiler.is_compiling():
-        yield *op(*tensors, *sizes, begin, end, *rule, *first_step, *frozen, stop_nonfinite)[:2], end - begin
-        first_step[:] = [False, False]
+        op = torch.ops.linreg_ext.sgd_run_
+        parts.append(op(*tensors, *sizes, begin, end, *rule, *first_step, *frozen, stop_nonfinite))
         return
+    op = reference.sgd_run if REFERENCE else _C.sgd_run_
     rows = min(sizes[0], len(tensors[0]) if tensors[0].dim() else 1)
     seconds = 5e-8 + 1e-9 * max(1, rows) * (tensors[1].numel() + 1)  # of a step, about
     count = end - begin
@@ -440,26 +436,26 @@ def sgd_run(
         count = max(1, int(_FIRST_STRETCH / seconds))
     while True:
         stop = min(end, begin + count)
+        arguments = (*tensors, *sizes, begin, stop, *rule, *first_step, *frozen, stop_nonfinite)
         started = time.perf_counter()
         try:
-            losses, validation, done = op(*tensors, *sizes, begin, stop, *rule, *first_step, *frozen, stop_nonfinite)
+            # Signals are handled between a call and whatever comes after it, so the call itself must keep its result.
+            parts.extend(itertools.starmap(op, (arguments,)))
         except NotImplementedError:
             _refuse("sgd_run_", *tensors[:5], *rule[:3])
             raise
-        if not stop_nonfinite:
-            taken = stop - begin
-        else:
-            taken = int(done)
-            losses = losses[: taken + 1]
-        if taken:
-            first_step[:] = [False, False]
-        yield losses, validation, taken
-        if taken < stop - begin or stop == end:
+        if stop == end or (stop_nonfinite and int(parts[-1][2]) < stop - begin):
             return
         if begin == steps.start and tensors[0].stride(1) != 1:  # else every stretch would copy all rows
             tensors = (tensors[0].contiguous(), *tensors[1:])
+        first_step = [False, False]
         count = max(1, min(4 * count, int(count * _STRETCH / max(1e-9, time.perf_counter() - started))))
         begin = stop
+
+
+def steps_taken(parts: list[Stretch]) -> int:
+    """How many steps stretches have taken."""
+    return sum(int(done) for _, _, done in parts)
 
 
 def sgd_step(*arguments: Any) -> Tensor:

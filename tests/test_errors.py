@@ -212,7 +212,7 @@ def test_bad_validation_and_ranges_of_a_run(run):
         tensors = (x, w, y, b, None, None, None, None, *operands)
         if run is reference.sgd_run:
             return run(*tensors, 16, False, 2, begin, end, *rule, False, False, False, False, False)
-        return list(run(tensors, (16, False, 2), range(begin, end), rule, [False] * 2, (False, False), False))
+        return run(tensors, (16, False, 2), range(begin, end), rule, [False] * 2, (False, False), False, [])
 
     for operands, begin, end, error, words in (
         ((x[:4], None), 0, 4, ValueError, "validation_input and validation_target must be given together"),

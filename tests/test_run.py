@@ -178,7 +178,8 @@ def test_validation_after_every_epoch(shape):
     operands = (x, w, y, b, None, None, None, None, rows.input, rows.target)
     epoch = -(-len(x) // 16)
     steps = range(2, 3 * epoch)  # begins within an epoch and ends with one
-    parts = list(functional.sgd_run(operands, (16, False, 3), steps, rule, [False, False], (False, False), False))
+    parts = []
+    functional.sgd_run(operands, (16, False, 3), steps, rule, [False, False], (False, False), False, parts)
     validation = torch.cat([part[1] for part in parts])
     expected = []
     for step in steps:
@@ -196,7 +197,7 @@ def test_frozen_parameters_stay():
             before = w.clone(), b.clone()
             rule = ("mse", 1.0, "mean", None, 0.01, 0.0, 0.0, 0.0, False, False)
             operands = (x, w, y, b, *[None] * 6)
-            list(functional.sgd_run(operands, (16, False, 1), range(3), rule, [False, False], frozen, False))
+            functional.sgd_run(operands, (16, False, 1), range(3), rule, [False, False], frozen, False, [])
             assert [torch.equal(*pair) for pair in zip((w, b), before, strict=True)] == list(frozen)
 
 

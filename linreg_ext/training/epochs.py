@@ -48,12 +48,9 @@ class FusedEpochs:
                     buffers[i] = state[parameter].get("momentum_buffer") if parameter in state else None
                     first_step[i] = buffers[i] is None
                     buffers[i] = torch.empty_like(parameter) if first_step[i] else buffers[i]
-        fresh = list(first_step)
         if not affine.training():
             step.model.train()
 
-        before = self._generator_states()
-        order = draw_epochs(count, train, self._val)
         lr = group["lr"]
         lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
         x, y = train.x, train.y
@@ -64,10 +61,11 @@ class FusedEpochs:
             loss.loss, loss.delta, loss.reduction, lr_tensor, lr_value, group["momentum"], group["dampening"],
             group["weight_decay"], group["nesterov"], group["maximize"],
         )  # fmt: skip
-        losses: list[Tensor] = []
-        validations: list[Tensor] = []
+        parts: list[functional.Stretch] = []
         taken, steps = 0, count * train.epoch_steps
+        before = self._generator_states()
         try:
+            order = draw_epochs(count, train, self._val)
             with torch.no_grad():  # the kernels' view of a parameter must not become part of a graph
                 tensors = (
                     x, affine.as_rows(weight), target_rows(affine, loss, x, y),
@@ -76,25 +74,23 @@ class FusedEpochs:
                     None if buffers[1] is None else affine.as_bias(buffers[1]), order, *validation,
                 )  # fmt: skip
                 sizes = (train.batch_size, train.drop_last, count)
-                for part, part_validation, done in functional.sgd_run(
-                    tensors, sizes, range(steps), rule, first_step, frozen, stop
-                ):
-                    taken += done
-                    losses.append(part)
-                    validations.append(part_validation)
+                functional.sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop, parts)
         except BaseException:
-            self._rewind(before, taken, 0)
+            self._rewind(before, functional.steps_taken(parts), 0)
             raise
         finally:
-            for parameter, was_first, is_first, buffer in zip((weight, bias), fresh, first_step, buffers, strict=True):
-                if was_first and not is_first:
+            taken = functional.steps_taken(parts)
+            for parameter, is_first, buffer in zip((weight, bias), first_step, buffers, strict=True):
+                if taken and is_first:
                     state[parameter]["momentum_buffer"] = buffer
             if taken and "step" in step.optimizer.__dict__:  # by this mark a scheduler sees that the optimizer stepped
                 step.optimizer._opt_called = True
         if taken < steps:
             self._rewind(before, taken, 1)
-        rates = step.optimizer.param_groups[0]["lr"]
-        recorder.add_epochs(_joined(losses), self._batch_rows(), rates, self._validation_losses(_joined(validations)))
+        losses, validation_losses = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:2])
+        rate = step.optimizer.param_groups[0]["lr"]
+        validation_losses = self._validation_means(validation_losses)
+        recorder.add_epochs(losses[: taken + 1], self._batch_rows(), rate, validation_losses)
         if taken < steps:
             recorder.raise_if_diverged()
 
@@ -104,7 +100,7 @@ class FusedEpochs:
         rows[-1] = min(train.batch_size, train.length - train.batch_size * (train.epoch_steps - 1))
         return rows
 
-    def _validation_losses(self, losses: Tensor) -> Tensor:
+    def _validation_means(self, losses: Tensor) -> Tensor:
         if self._validation is None:
             return losses
         rows = len(self._validation[0])
@@ -150,7 +146,3 @@ def _is_fused(step: TrainStep, x: Tensor, y: Tensor) -> bool:
     if level == "fused" and level != step.level:
         step._say(level, reason)
     return level == "fused"
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
