@@ -35,8 +35,10 @@ void linear_loss(const Problem& problem, const Gradients& gradients, void* loss,
   const PassSums sums = run_pass(problem, outputs, scale, workspace);
   if (problem.reduction != Reduction::none) store_scaled(&sums.loss, 1, scale, problem.w.dtype, loss);
   if (gradients.weight)
-    store_scaled(sums.weight, problem.k * problem.d, sums.gradient_scale, gradient_dtype(problem.w.dtype), gradients.weight);
-  if (gradients.bias) store_scaled(sums.bias, problem.k, sums.gradient_scale, gradient_dtype(problem.w.dtype), gradients.bias);
+    store_scaled(sums.weight, problem.k * problem.d, sums.gradient_scale, gradient_dtype(problem.w.dtype),
+                 gradients.weight);
+  if (gradients.bias)
+    store_scaled(sums.bias, problem.k, sums.gradient_scale, gradient_dtype(problem.w.dtype), gradients.bias);
 }
 
 }  // namespace linreg::cpu
