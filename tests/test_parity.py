@@ -83,6 +83,18 @@ def test_many_rows_far_from_zero(device):
     check(problem)
 
 
+@pytest.mark.parametrize("k", [1, 5, 16])
+def test_sums_that_only_a_mean_has_in_range(k):
+    """Rows and residuals of 1e18: sums over hundreds of rows would be inf before they are divided."""
+    x, y, w, b = torch.full((2048, 64), 1e18), torch.full((2048, k), 1e18), torch.zeros(k, 64), torch.zeros(k)
+    problem = Problem(x, w, y, b)
+    ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem)
+    plain = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem)
+    assert ours.pop("loss").isfinite()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_thresholds(loss, device):
     for delta in (1e-30, 1e-3, 10.0, 1e30):

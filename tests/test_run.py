@@ -80,6 +80,14 @@ def test_every_step_has_the_bits_of_a_single_step(options, dtypes):
         assert_same_bits(both(problem, orders, batch, in_place=in_place, loss=loss, delta=0.5, **options))
 
 
+def test_towards_many_targets_too():
+    """Batches go by matrix products or, the short last one, by loops, as a single step on them does."""
+    for k in (15, 16, 40):
+        problem = Problem.random(300, 64, k, DTYPES["float32"])
+        assert_same_bits(both(problem, shuffled(300, 2), 140, momentum=0.9))
+        assert_same_bits(both(problem, torch.arange(300).repeat(2, 1), 140, in_place=True))
+
+
 @pytest.mark.parametrize("weight", ["elements", "rows", "row columns"])
 def test_weights_are_gathered_with_their_rows(weight):
     for n, d, k in ((60, 3, 2), (60, 12, 1)):

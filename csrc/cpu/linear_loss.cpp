@@ -16,13 +16,6 @@ PassOutputs outputs_for(const Problem& problem, const Gradients& gradients, void
   return outputs;
 }
 
-void store_scaled(const double* sums, int64_t count, double scale, Dtype dtype, void* to) {
-  for (int64_t i = 0; i < count; ++i) {
-    const double value = scale * sums[i];
-    store(&value, 1, dtype, static_cast<char*>(to) + i * int64_t(size_of(dtype)));
-  }
-}
-
 }  // namespace
 
 size_t loss_workspace(const Problem& problem, const Gradients& gradients) {
@@ -33,12 +26,11 @@ void linear_loss(const Problem& problem, const Gradients& gradients, void* loss,
   const double scale = reduction_scale(problem);
   const PassOutputs outputs = outputs_for(problem, gradients, loss);
   const PassSums sums = run_pass(problem, outputs, scale, workspace);
-  if (problem.reduction != Reduction::none) store_scaled(&sums.loss, 1, scale, problem.w.dtype, loss);
-  if (gradients.weight)
-    store_scaled(sums.weight, problem.k * problem.d, sums.gradient_scale, gradient_dtype(problem.w.dtype),
-                 gradients.weight);
-  if (gradients.bias)
-    store_scaled(sums.bias, problem.k, sums.gradient_scale, gradient_dtype(problem.w.dtype), gradients.bias);
+  const double value = scale * sums.loss;
+  const Dtype dtype = gradient_dtype(problem.w.dtype);
+  if (problem.reduction != Reduction::none) store(&value, 1, problem.w.dtype, loss);
+  if (gradients.weight) store(sums.weight, problem.k * problem.d, dtype, gradients.weight);
+  if (gradients.bias) store(sums.bias, problem.k, dtype, gradients.bias);
 }
 
 }  // namespace linreg::cpu

@@ -52,17 +52,17 @@ int64_t add_narrow(const E* x, const E* y, int64_t rows, const W* weights, doubl
     for (int m = 0; m < D; ++m) vectors[m] = load_vec<V>(x + i * D + m * lanes);
     to_columns(vectors);
     ahead.ask<D * lanes * int64_t(sizeof(E))>();
-    const auto add = [&]<int kPart, int... C>(std::integral_constant<int, kPart>, std::integer_sequence<int, C...>)
-                         __attribute__((always_inline)) {
-                           const Wide features[D] = {part<kPart>(vectors[C])...};
-                           Wide residual = broadcast<Wide>(bias) - load_vec<Wide>(y + i + kPart * kLanes), l{}, g{};
-                           ((residual += features[C] * w[C]), ...);
-                           loss_and_slope(kind, residual, delta, l, g);
-                           g *= scale;
-                           loss[kPart] += l;
-                           slope[kPart] += g;
-                           ((weight[kPart % sets][C] += g * features[C]), ...);
-                         };
+    const auto add = [&]<int kPart, int... C>(std::integral_constant<int, kPart>,
+                                              std::integer_sequence<int, C...>) __attribute__((always_inline)) {
+      const Wide features[D] = {part<kPart>(vectors[C])...};
+      Wide prediction{}, l{}, g{};
+      ((prediction += features[C] * w[C]), ...);
+      loss_and_slope(kind, (prediction + bias) - load_vec<Wide>(y + i + kPart * kLanes), delta, l, g);
+      g *= scale;
+      loss[kPart] += l;
+      slope[kPart] += g;
+      ((weight[kPart % sets][C] += g * features[C]), ...);
+    };
     constexpr auto all = std::make_integer_sequence<int, D>();
     add(std::integral_constant<int, 0>(), all);
     if constexpr (parts == 2) add(std::integral_constant<int, 1>(), all);

@@ -81,7 +81,7 @@ PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double sca
     const double* more = reinterpret_cast<const double*>(bytes + chunk * plan.sums_stride);
     for (int64_t i = 0; i < Plan::sum_count(problem, outputs); ++i) sums[i] += more[i];
   }
-  return {sums[0], 1, sums + 1 + problem.k, sums + 1};
+  return {sums[0], sums + 1 + problem.k, sums + 1};
 }
 
 double reduction_scale(const Problem& problem) {

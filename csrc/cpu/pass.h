@@ -15,10 +15,9 @@ struct PassOutputs {
   void* elements = nullptr;         // v ℓ(R), [n, k] in w's dtype
 };
 
-// The sums of a pass, in its workspace.
+// The sums of a pass, in its workspace: the loss before scaling, the gradients after it.
 struct PassSums {
-  double loss = 0;                 // before scaling
-  double gradient_scale = 1;       // what the gradients are yet to be multiplied by
+  double loss = 0;
   const double* weight = nullptr;  // [k, d]
   const double* bias = nullptr;    // [k]
 };

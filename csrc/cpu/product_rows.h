@@ -37,15 +37,15 @@ void convert(const View& from, int64_t first, int64_t rows, int64_t columns, Dty
   }
 }
 
-// A piece of a row: predictions become slopes, v ℓ'(R). Losses and slopes are written for who wants them, too.
+// A piece of a row: predictions become slopes, scale · v ℓ'(R). Losses and slopes are written for who wants them, too.
 template <Loss kLoss, bool kWeighted, class C, class Y>
 void residuals_of(const Y* __restrict__ y, const double* __restrict__ v, const double* __restrict__ bias, int64_t count,
-                  double delta, C* __restrict__ predictions, double* __restrict__ losses, double* __restrict__ slopes,
-                  double* __restrict__ loss_sums, double* __restrict__ slope_sums) {
+                  double delta, double scale, C* __restrict__ predictions, double* __restrict__ losses,
+                  double* __restrict__ slopes, double* __restrict__ loss_sums, double* __restrict__ slope_sums) {
   for (int64_t t = 0; t < count; ++t) {
     const double r = double(predictions[t]) + bias[t] - double(y[t]), weight = kWeighted ? v[t] : 1.0;
     losses[t] = weight * loss_value<kLoss>(r, delta);
-    slopes[t] = weight * loss_slope<kLoss>(r, delta);
+    slopes[t] = scale * (weight * loss_slope<kLoss>(r, delta));
     loss_sums[t] += losses[t];
     slope_sums[t] += slopes[t];
     predictions[t] = C(slopes[t]);
@@ -64,7 +64,7 @@ void residuals_of(const Problem& p, const PassOutputs& outputs, double scale, co
       if (!as_it_lies) load(y, p.y.col_stride, p.y.dtype, count, targets);
       if (p.v.data) load(at(p.v, row, target), p.v.col_stride, p.v.dtype, count, weights);
       const auto run = [&](const auto* from, auto weighted) {
-        residuals_of<kLoss, weighted.value>(from, weights, block.bias + j, count, p.delta,
+        residuals_of<kLoss, weighted.value>(from, weights, block.bias + j, count, p.delta, scale,
                                             static_cast<C*>(block.predictions) + i * block.targets + j, losses, slopes,
                                             block.loss_sums + j, block.slope_sums + j);
       };
@@ -75,7 +75,7 @@ void residuals_of(const Problem& p, const PassOutputs& outputs, double scale, co
       if (outputs.elements) store(losses, count, p.w.dtype, element(outputs.elements, p.w.dtype, index));
       if (outputs.target_gradient) {
         const Dtype dtype = gradient_dtype(p.y.dtype);
-        for (int64_t t = 0; t < count; ++t) slopes[t] *= -scale;
+        for (int64_t t = 0; t < count; ++t) slopes[t] = -slopes[t];
         store(slopes, count, dtype, element(outputs.target_gradient, dtype, index));
       }
     }
@@ -119,17 +119,16 @@ void add(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t b
                                  : add_of(static_cast<const float*>(from), parts, stride, begin, end, to);
 }
 
-void store_scaled(const void* from, Dtype dtype, int64_t count, double scale, Dtype to_dtype, int64_t first, void* to) {
+void store_converted(const void* from, Dtype dtype, int64_t count, Dtype to_dtype, int64_t first, void* to) {
   alignas(64) double numbers[kPiece];
   for (int64_t j = 0; j < count; j += kPiece) {
     const int64_t length = piece(count - j);
     load(static_cast<const char*>(from) + j * int64_t(size_of(dtype)), 1, dtype, length, numbers);
-    for (int64_t i = 0; i < length; ++i) numbers[i] *= scale;
     store(numbers, length, to_dtype, element(to, to_dtype, first + j));
   }
 }
 
-constexpr ProductRows kProductRows = {convert, residuals, add, store_scaled};
+constexpr ProductRows kProductRows = {convert, residuals, add, store_converted};
 
 }  // namespace
 }  // namespace linreg::cpu

@@ -10,11 +10,11 @@ namespace linreg::cpu {
 // Rows [first, first + rows) and targets [target, target + targets), between their two products.
 struct ResidualBlock {
   int64_t first, rows, target, targets;
-  void* predictions;   // X Wᵀ, [rows, targets]; v ℓ'(R) takes its place
+  void* predictions;   // X Wᵀ, [rows, targets]; G = scale · v ℓ'(R) takes its place
   Dtype dtype;         // of the predictions
   const double* bias;  // [targets]
   double* loss_sums;   // [targets], added to
-  double* slope_sums;  // [targets], Σ v ℓ', added to
+  double* slope_sums;  // [targets], Σ G, added to
 };
 
 struct ProductRows {
@@ -23,9 +23,8 @@ struct ProductRows {
   void (*residuals)(const Problem& problem, const PassOutputs& outputs, double scale, const ResidualBlock& block);
   // to[i] = Σ_part from[part · stride + i], in order, for i in [begin, end).
   void (*add)(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double* to);
-  // to[first + i] = scale · from[i], rounded once.
-  void (*store_scaled)(const void* from, Dtype dtype, int64_t count, double scale, Dtype to_dtype, int64_t first,
-                       void* to);
+  // to[first + i] = from[i], rounded once.
+  void (*store_converted)(const void* from, Dtype dtype, int64_t count, Dtype to_dtype, int64_t first, void* to);
 };
 
 extern const ProductRows product_rows_portable, product_rows_avx2, product_rows_avx512;

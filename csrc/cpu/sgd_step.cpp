@@ -21,8 +21,7 @@ PassOutputs outputs_for_step() {
 constexpr int64_t kPiece = 256;                // numbers that are updated together, in the first-level cache
 constexpr int64_t kUpdatesOfThread = 1 << 15;  // fewer do not pay for waking it
 
-void update_row(const Parameter& parameter, int64_t row, int64_t columns, const double* sums, double scale,
-                const Sgd& sgd) {
+void update_row(const Parameter& parameter, int64_t row, int64_t columns, const double* gradient, const Sgd& sgd) {
   const Dtype dtype = parameter.value.dtype;
   const bool has_momentum = sgd.momentum != 0, has_buffer = has_momentum && !parameter.first_step;
   double values[kPiece], buffers[kPiece];
@@ -34,7 +33,7 @@ void update_row(const Parameter& parameter, int64_t row, int64_t columns, const 
     if (has_buffer) load(buffer, 1, dtype, count, buffers);
     for (int64_t i = 0; i < count; ++i) {
       const double before = has_buffer ? buffers[i] : 0;
-      const SgdNumber<double> next = sgd_update(values[i], before, scale * sums[j + i], sgd, parameter.first_step);
+      const SgdNumber<double> next = sgd_update(values[i], before, gradient[j + i], sgd, parameter.first_step);
       values[i] = next.p;
       buffers[i] = next.buffer;
     }
@@ -43,14 +42,14 @@ void update_row(const Parameter& parameter, int64_t row, int64_t columns, const 
   }
 }
 
-void update(const Parameter& parameter, int64_t rows, int64_t columns, const double* sums, double scale, const Sgd& sgd,
+void update(const Parameter& parameter, int64_t rows, int64_t columns, const double* gradient, const Sgd& sgd,
             int64_t threads) {
   if (parameter.frozen || !parameter.value.data) return;
   const int64_t limit =
       std::clamp<int64_t>(rows * columns / kUpdatesOfThread, 1, std::min(threads, std::max<int64_t>(rows, 1)));
   run_threaded(limit, [&](int64_t thread, int64_t count) {
     for (int64_t row = rows * thread / count; row < rows * (thread + 1) / count; ++row)
-      update_row(parameter, row, columns, sums + row * columns, scale, sgd);
+      update_row(parameter, row, columns, gradient + row * columns, sgd);
   });
 }
 
@@ -72,8 +71,8 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
   const double value = scale * sums.loss;
   store(&value, 1, problem.w.dtype, loss);
   if (skip_nonfinite && !std::isfinite(load_one<double>(loss, problem.w.dtype))) return;
-  update(weight, problem.k, problem.d, sums.weight, sums.gradient_scale, sgd, problem.threads);
-  update(bias, 1, problem.k, sums.bias, sums.gradient_scale, sgd, problem.threads);
+  update(weight, problem.k, problem.d, sums.weight, sgd, problem.threads);
+  update(bias, 1, problem.k, sums.bias, sgd, problem.threads);
 }
 
 }  // namespace linreg::cpu

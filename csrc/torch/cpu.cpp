@@ -86,8 +86,11 @@ void sgd_step(const char*, c10::Device, Problem& problem, const Sgd& sgd, const 
 
 int64_t sgd_run(Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
                 bool stop_nonfinite, void* losses, Problem* validation, void* validation_losses) {
-  problem.threads = at::get_num_threads();
-  if (validation) validation->threads = problem.threads;
+  for (Problem* const part : {&problem, validation}) {
+    if (!part) continue;
+    part->threads = at::get_num_threads();
+    part->multiply = multiply;
+  }
   Workspace workspace(cpu::run_workspace(problem, run, validation));
   return cpu::sgd_run(problem, run, sgd, weight, bias, stop_nonfinite, losses, validation, validation_losses,
                       workspace.get());

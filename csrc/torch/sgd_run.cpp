@@ -4,15 +4,11 @@
 #include "sgd_run.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "backend.h"
-#include "products.h"
 #include "sgd_step.h"
 #include "updated.h"
 
@@ -31,64 +27,6 @@ at::Tensor rates_of(const at::Tensor& lr, const Run& run, const Backend& cpu) {
     to[i] = lr.scalar_type() == at::kDouble ? lr.const_data_ptr<double>()[offset] : lr.const_data_ptr<float>()[offset];
   }
   return rates;
-}
-
-// What a run is checked to be, and where its losses go.
-struct Steps {
-  const Operands& operands;
-  std::string_view loss;
-  double delta;
-  std::string_view reduction;
-  const SgdArguments& sgd;
-  const Run& run;
-  const at::Tensor *order, *validation_input, *validation_target;
-  at::Tensor losses, validation_losses;
-};
-
-at::Tensor validation_loss(const Steps& s) {
-  using LinearLoss = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                const OptionalTensor&, std::string_view, double, std::string_view);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("linreg_ext::linear_loss", "").typed<LinearLoss>();
-  const OptionalTensor bias = s.operands.linear_bias ? OptionalTensor(*s.operands.linear_bias) : std::nullopt;
-  return op.call(*s.validation_input, s.operands.linear_weight, *s.validation_target, bias, std::nullopt, s.loss,
-                 s.delta, s.reduction);
-}
-
-// Steps of so much work that sgd_step_ takes them by matrix products are taken by it, one by one. Returns how many.
-int64_t take_one_by_one(Steps& s) {
-  const Run& run = s.run;
-  const Operands& all = s.operands;
-  SgdArguments sgd = s.sgd;
-  sgd.steps = 1;
-  int64_t validated = 0;
-  for (int64_t step = run.begin; step < run.end; ++step) {
-    const int64_t epoch = step / run.epoch_steps, first = step % run.epoch_steps * run.batch_size;
-    const int64_t count = std::min(run.batch_size, run.rows - first);
-    at::Tensor rows;
-    if (s.order) rows = (s.order->dim() == 2 ? s.order->select(0, epoch) : *s.order).narrow(0, first, count);
-    const auto batch = [&](const at::Tensor& of) {
-      return rows.defined() ? of.index_select(0, rows) : of.narrow(0, first, count);
-    };
-    const at::Tensor input = batch(all.input), target = batch(all.target);
-    const OptionalTensor weight = all.weight ? OptionalTensor(batch(*all.weight)) : std::nullopt;
-    if (run.lr) sgd.lr_tensor = nullptr, sgd.lr = run.lr[step - run.begin];
-    const at::Tensor value =
-        sgd_step({input, all.linear_weight, target, all.linear_bias, given(weight)}, s.loss, s.delta, s.reduction, sgd);
-    s.losses.select(0, step - run.begin).copy_(value);
-    if (sgd.skip_nonfinite && !std::isfinite(value.item<double>())) return step - run.begin;
-    sgd.weight_first_step = sgd.bias_first_step = false;
-    if (s.validation_input && (step + 1) % run.epoch_steps == 0)
-      s.validation_losses.select(0, validated++).copy_(validation_loss(s));
-  }
-  return run.end - run.begin;
-}
-
-bool go_by_products(const Backend& backend, c10::Device device, Problem batch, const Run& run, void* losses) {
-  batch.n = std::min(run.batch_size, run.rows);
-  Gradients wanted;
-  wanted.weight = losses;
-  return Products::suit(kOp.data(), backend, device, batch, wanted);
 }
 
 }  // namespace
@@ -153,30 +91,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sgd_run_op(
       rates = rates_of(*lr_tensor, run, *backend_of(at::kCPU));
       run.lr = rates.const_data_ptr<double>();
     }
-    if (go_by_products(backend, device, checked.problem, run, losses.data_ptr())) {
-      Steps steps{operands,
-                  loss,
-                  delta,
-                  reduction,
-                  arguments,
-                  run,
-                  given(order),
-                  given(validation_input),
-                  given(validation_target),
-                  losses,
-                  validation_losses};
-      taken = take_one_by_one(steps);
-    } else {
-      const bool has_momentum = momentum != 0;
-      Updated w(&linear_weight, has_momentum ? arguments.weight_momentum_buffer : nullptr, weight_first_step,
-                weight_frozen);
-      Updated b(operands.linear_bias, has_momentum ? arguments.bias_momentum_buffer : nullptr, bias_first_step,
-                bias_frozen);
-      taken = backend.sgd_run(checked.problem, run, sgd, w.parameter, b.parameter, stop_nonfinite, losses.data_ptr(),
-                              validation_input ? &validation.problem : nullptr, validation_losses.data_ptr());
-      w.finish();
-      b.finish();
-    }
+    const bool has_momentum = momentum != 0;
+    Updated w(&linear_weight, has_momentum ? arguments.weight_momentum_buffer : nullptr, weight_first_step,
+              weight_frozen);
+    Updated b(operands.linear_bias, has_momentum ? arguments.bias_momentum_buffer : nullptr, bias_first_step,
+              bias_frozen);
+    taken = backend.sgd_run(checked.problem, run, sgd, w.parameter, b.parameter, stop_nonfinite, losses.data_ptr(),
+                            validation_input ? &validation.problem : nullptr, validation_losses.data_ptr());
+    w.finish();
+    b.finish();
   }
   if (taken < end - begin) {  // what was not reached has no loss
     constexpr double kNan = std::numeric_limits<double>::quiet_NaN();

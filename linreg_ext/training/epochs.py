@@ -90,7 +90,8 @@ class FusedEpochs:
         losses, validation_losses = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:2])
         rate = step.optimizer.param_groups[0]["lr"]
         validation_losses = self._validation_means(validation_losses)
-        recorder.add_epochs(losses[: taken + 1], self._batch_rows(), rate, validation_losses)
+        ended = taken // train.epoch_steps  # the last may lack the step that was not taken, and has no validation then
+        recorder.add_epochs(losses[: taken + 1], self._batch_rows(), rate, validation_losses[:ended])
         if taken < steps:
             recorder.raise_if_diverged()
 
