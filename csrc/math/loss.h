@@ -8,6 +8,16 @@
 
 namespace linreg {
 
+// A number as a T: itself, or a vector filled with it.
+template <class T>
+LINREG_MATH T filled(const T&, T number) {
+  return number;
+}
+template <class T, class S>
+LINREG_MATH T filled(const T&, S number) {
+  return T{} + number;
+}
+
 template <Loss kLoss, class T, class S>
 LINREG_MATH T loss_value(T r, S delta) {
   const T z = r < T{} ? -r : r;
@@ -19,7 +29,7 @@ LINREG_MATH T loss_value(T r, S delta) {
 
 template <Loss kLoss, class T, class S>
 LINREG_MATH T loss_slope(T r, S delta) {
-  const T one = T{} + S(1), bound = T{} + delta;
+  const T one = filled(r, S(1)), bound = filled(r, delta);
   if constexpr (kLoss == Loss::mse) return S(2) * r;
   if constexpr (kLoss == Loss::l1) return (r > T{} ? one : T{}) - (r < T{} ? one : T{});
   if constexpr (kLoss == Loss::huber) return r <= -delta ? -bound : r >= delta ? bound : r;
