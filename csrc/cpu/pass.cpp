@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One pass over the rows: prediction, residual, loss and gradient sums while the rows are in cache.
 //
-// Fused: X is read from memory once, n·d elements, and Y and v once, n·k; the second use of a row, for the gradient,
-// finds it in cache because rows go through in groups of few bytes. Nothing of size n is written unless asked for.
+// Fused: X is read from memory once, n·d elements, and Y, n·k; v too, once more for the sum that a mean is divided by.
+// The second use of a row, for the gradient, finds it in cache because rows go through in groups of few bytes. Nothing
+// of size n is written unless asked for.
 //
-// Accuracy: all arithmetic is in double, whatever the data. Near convergence a residual is the small difference of
-// large numbers and the gradient the small sum of large terms of both signs; in float32 their errors would be as large
-// as PyTorch's and as often larger, and the products are waiting for memory anyway.
+// Accuracy: near convergence a residual is the small difference of large numbers. So residuals, losses and the sums of
+// slopes are in double whatever the data, and predictions up to kFloatDotsMinK targets: in float32 the error of a
+// single number would be as large as PyTorch's and as often larger. Towards more targets float32 errors even out. A
+// gradient sums in float the terms of kBlockRows float rows, and the blocks in double.
 //
 // Deterministic: the rows are cut into chunks by the problem's sizes alone. A chunk has its own sums, a thread takes
 // whole chunks, and the chunks' sums are added in their order.
@@ -19,7 +21,6 @@
 #include "instruction_set.h"
 #include "plan.h"
 #include "products.h"
-#include "residuals.h"
 #include "rows_entry.h"
 #include "threads.h"
 
@@ -52,6 +53,16 @@ void load_weights(const Problem& problem, const Plan& plan, void* to) {
   } else {
     load_weights(problem, plan.ldw, static_cast<float*>(to));
   }
+}
+
+// Four chains, so that an addition need not wait for the one before it.
+double sum(const double* values, int64_t count) {
+  double lanes[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int lane = 0; lane < 4; ++lane) lanes[lane] += values[i + lane];
+  for (; i < count; ++i) lanes[i & 3] += values[i];
+  return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
 }  // namespace

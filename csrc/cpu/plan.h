@@ -21,8 +21,8 @@ constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows so wide t
 // How far ahead memory is asked for, into the second level: two threads read 1 GB of [n, 64] at 0.82 of what a sum over
 // it reads when 8 KB ahead, 0.78 at 16 KB, 0.91 at 32 KB with small groups.
 constexpr int64_t kAhead = 32 << 10;
-constexpr int64_t kManyTargets = 4;
-constexpr int64_t kManyTargetsGroupBytes = 256 << 10;
+constexpr int64_t kSeveralTargets = 4;
+constexpr int64_t kSeveralTargetsGroupBytes = 256 << 10;
 constexpr int64_t kGroupResiduals = 16384;  // residuals of a group: 128 KB each of four arrays
 constexpr int64_t kMaxChunks = 64;
 constexpr int64_t kSumsBytes = 4 << 20;  // of all chunks' sums; wider problems still get kMinChunks
@@ -50,7 +50,7 @@ struct Plan {
     const int64_t row_bytes = std::max<int64_t>(1, p.d * int64_t(size_of(p.x.dtype)));
     // Several targets stream weights and gradient sums past each group: more rows, from the second level, share them
     // (4096 × 1024 with 64 targets: 17 ms instead of 32; 65536 × 128 with 8: 5 instead of 8).
-    const int64_t group_bytes = p.k < kManyTargets ? kGroupBytes : kManyTargetsGroupBytes;
+    const int64_t group_bytes = p.k < kSeveralTargets ? kGroupBytes : kSeveralTargetsGroupBytes;
     const int64_t by_cache = std::max(group_bytes / row_bytes, std::min<int64_t>(8, kWideGroupBytes / row_bytes));
     const int64_t by_targets = kGroupResiduals / std::max<int64_t>(1, p.k);
     columns = p.d <= kColumnsMaxD;
