@@ -78,9 +78,11 @@ def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Ten
     return {"none": value, "sum": value.sum(), "mean": value.sum() / v.sum()}[reduction]
 
 
-def loss_and_grads(function, problem: Problem, grad_loss: float = 1.0) -> dict[str, Tensor]:
-    """The loss under `function(problem)` and its gradients in every operand, for a grad_output of `grad_loss`."""
-    leaves = {name: t.detach().clone().requires_grad_() for name, t in problem.operands().items()}
+def loss_and_grads(function, problem: Problem, grad_loss: float = 1.0, of: str = "") -> dict[str, Tensor]:
+    """The loss under `function(problem)` and its gradients, for a grad_output of `grad_loss`, in every operand whose name
+    begins with `of`."""
+    operands = {name: t for name, t in problem.operands().items() if name.startswith(of)}
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in operands.items()}
     value = function(Problem(**{**vars(problem), **leaves}))
     grads = torch.autograd.grad(value, list(leaves.values()), torch.full_like(value, grad_loss))
     return {"loss": value.detach(), **dict(zip(leaves, grads, strict=True))}

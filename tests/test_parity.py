@@ -24,6 +24,7 @@ FEATURES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 64, 101, 128, 1024, 1025)
 SHAPES = [(n, 5, 1) for n in ROWS] + [(n, 17, 3) for n in ROWS] + [(67, d, 1) for d in FEATURES]
 SHAPES += [(35, d, k) for d in (1, 4, 9, 130) for k in (2, 3, 4, 5, 8, 33)] + [(1000, 3, 2), (3, 40000, 2), (9, 6, 700)]
 SHAPES += [(41, 300, 1), (19, 1026, 2), (6, 5000, 1), (3, 70001, 1), (2, 131072, 1), (37, 520, 7), (21, 4096, 2)]
+SHAPES += [(n, d, k) for n, d in ((7, 9), (8, 16), (129, 33), (400, 131)) for k in (4, 6, 9, 15)]
 # Targets, and work, from which a device takes PyTorch's matrix products: one block of rows, several, several chunks.
 SHAPES += [(1, 1100, 33), (77, 130, 16), (64, 64, 64), (300, 65, 257), (513, 33, 40), (5003, 9, 34), (70, 1025, 100)]
 
@@ -36,12 +37,14 @@ def fused_loss(problem, loss, delta, reduction):
 
 
 def check(problem, loss="mse", delta=1.0, reduction="mean", grad_loss=1.0):
-    """Loss and every gradient, judged beside plain PyTorch in the same dtype."""
-    ours = loss_and_grads(lambda p: fused_loss(p, loss, delta, reduction), problem, grad_loss)
+    """Loss and gradients, every one and then those of a training step alone, judged beside plain PyTorch in the same
+    dtype."""
     plain = loss_and_grads(lambda p: plain_loss(p, loss, delta, reduction), problem, grad_loss)
     exact = oracle(problem, loss, delta, reduction, grad_loss)
-    for name, value in ours.items():
-        assert_as_accurate(name, value, plain[name], exact[name])
+    for of in ("", "linear_"):
+        ours = loss_and_grads(lambda p: fused_loss(p, loss, delta, reduction), problem, grad_loss, of)
+        for name, value in ours.items():
+            assert_as_accurate(name, value, plain[name], exact[name])
     assert_as_accurate("loss alone", fused_loss(problem, loss, delta, reduction), plain["loss"], exact["loss"])
 
 
@@ -64,7 +67,9 @@ def test_losses_reductions_weights(loss, reduction, weight, bias, dtypes, device
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("noise", [1e-2, 1e-4, 0.0])
-@pytest.mark.parametrize("shape", [(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3), (900, 64, 40)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3), (4000, 31, 9), (900, 64, 40)], ids=str
+)
 def test_near_convergence(shape, noise, dtypes, device):
     """The residual is what is left of large numbers: nothing may be rounded before the subtraction."""
     check(Problem.random(*shape, dtypes, noise=noise, device=device))

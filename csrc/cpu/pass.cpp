@@ -5,10 +5,9 @@
 // The second use of a row, for the gradient, finds it in cache because rows go through in groups of few bytes. Nothing
 // of size n is written unless asked for.
 //
-// Accuracy: near convergence a residual is the small difference of large numbers. So residuals, losses and the sums of
-// slopes are in double whatever the data, and predictions up to kFloatDotsMinK targets: in float32 the error of a
-// single number would be as large as PyTorch's and as often larger. Towards more targets float32 errors even out. A
-// gradient sums in float the terms of kBlockRows float rows, and the blocks in double.
+// Accuracy: near convergence a residual is the small difference of large numbers. So predictions, residuals, losses and
+// the sums of slopes are in double whatever the data: in float32 the error of a single number would be as large as
+// PyTorch's and as often larger. A gradient sums in float the terms of kBlockRows float rows, and the blocks in double.
 //
 // Deterministic: the rows are cut into chunks by the problem's sizes alone. A chunk has its own sums, a thread takes
 // whole chunks, and the chunks' sums are added in their order.
@@ -78,7 +77,7 @@ PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double sca
   char* bytes = static_cast<char*>(workspace);
   load_weights(problem, plan, bytes + plan.weights);
   double* biases = reinterpret_cast<double*>(bytes + plan.biases);
-  std::fill_n(biases, problem.k, 0.0);
+  std::fill_n(biases, plan.ldk, 0.0);
   if (problem.b.data) load(at(problem.b, 0), problem.b.col_stride, problem.b.dtype, problem.k, biases);
 
   RunRows* const run_rows = rows_of_this_machine();

@@ -14,7 +14,6 @@ constexpr int64_t kColumnsMaxD = 8;    // up to here lanes run along rows, not a
 constexpr int64_t kColumnsRows = 128;  // in a group then
 constexpr int64_t kGroupRows = 64;     // at most in another group, between the two uses of a row
 constexpr int64_t kBlockRows = 64;     // at most, in whole groups, before gradients of float rows go on in double
-constexpr int64_t kFloatDotsMinK = 4;  // from here on predictions from float rows are summed in float
 // Of X in a group: small, so that the two uses take turns before memory has been waited for.
 constexpr int64_t kGroupBytes = 4 << 10;
 constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows so wide that they need the second level
@@ -23,6 +22,14 @@ constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows so wide t
 constexpr int64_t kAhead = 32 << 10;
 constexpr int64_t kSeveralTargets = 4;
 constexpr int64_t kSeveralTargetsGroupBytes = 256 << 10;
+// Of X in a group towards several targets where only sums are wanted (targets.h), so small that the two products take
+// turns: 0.25 GB of [n, 128] with 8 targets went at 0.88 of what a sum over it reads, at 0.85 in groups of 32 KB (both
+// products in float).
+constexpr int64_t kTargetsGroupBytes = 8 << 10;
+constexpr int kTileRows = 8;                // that are predicted together there
+constexpr int64_t kTileFeatures = 128;      // and are converted for that, at a time: 8 KB of doubles
+constexpr int64_t kTargetsBlockRows = 128;  // kBlockRows there: gradients are large, and their errors even out
+constexpr int64_t kTargetSet = 4;           // so many targets at least are taken together
 constexpr int64_t kGroupResiduals = 16384;  // residuals of a group: 128 KB each of four arrays
 constexpr int64_t kMaxChunks = 64;
 constexpr int64_t kSumsBytes = 4 << 20;  // of all chunks' sums; wider problems still get kMinChunks
@@ -36,14 +43,17 @@ inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign;
 // How a problem is cut up, and where in the workspace its parts lie. All of it follows from the problem and the wishes.
 struct Plan {
   int64_t group_rows, chunk_rows, chunks, threads;
-  bool columns;     // lanes run along rows
-  bool float_dots;  // predictions are summed in float
-  int64_t ld;       // from one target's row of a group to the next, in numbers
-  int64_t ldw;      // from one row of W to the next, whole vectors
+  bool columns;                            // lanes run along rows
+  bool towards_targets;                    // targets.h takes the rows from which only sums are wanted
+  int64_t ld;                              // from one target's row of a group to the next, in numbers
+  int64_t ldw;                             // from one row of W to the next, whole vectors
+  int64_t target_group_rows, target_sets;  // of targets.h: rows of a group, and targets in whole sets
+  int64_t ldk;                             // from one row of all targets to the next, whole vectors
   // Bytes from the start of the workspace, and for the parts that each thread has its own of, from its scratch.
   int64_t sums_stride, weights, biases, scratch, scratch_stride, bytes;
   int64_t features, predictions, targets, element_weights, losses, slopes, float_slopes, loss_lanes, bias_lanes,
-      weight_lanes, block_sums, row;
+      weight_lanes, block_sums, row, interleaved, tile, target_predictions, target_bias_sums, target_rows,
+      target_slopes;
 
   Plan(const Problem& p, const PassOutputs& outputs) {
     const bool is_double = p.x.dtype == Dtype::float64;
@@ -54,10 +64,15 @@ struct Plan {
     const int64_t by_cache = std::max(group_bytes / row_bytes, std::min<int64_t>(8, kWideGroupBytes / row_bytes));
     const int64_t by_targets = kGroupResiduals / std::max<int64_t>(1, p.k);
     columns = p.d <= kColumnsMaxD;
-    float_dots = !columns && !is_double && p.k >= kFloatDotsMinK;
     group_rows = columns ? kColumnsRows : std::clamp<int64_t>(std::min(by_cache, by_targets), 1, kGroupRows);
     ld = ceil_div(group_rows, kMaxLanes) * kMaxLanes;
     ldw = ceil_div(p.d, 2 * kMaxLanes) * 2 * kMaxLanes;
+    towards_targets =
+        !columns && p.k >= kSeveralTargets && kTileRows * row_bytes <= kWideGroupBytes && gives_only_sums(p, outputs);
+    target_group_rows =
+        std::clamp<int64_t>(kTargetsGroupBytes / row_bytes / kTileRows * kTileRows, kTileRows, kTargetsBlockRows);
+    target_sets = ceil_div(p.k, kTargetSet) * kTargetSet;
+    ldk = ceil_div(p.k, kMaxLanes) * kMaxLanes;
 
     const int64_t sums = aligned(sum_count(p, outputs) * int64_t(sizeof(double)));
     const int64_t by_memory = std::max(kMinChunks, kSumsBytes / sums);
@@ -84,17 +99,29 @@ struct Plan {
     loss_lanes = doubles(true, kMaxLanes);
     bias_lanes = doubles(true, p.k * kMaxLanes);
     weight_lanes = doubles(columns && outputs.weight_sum, p.k * p.d * kMaxLanes);
-    block_sums = take(!columns && outputs.weight_sum ? p.k * ldw : 0, is_double ? sizeof(double) : sizeof(float));
+    const int64_t size = is_double ? sizeof(double) : sizeof(float);
+    block_sums = take(!columns && outputs.weight_sum ? target_sets * ldw : 0, size);
     row = doubles(outputs.input_gradient, ldw);
+    interleaved = doubles(towards_targets, target_sets * ldw);
+    tile = doubles(towards_targets, kTileRows * kTileFeatures);
+    target_predictions = doubles(towards_targets, kTileRows * ldk);
+    target_bias_sums = doubles(towards_targets, ldk);
+    target_rows = take(towards_targets && size_of(p.x.dtype) == 2 ? target_group_rows * ldw : 0, size);
+    target_slopes = take(towards_targets ? target_group_rows * ldk : 0, size);
     scratch_stride = end;
 
     end = 0;
     sums_stride = sums;
     take(chunks, sums);
     weights = doubles(true, p.k * ldw);
-    biases = doubles(true, p.k);
+    biases = doubles(true, ldk);
     scratch = take(threads, scratch_stride);
     bytes = end;
+  }
+
+  static bool gives_only_sums(const Problem& p, const PassOutputs& outputs) {
+    return p.d > 0 && !p.v.data && (p.k == 1 ? p.y.row_stride : p.y.col_stride) == 1 && p.y.dtype == p.x.dtype &&
+           outputs.weight_sum && !outputs.input_gradient && !outputs.target_gradient && !outputs.elements;
   }
 
   // The loss, then Σ G [k], then Gᵀ X [k, d].

@@ -10,6 +10,7 @@
 #include "narrow.h"
 #include "plan.h"
 #include "rows_entry.h"
+#include "targets.h"
 #include "tiles.h"
 
 namespace linreg::cpu {
@@ -28,8 +29,8 @@ inline void* element(void* data, Dtype dtype, int64_t index) {
   return static_cast<char*>(data) + index * int64_t(size_of(dtype));
 }
 
-// One thread's part of a pass over rows of E, whose products with W are summed in Dots, a vector.
-template <class E, class Dots>
+// One thread's part of a pass over rows of E.
+template <class E>
 class Worker {
   using Weight = std::conditional_t<sizeof(E) == 8, double, float>;
   using Sums = std::conditional_t<sizeof(E) == 8, Wide, Narrow>;  // what gradients of a block of rows are summed in
@@ -50,9 +51,10 @@ class Worker {
     block_sums_ = reinterpret_cast<Sum*>(scratch + plan.block_sums);
     w_ = reinterpret_cast<const Weight*>(workspace + plan.weights);
     b_ = reinterpret_cast<const double*>(workspace + plan.biases);
-    only_sums_ = p_.k == 1 && p_.d > 0 && !p_.v.data && p_.y.row_stride == 1 && p_.y.dtype == p_.x.dtype &&
-                 (!plan.columns || p_.x.row_stride == p_.d) && outputs.weight_sum && !outputs.input_gradient &&
-                 !outputs.target_gradient && !outputs.elements;
+    only_sums_ = Plan::gives_only_sums(p_, outputs) &&
+                 (plan.towards_targets || (p_.k == 1 && (!plan.columns || p_.x.row_stride == p_.d)));
+    if (plan.towards_targets)
+      towards_targets_ = TowardsTargets<E>(p_, plan, scale, w_, b_, scratch, loss_lanes_, bias_lanes_, block_sums_);
   }
 
   // Writes the sums over rows [begin, end).
@@ -63,10 +65,13 @@ class Worker {
     fill(loss_lanes_, kMaxLanes, 0.0);
     fill(bias_lanes_, k * kMaxLanes, 0.0);
     if (outputs_.weight_sum && plan_.columns) fill(weight_lanes_, k * d * kMaxLanes, 0.0);
-    if (outputs_.weight_sum && !plan_.columns) fill(block_sums_, k * plan_.ldw, Sum(0));
+    if (outputs_.weight_sum && !plan_.columns) fill(block_sums_, plan_.target_sets * plan_.ldw, Sum(0));
     int64_t unflushed = 0;
     if (only_sums_)
-      begin += plan_.columns ? add_narrow_rows(begin, end - begin) : add_tiles(begin, end - begin, weight_sums);
+      begin += plan_.columns ? add_narrow_rows(begin, end - begin)
+               : plan_.towards_targets
+                   ? towards_targets_.add(begin, end - begin, ahead_of(p_.x.row_stride), [&] { flush(weight_sums); })
+                   : add_tiles(begin, end - begin, weight_sums);
     for (int64_t row = begin; row < end; row += plan_.group_rows) {
       const int64_t rows = smaller(plan_.group_rows, end - row);
       group(row, rows);
@@ -111,7 +116,7 @@ class Worker {
                                                                          static_cast<const E*>(at(p_.y, first + i));
       double predictions[kRows];
       Sum slopes[kRows];
-      dots<Dots, kRows, 1>(x, ldx, w, ldw, d, predictions, kRows, Ahead(x + ahead));
+      dots<kRows, 1>(x, ldx, w, ldw, d, predictions, kRows, Ahead(x + ahead));
       LINREG_UNROLL
       for (int r = 0; r < kRows; r += kLanes) {
         Wide loss{}, slope{};
@@ -141,8 +146,8 @@ class Worker {
     } else {
       for_tiles(rows, p_.k, [&]<int R, int T>(int64_t r, int64_t t) __attribute__((always_inline)) {
         const E* const tile = x + r * ldx;
-        dots<Dots, R, T>(tile, ldx, w_ + t * plan_.ldw, plan_.ldw, p_.d, predictions_ + t * plan_.ld + r, plan_.ld,
-                         Ahead(tile + (t == 0 ? ahead : 0)));
+        dots<R, T>(tile, ldx, w_ + t * plan_.ldw, plan_.ldw, p_.d, predictions_ + t * plan_.ld + r, plan_.ld,
+                   Ahead(tile + (t == 0 ? ahead : 0)));
       });
     }
     for (int64_t t = 0; t < p_.k; ++t) residuals(first, rows, t);
@@ -230,9 +235,12 @@ class Worker {
   void flush(double* weight_sums) {
     for (int64_t t = 0; t < p_.k; ++t) {
       Sum* const from = block_sums_ + t * plan_.ldw;
-      double* __restrict__ to = weight_sums + t * p_.d;
-      for (int64_t j = 0; j < p_.d; ++j) to[j] += double(from[j]);
-      fill(from, plan_.ldw, Sum(0));
+      double* const to = weight_sums + t * p_.d;
+      int64_t j = 0;
+      for (; j + kLanes <= p_.d; j += kLanes)
+        store_vec<Wide>(to + j, load_vec<Wide>(to + j) + load_vec<Wide>(from + j));
+      for (; j < p_.d; ++j) to[j] += double(from[j]);
+      std::memset(from, 0, plan_.ldw * sizeof(Sum));
     }
   }
 
@@ -297,9 +305,9 @@ class Worker {
   double *features_, *predictions_, *targets_, *element_weights_, *losses_, *slopes_;
   double *loss_lanes_, *bias_lanes_, *weight_lanes_, *row_;
   Sum *block_slopes_, *block_sums_;
+  TowardsTargets<E> towards_targets_;
   const Weight* w_;
   bool only_sums_;  // are wanted, and the operands lie as add_narrow and add_tiles read them
-
   const double* b_;
 };
 
@@ -311,19 +319,15 @@ void run_rows(const Problem& problem, const PassOutputs& outputs, const Plan& pl
       worker.run(chunk * plan.chunk_rows, smaller((chunk + 1) * plan.chunk_rows, problem.n),
                  reinterpret_cast<double*>(workspace + chunk * plan.sums_stride));
   };
-  const auto run_as = [&]<class E>(E) {
-    if (plan.float_dots) return run(Worker<E, Narrow>(problem, outputs, plan, scale, workspace, thread));
-    run(Worker<E, Wide>(problem, outputs, plan, scale, workspace, thread));
-  };
   switch (problem.x.dtype) {
     case Dtype::float32:
-      return run_as(float());
+      return run(Worker<float>(problem, outputs, plan, scale, workspace, thread));
     case Dtype::float64:
-      return run(Worker<double, Wide>(problem, outputs, plan, scale, workspace, thread));
+      return run(Worker<double>(problem, outputs, plan, scale, workspace, thread));
     case Dtype::bfloat16:
-      return run_as(Bfloat16());
+      return run(Worker<Bfloat16>(problem, outputs, plan, scale, workspace, thread));
     case Dtype::float16:
-      return run_as(Float16());
+      return run(Worker<Float16>(problem, outputs, plan, scale, workspace, thread));
   }
 }
 

@@ -60,33 +60,33 @@ class Ahead {
   const char* at_;
 };
 
-// p[t, r] = x[r] · w[t] for R rows and T targets, summed in V; R T chains of additions in flight hide their latency.
-// From `ahead` on half as many bytes are asked for as are read.
-template <class V, int R, int T, class E, class W>
+// p[t, r] = x[r] · w[t] for R rows and T targets, summed in double; R T chains of additions in flight hide their
+// latency. From `ahead` on half as many bytes are asked for as are read.
+template <int R, int T, class E, class W>
 LINREG_INLINE void dots(const E* x, int64_t ldx, const W* w, int64_t ldw, int64_t d, double* p, int64_t ld,
                         Ahead ahead) {
-  constexpr int lanes = lanes_of<V>;
+  constexpr int lanes = kLanes;
   RowsAt<E> rows(x, ldx);
-  V chains[T][R], sums[T][R] = {};
+  Wide chains[T][R], sums[T][R] = {};
   const auto step = [&](int64_t j, auto load) __attribute__((always_inline)) {
-    V wj[T];
+    Wide wj[T];
     LINREG_UNROLL
-    for (int t = 0; t < T; ++t) wj[t] = load_vec<V>(w + t * ldw + j);
+    for (int t = 0; t < T; ++t) wj[t] = load_vec<Wide>(w + t * ldw + j);
     LINREG_UNROLL
     for (int r = 0; r < R; ++r) {
-      V xj;
+      Wide xj;
       load(rows.row(r), xj);
       LINREG_UNROLL
       for (int t = 0; t < T; ++t) chains[t][r] += xj * wj[t];
     }
     rows.advance(lanes);
   };
-  const auto whole = [](const E* from, V& to) __attribute__((always_inline)) { to = load_vec<V>(from); };
+  const auto whole = [](const E* from, Wide& to) __attribute__((always_inline)) { to = load_vec<Wide>(from); };
   int64_t j = 0;
   do {
     LINREG_UNROLL
     for (int t = 0; t < T; ++t) LINREG_UNROLL
-    for (int r = 0; r < R; ++r) chains[t][r] = V{};
+    for (int r = 0; r < R; ++r) chains[t][r] = Wide{};
     const int64_t end = d - j < kChain * lanes ? d : j + kChain * lanes;
     for (; j + 2 * lanes <= end; j += 2 * lanes) {
       ahead.ask<R * lanes * int64_t(sizeof(E))>();
@@ -98,18 +98,18 @@ LINREG_INLINE void dots(const E* x, int64_t ldx, const W* w, int64_t ldw, int64_
       j += lanes;
     }
     if (j < end) {
-      step(j, [&](const E* from, V& to) __attribute__((always_inline)) { to = load_first<V>(from, d - j); });
+      step(j, [&](const E* from, Wide& to) __attribute__((always_inline)) { to = load_first<Wide>(from, d - j); });
       j = d;
     }
     LINREG_UNROLL
     for (int t = 0; t < T; ++t) LINREG_UNROLL
     for (int r = 0; r < R; ++r) sums[t][r] += chains[t][r];
   } while (j < d);
-  constexpr int folds = lanes_of<V>;
+  constexpr int folds = kLanes;
   if constexpr (R * T % folds == 0) {
     double all[T][R];
     LINREG_UNROLL
-    for (int i = 0; i < R * T; i += folds) store_widened(&all[0][0] + i, sums_of_lanes<folds / 2>(&sums[0][0] + i));
+    for (int i = 0; i < R * T; i += folds) store_vec<Wide>(&all[0][0] + i, sums_of_lanes<folds / 2>(&sums[0][0] + i));
     LINREG_UNROLL
     for (int t = 0; t < T; ++t) std::memcpy(p + t * ld, all[t], sizeof(all[t]));
   } else {
