@@ -15,4 +15,10 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
 // linreg_ext/training/train_step.py; NotImplemented where the plan does not cover it.
 PyObject* train_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 
+// unchanged(watched): whether all of a tuple of Watched (linreg_ext/training/evidence.py) are.
+PyObject* unchanged_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+
+// has_gradient_hooks(parameter): whether its gradient is seen by more than its .grad.
+PyObject* has_gradient_hooks_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+
 }  // namespace linreg::torch_ops

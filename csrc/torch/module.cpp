@@ -181,6 +181,8 @@ PyMethodDef methods[] = {
     method("sgd_step_", &sgd_step_entry, "The operator linreg_ext::sgd_step_, its arguments positionally."),
     method("sgd_run_", &sgd_run_entry, "The operator linreg_ext::sgd_run_, its arguments positionally."),
     method("train_step", &train_step_entry, "A step that is as planned, or NotImplemented."),
+    method("unchanged", &unchanged_entry, "Whether what a decision was made from is as it was."),
+    method("has_gradient_hooks", &has_gradient_hooks_entry, "Whether hooks see the gradient of a parameter."),
     method("linear_loss", &linear_loss_entry, "A loss with its derivative, or NotImplemented."),
 };
 

@@ -5,10 +5,15 @@
 // again: what the plan says about objects must still hold, and what belongs to one step (the batch, modes, gradients,
 // settings, momentum buffers) must be what the fused level takes. At anything else the answer is NotImplemented, and
 // Python decides anew.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/utils/object_ptr.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -18,77 +23,15 @@
 #include <vector>
 
 #include "entries.h"
+#include "evidence.h"
 #include "plain.h"
 #include "sgd_step.h"
 
 namespace linreg::torch_ops {
 namespace {
 
-// The items of a tuple, borrowed.
-struct Items {
-  explicit Items(PyObject* tuple) : tuple(tuple), count(PyTuple_GET_SIZE(tuple)) {}
-  PyObject* operator[](Py_ssize_t i) const { return PyTuple_GET_ITEM(tuple, i); }
-
-  PyObject* tuple;
-  Py_ssize_t count;
-};
-
 // All that is borrowed from dictionaries below stays valid, since no Python code runs before it is used: every key that
 // is looked up is an interned string.
-PyObject* entry(PyObject* dict, PyObject* name) {
-  PyObject* const value = PyDict_GetItemWithError(dict, name);
-  if (!value && PyErr_Occurred()) throw python_error();
-  return value;
-}
-
-THPObjectPtr attributes(PyObject* object) {
-  THPObjectPtr dict(PyObject_GenericGetDict(object, nullptr));
-  if (!dict) throw python_error();
-  return dict;
-}
-
-bool no_hooks(PyObject* hooks) { return hooks && PyDict_Check(hooks) && PyDict_Size(hooks) == 0; }
-
-// Whether a dictionary has these (name, value) and no others, in this order.
-bool consists_of(PyObject* dict, const Items& pairs) {
-  if (!dict || !PyDict_CheckExact(dict) || PyDict_Size(dict) != pairs.count) return false;
-  PyObject *name, *value;
-  Py_ssize_t position = 0;
-  for (Py_ssize_t i = 0; PyDict_Next(dict, &position, &name, &value); ++i) {
-    const Items pair(pairs[i]);
-    if (name != pair[0] || value != pair[1]) return false;
-  }
-  return true;
-}
-
-// Watched in plan.py: (object, type, same, absent, empty, contents).
-bool unchanged(const Items& watched) {
-  if (reinterpret_cast<PyObject*>(Py_TYPE(watched[0])) != watched[1]) return false;
-  THPObjectPtr dict = attributes(watched[0]);
-  const Items same(watched[2]), absent(watched[3]), empty(watched[4]), contents(watched[5]);
-  for (Py_ssize_t i = 0; i < same.count; ++i)
-    if (entry(dict, Items(same[i])[0]) != Items(same[i])[1]) return false;
-  for (Py_ssize_t i = 0; i < absent.count; ++i)
-    if (entry(dict, absent[i])) return false;
-  for (Py_ssize_t i = 0; i < empty.count; ++i)
-    if (!no_hooks(entry(dict, empty[i]))) return false;
-  for (Py_ssize_t i = 0; i < contents.count; ++i)
-    if (!consists_of(entry(dict, Items(contents[i])[0]), Items(Items(contents[i])[1]))) return false;
-  return true;
-}
-
-bool unchanged(const Items& objects, const Items& classes) {
-  for (Py_ssize_t i = 0; i < objects.count; ++i)
-    if (!unchanged(Items(objects[i]))) return false;
-  for (Py_ssize_t i = 0; i < classes.count; ++i) {
-    const Items of(classes[i]);  // (class, name, value)
-    THPObjectPtr value(PyObject_GetAttr(of[0], of[1]));
-    if (!value) throw python_error();
-    if (value.get() != of[2]) return false;
-  }
-  return true;
-}
-
 struct Names {
   PyObject* params = PyUnicode_InternFromString("params");
   PyObject* lr = PyUnicode_InternFromString("lr");
@@ -118,6 +61,21 @@ std::optional<double> number(PyObject* value) {
   return converted;
 }
 
+// Whether the gradient of a parameter goes to more than its .grad: to hooks of the parameter, or of the node that adds
+// gradients to it, where DistributedDataParallel has its own.
+bool gradient_hooked(THPVariable* variable) {
+  namespace impl = torch::autograd::impl;
+  const at::Tensor& tensor = THPVariable_Unpack(variable);
+  const auto none = [](PyObject* hooks) { return !hooks || hooks == Py_None || is_empty(hooks); };
+  if (!none(variable->backward_hooks) || !none(variable->post_accumulate_grad_hooks)) return true;
+  if (!impl::get_autograd_meta(tensor)) return false;
+  const size_t pythons =
+      variable->backward_hooks && variable->backward_hooks != Py_None;  // one for all, if it is empty
+  if (impl::hooks(tensor).size() > pythons) return true;
+  const auto node = impl::try_get_grad_accumulator(tensor);
+  return node && !(node->pre_hooks().empty() && node->post_hooks().empty());
+}
+
 // A parameter of the model, and what the optimizer has for it.
 struct Trained {
   Trained(PyObject* object, bool required) : object(object), required(required) {
@@ -127,12 +85,9 @@ struct Trained {
   // Whether it is a tensor that the optimizer would step on as the plan says, or leave alone.
   bool as_planned() const {
     if (object == Py_None) return true;
-    if (!tensor || tensor->requires_grad() != required) return false;
-    if (!required) return true;
-    const auto* variable = reinterpret_cast<const THPVariable*>(object);
-    const auto none = [](PyObject* hooks) { return !hooks || hooks == Py_None || no_hooks(hooks); };
-    return group && !tensor->unsafeGetTensorImpl()->grad().defined() && none(variable->backward_hooks) &&
-           none(variable->post_accumulate_grad_hooks);
+    if (!tensor || tensor->requires_grad() != required || !tensor->is_leaf()) return false;
+    if (group && tensor->unsafeGetTensorImpl()->grad().defined()) return false;
+    return !required || (group && !gradient_hooked(reinterpret_cast<THPVariable*>(object)));
   }
 
   PyObject* object;
@@ -219,7 +174,8 @@ enum class Layout : long { rows, vector, columns, scalar };  // in the order of 
 // Plan in plan.py.
 struct Plan {
   explicit Plan(const Items& p)
-      : weight(p[5]),
+      : harmless_mode(p[4]),
+        weight(p[5]),
         bias(p[6]),
         layout(Layout(PyLong_AsLong(p[9]))),
         delta(PyFloat_AsDouble(p[13])),
@@ -238,7 +194,7 @@ struct Plan {
     return {characters, size_t(length)};
   }
 
-  PyObject *weight, *bias;
+  PyObject *harmless_mode, *weight, *bias;
   Layout layout;
   double delta;
   std::string_view loss, reduction;
@@ -252,14 +208,22 @@ bool fit(const Plan& plan, const at::Tensor& x, const at::Tensor& y, const at::T
   const bool two_bytes = data == at::kHalf || data == at::kBFloat16;
   const bool known = two_bytes || data == at::kFloat || data == at::kDouble;
   if (!known || y.scalar_type() != data || (parameter != data && !(two_bytes && parameter == at::kFloat))) return false;
-  if (x.requires_grad() || y.requires_grad()) return false;
+  if (x.requires_grad() || y.requires_grad() || x.is_inference() || y.is_inference()) return false;
   const bool scalar = plan.layout == Layout::scalar;
   return !((plan.flat || scalar) && x.dim() != 2) && !(scalar && x.size(1) != 1);
 }
 
-bool plain_modes(c10::DeviceType device) {
-  return at::GradMode::is_enabled() && !torch::autograd::AnomalyMode::is_enabled() &&
-         !at::autocast::is_autocast_enabled(device);
+// TrainStep._not_plain_modes; plain() sees the modes that have a dispatch key.
+bool plain_modes(const Plan& plan, c10::DeviceType device) {
+  if (!at::GradMode::is_enabled() || torch::autograd::AnomalyMode::is_enabled()) return false;
+  if (at::autocast::is_autocast_enabled(device)) return false;
+  if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return false;
+  using Modes = at::impl::PythonTorchFunctionTLS;
+  for (int64_t i = Modes::stack_len(); i-- > 0;) {
+    PyObject* const mode = Modes::get_stack_at(i)->ptr(getPyInterpreter());
+    if (reinterpret_cast<PyObject*>(Py_TYPE(mode)) != plan.harmless_mode) return false;
+  }
+  return true;
 }
 
 // Affine.as_rows and as_bias.
@@ -290,7 +254,8 @@ const at::Tensor* target_rows(const Plan& plan, const at::Tensor& x, const at::T
 at::Tensor planned_step(const Plan& plan, PyObject* optimizer, const at::Tensor& x, const at::Tensor& y,
                         bool skip_nonfinite) {
   Trained weight(plan.weight, plan.trains_weight), bias(plan.bias, plan.trains_bias);
-  THPObjectPtr dict = attributes(optimizer);
+  THPObjectPtr dict(PyObject_GenericGetDict(optimizer, nullptr));
+  if (!dict) throw python_error();
   if (!find_groups(entry(dict, names().param_groups), weight, bias)) return {};
   if (!weight.tensor || !weight.as_planned() || !bias.as_planned()) return {};
   if (weight.required && bias.required && weight.group != bias.group) return {};
@@ -304,7 +269,7 @@ at::Tensor planned_step(const Plan& plan, PyObject* optimizer, const at::Tensor&
   const auto tensor = [](THPObjectPtr& object) { return object ? &THPVariable_Unpack(object.get()) : nullptr; };
   const at::Tensor *const weight_buffer = tensor(weight.buffer), *const bias_buffer = tensor(bias.buffer);
   if (!plain({&x, &y, weight.tensor, bias.tensor, weight_buffer, bias_buffer, sgd.lr_tensor})) return {};
-  if (!plain_modes(x.device().type()) || !fit(plan, x, y, *weight.tensor)) return {};
+  if (!plain_modes(plan, x.device().type()) || !fit(plan, x, y, *weight.tensor)) return {};
 
   at::Tensor views[5];
   const at::Tensor* target = nullptr;
@@ -336,12 +301,19 @@ PyObject* train_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) 
   if (items[1] != p[0] || items[2] != p[1] || optimizer != p[2]) Py_RETURN_NOTIMPLEMENTED;
   const auto* const tensor = reinterpret_cast<PyTypeObject*>(THPVariableClass);
   if (Py_TYPE(x) != tensor || Py_TYPE(y) != tensor) Py_RETURN_NOTIMPLEMENTED;
-  if (!unchanged(Items(p[3]), Items(p[4]))) Py_RETURN_NOTIMPLEMENTED;
+  if (!unchanged(Items(p[3]))) Py_RETURN_NOTIMPLEMENTED;
   const Plan plan(p);
   at::Tensor value = planned_step(plan, optimizer, THPVariable_Unpack(x), THPVariable_Unpack(y), items[6] == Py_True);
   if (!value.defined()) Py_RETURN_NOTIMPLEMENTED;
   if (plan.scheduled && PyObject_SetAttr(optimizer, names().opt_called, Py_True) != 0) throw python_error();
   return THPVariable_Wrap(std::move(value));
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* has_gradient_hooks_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 1 && THPVariable_Check(items[0]), "_C.has_gradient_hooks: expected a tensor");
+  return PyBool_FromLong(gradient_hooked(reinterpret_cast<THPVariable*>(items[0])));
   END_HANDLE_TH_ERRORS
 }
 

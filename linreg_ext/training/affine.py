@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
+from .evidence import ABSENT, Evidence, is_pytorchs
 from .tracing import Unrecognised, called, evaluate, require_plain
 
 
@@ -30,29 +30,6 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a module was when its model was traced."""
-
-    module: nn.Module
-    type: type[nn.Module]
-    forward: Callable[..., Any]
-    children: tuple[nn.Module, ...]
-    parameters: tuple[str, ...]
-    numbers: tuple[tuple[str, Any], ...]  # the plain attributes that forward reads
-
-    def unchanged(self) -> bool:
-        module = self.module
-        return (
-            type(module) is self.type
-            and self.type.forward is self.forward
-            and "forward" not in module.__dict__
-            and _children(module) == self.children
-            and _parameter_names(module) == self.parameters
-            and all(module.__dict__.get(name) == value for name, value in self.numbers)
-        )
-
-
-@dataclass(frozen=True)
 class Affine:
     """A model that computes ``input @ W.T + b``.
 
@@ -61,31 +38,18 @@ class Affine:
         layout: how the weight parameter holds W: "rows" [K, D], "columns" [D, K], "vector" [D], "scalar" (one number,
             for one feature).
         flat: the prediction has lost its last dimension, of size 1.
-        modules: the modules of the model, as they were.
+        modules: the modules of the model.
     """
 
     weight: Slot
     bias: Slot | None
     layout: str
     flat: bool = False
-    modules: tuple[Seen, ...] = ()
-
-    def unchanged(self) -> bool:
-        """Whether the model is still the one that was traced."""
-        return all(seen.unchanged() for seen in self.modules)
-
-    def hooked(self) -> bool:
-        """Whether hooks run when the model does."""
-        return any(has_hooks(seen.module) for seen in self.modules) or bool(
-            module_hooks._global_forward_hooks
-            or module_hooks._global_forward_pre_hooks
-            or module_hooks._global_backward_hooks
-            or module_hooks._global_backward_pre_hooks
-        )
+    modules: tuple[nn.Module, ...] = ()
 
     def training(self) -> bool:
         """Whether every module is in training mode."""
-        return all(seen.module.training for seen in self.modules)
+        return all(module.training for module in self.modules)
 
     def as_rows(self, parameter: Tensor) -> Tensor:
         """The weight parameter, or a tensor of its shape, as the kernels take W: [K, D] or [D]."""
@@ -100,12 +64,10 @@ class Affine:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module runs hooks of its own."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return any(getattr(module, name) for name in HOOKS)
 
 
-def recognise_model(model: nn.Module) -> Affine:
+def recognise_model(model: nn.Module, evidence: Evidence) -> Affine:
     """The affine function that `model` computes.
 
     Raises:
@@ -113,7 +75,16 @@ def recognise_model(model: nn.Module) -> Affine:
     """
     if not isinstance(model, nn.Module):
         raise Unrecognised(f"the model is a {type(model).__name__}, not an nn.Module")
-    modules = tuple([_see(module) for module in model.modules()])
+    numbers: list[tuple[nn.Module, str]] = []
+    modules: list[nn.Module] = []
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and not any(module is other for other in modules):
+            modules.append(module)
+            waiting += _see(module, evidence, numbers)
+    if any(evidence.contents(module_hooks, f"_global{name}") for name in HOOKS):
+        raise Unrecognised("the model has hooks")
     affine = _stock(model) or evaluate(model, _Rules(model), "the model")
     if not isinstance(affine, Affine):
         raise Unrecognised("the model's output is not an affine function of its input")
@@ -122,7 +93,9 @@ def recognise_model(model: nn.Module) -> Affine:
         shape = list(affine.bias.tensor.shape)
         if shape not in ([targets], []) or affine.bias.tensor.numel() != targets:
             raise Unrecognised(f"the bias of shape {shape} is broadcast over {targets} targets")
-    return replace(affine, modules=modules)
+    for module, name in numbers:  # only now, so that numbers which change at every step do not have it traced as often
+        evidence.entry(module, name)
+    return replace(affine, modules=tuple(modules))
 
 
 def _stock(model: nn.Module) -> Affine | None:
@@ -135,7 +108,8 @@ def _stock(model: nn.Module) -> Affine | None:
     return None
 
 
-_TRANSPARENT = {nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TRANSPARENT = {nn.Linear, nn.Identity, nn.Flatten, nn.Sequential, nn.ModuleList, nn.ModuleDict}
 _ADD = {operator.add, torch.add, "add"}
 _MUL = {operator.mul, torch.mul, "mul"}
 _MATMUL = {operator.matmul, torch.matmul, torch.mm, torch.mv, "matmul", "mm", "mv"}
@@ -143,37 +117,62 @@ _TRANSPOSE = {torch.t, "t"}
 _LINEAR = {F.linear, torch._C._nn.linear}
 
 
-def _see(module: nn.Module) -> Seen:
-    """A module as it is, if calling it runs its forward and that is plain code."""
-    cls, numbers = type(module), {}
-    if cls.__module__.partition(".")[0] == "torch":
-        if cls not in _TRANSPARENT:  # among them DistributedDataParallel and compiled modules
-            raise Unrecognised(f"the model holds a {cls.__name__}")
-    else:
-        for name in ("__call__", "_call_impl", "__getattr__", "train"):
-            if getattr(cls, name) is not getattr(nn.Module, name):
-                raise Unrecognised(f"{cls.__name__} has a {name} of its own")
-        if cls.__getattribute__ is not object.__getattribute__:
-            raise Unrecognised(f"{cls.__name__} has a __getattribute__ of its own")
-        plain = {name: value for name, value in module.__dict__.items() if type(value) in (int, float, str)}
-        require_plain(cls.forward, f"{cls.__name__}.forward", [*module._parameters, *module._modules, *plain])
-        for name in cls.forward.__code__.co_names:
-            # The class's own attributes come first, and any but a plain number may do or become anything.
-            if hasattr(cls, name) or (name in module.__dict__ and name not in plain):
-                raise Unrecognised(f"{cls.__name__}.forward uses `{name}`")
-        numbers = {name: value for name, value in plain.items() if name in cls.forward.__code__.co_names}
-    if "forward" in module.__dict__:
-        raise Unrecognised(f"{cls.__name__} has a forward of its own making")
-    parameters = _parameter_names(module)
-    return Seen(module, cls, cls.forward, _children(module), parameters, tuple(numbers.items()))
+def _see(module: nn.Module, evidence: Evidence, numbers: list[tuple[nn.Module, str]]) -> list[nn.Module]:
+    """The children of a module whose call runs its forward, which is plain code.
+
+    Args:
+        numbers: gets the (module, name) of the plain attributes that forward reads.
+    """
+    cls = evidence.type_of(module)
+    if cls.__module__.partition(".")[0] == "torch" and cls not in _TRANSPARENT:
+        raise Unrecognised(f"the model holds a {cls.__name__}")  # such as DistributedDataParallel or a compiled module
+    require_module(module, evidence, "the model", "train")
+    children, parameters = evidence.contents(module, "_modules"), evidence.contents(module, "_parameters")
+    if children is None or parameters is None:
+        raise Unrecognised(f"{cls.__name__} keeps its parameters elsewhere")
+    forward = evidence.method(cls, "forward")
+    if cls in _TRANSPARENT:
+        for name, function in (("forward", forward), ("linear", evidence.entry(F, "linear"))):
+            if not is_pytorchs(function):
+                raise Unrecognised(f"{cls.__name__} runs a {name} that is not PyTorch's")
+        if any(evidence.entry(module, name) is not ABSENT for name in (*parameters, *children)):
+            raise Unrecognised(f"{cls.__name__} has attributes in place of its parameters")
+        numbers += [(module, name) for name in ("start_dim", "end_dim") if cls is nn.Flatten]
+        return list(children.values())
+    plain = {name for name, value in vars(module).items() if type(value) in (int, float, str)}
+    require_plain(forward, f"{cls.__name__}.forward", evidence, [*parameters, *children, *plain])
+    for name in forward.__code__.co_names:
+        # The class's own attributes come first, and any but a plain number may do or become anything.
+        if evidence.method(cls, name) is not ABSENT:
+            raise Unrecognised(f"{cls.__name__}.forward uses `{name}`")
+        if name in plain:
+            numbers.append((module, name))
+        elif evidence.entry(module, name) is not ABSENT:
+            raise Unrecognised(f"{cls.__name__}.forward uses `{name}`")
+    return list(children.values())
 
 
-def _children(module: nn.Module) -> tuple[nn.Module, ...]:
-    return tuple(module._modules.values())
+def require_module(module: nn.Module, evidence: Evidence, name: str, *methods: str) -> None:
+    """Raise unless calling the module is nothing but calling the forward of its class.
 
-
-def _parameter_names(module: nn.Module) -> tuple[str, ...]:
-    return tuple([name for name, parameter in module._parameters.items() if parameter is not None])
+    Args:
+        name: what to call it in the reason.
+        methods: further ones that must be nn.Module's own.
+    """
+    cls = evidence.type_of(module)
+    for method in ("__call__", "_call_impl", "__getattr__", *methods):
+        function = evidence.method(cls, method)
+        if function is not vars(nn.Module)[method] or not is_pytorchs(function):
+            raise Unrecognised(f"{cls.__name__} has a {method} of its own")
+    if evidence.method(cls, "__getattribute__") is not object.__getattribute__:
+        raise Unrecognised(f"{cls.__name__} has a __getattribute__ of its own")
+    for method in ("forward", "_call_impl", *methods):
+        if evidence.entry(module, method) is not ABSENT:
+            raise Unrecognised(f"{cls.__name__} has a {method} of its own making")
+    if evidence.entry(module, "_compiled_call_impl") not in (ABSENT, None):
+        raise Unrecognised(f"{name} is compiled")
+    if any(evidence.contents(module, hooks) != {} for hooks in HOOKS):
+        raise Unrecognised(f"{name} has hooks")
 
 
 @dataclass(frozen=True)
@@ -209,6 +208,8 @@ class _Rules:
             return args[0]
         if type(module) is nn.Linear and args == (_INPUT,):
             return Affine(Slot(module, "weight"), Slot(module, "bias") if module.bias is not None else None, "rows")
+        if type(module) is nn.Flatten and len(args) == 1:
+            return self.call(torch.flatten, (args[0], module.start_dim, module.end_dim), {})
         raise Unrecognised(f"the model holds a {type(module).__name__} that is not a linear layer of its input")
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -256,4 +257,4 @@ def _drops_last_dimension(function: Any, args: tuple[Any, ...], kwargs: dict[str
         return arguments in ((-1,), ((-1,),))
     if function is operator.getitem:
         return arguments in (((slice(None), 0),), ((..., 0),))
-    return function in (torch.flatten, "flatten") and not arguments
+    return function in (torch.flatten, "flatten") and arguments in ((), (0,), (0, -1), (0, 1))

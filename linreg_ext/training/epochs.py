@@ -37,7 +37,8 @@ class FusedEpochs:
         user interrupts, the random generators are left as going through the loaders up to that batch would leave them.
         """
         step, train = self._step, self._train
-        affine, loss, group, state = step._affine, step._loss, step._group, step.optimizer.state
+        affine, loss, group = step._decision.affine, step._decision.loss, step._group
+        state = step.optimizer.state
         weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
         frozen = (not weight.requires_grad, bias is None or not bias.requires_grad)
         buffers: list[Tensor | None] = [None, None]

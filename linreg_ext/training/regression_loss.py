@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .affine import has_hooks
+from .affine import require_module
+from .evidence import ABSENT, Evidence, is_pytorchs
 from .tracing import Unrecognised, called, evaluate, require_plain
 
 
@@ -26,39 +27,33 @@ class RegressionLoss:
     Attributes:
         loss, delta, reduction: as the operators take them.
         flattens: the prediction is given the target's shape first.
-        module: the loss module that was read, if it is one.
     """
 
     loss: str
     delta: float = 1.0
     reduction: str = "mean"
     flattens: bool = False
-    module: nn.Module | None = None
-
-    def unchanged(self) -> bool:
-        """Whether the loss function is still the one that was read."""
-        if self.module is None:
-            return True
-        state = self.module.__dict__
-        same = state["reduction"] == self.reduction and state.get("delta", state.get("beta", 1.0)) == self.delta
-        return bool(same) and "forward" not in state and not has_hooks(self.module)
 
 
-def recognise_loss(loss_fn: Callable[..., Tensor]) -> RegressionLoss:
+def recognise_loss(loss_fn: Callable[..., Tensor], evidence: Evidence) -> RegressionLoss:
     """The loss that ``loss_fn(prediction, target)`` computes.
 
     Raises:
         Unrecognised: it is none of the four, is not reduced, or what it computes cannot be established.
     """
-    if type(loss_fn) in _MODULES:
-        return _read_module(loss_fn)
-    if isinstance(loss_fn, functools.partial) and not loss_fn.args and _is_loss(loss_fn.func):
-        return _Rules().call(loss_fn.func, (_PREDICTION, _TARGET), dict(loss_fn.keywords))
+    if evidence.type_of(loss_fn) in _MODULES:
+        return _read_module(loss_fn, evidence)
+    if type(loss_fn) is functools.partial:
+        function, options = evidence.attribute(loss_fn, "func"), evidence.attribute(loss_fn, "keywords")
+        if not evidence.attribute(loss_fn, "args") and _is_loss(function, evidence):
+            given = {name: evidence.entry(options, name) for name in inspect.signature(function).parameters}
+            keywords = {name: value for name, value in given.items() if value is not ABSENT}
+            return _Rules().call(function, (_PREDICTION, _TARGET), keywords)
     if not isinstance(loss_fn, FunctionType):
         raise Unrecognised(f"the loss is {called(loss_fn)}")
-    if _is_loss(loss_fn):
+    if _is_loss(loss_fn, evidence):
         return RegressionLoss(_FUNCTIONS[loss_fn])
-    require_plain(loss_fn, "the loss")
+    require_plain(loss_fn, "the loss", evidence)
     value = evaluate(loss_fn, _Rules(), "the loss")
     if isinstance(value, _Elementwise) and value.summed:
         return RegressionLoss(value.kind, 1.0, "sum", value.flattens)
@@ -70,13 +65,14 @@ def recognise_loss(loss_fn: Callable[..., Tensor]) -> RegressionLoss:
 def reduction_of(loss_fn: Callable[..., Tensor]) -> str:
     """How a loss function reduces a batch: "sum" or, where nothing else is known, "mean"."""
     try:
-        return recognise_loss(loss_fn).reduction
+        return recognise_loss(loss_fn, Evidence()).reduction
     except Unrecognised:
         return getattr(loss_fn, "reduction", "mean")
 
 
 _FUNCTIONS = {F.mse_loss: "mse", F.l1_loss: "l1", F.huber_loss: "huber", F.smooth_l1_loss: "smooth_l1"}
 _MODULES = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.HuberLoss: "huber", nn.SmoothL1Loss: "smooth_l1"}
+_THRESHOLDS = {"huber": ("delta",), "smooth_l1": ("beta",)}
 _SUB = {operator.sub, torch.sub, "sub"}
 _MUL = {operator.mul, torch.mul, "mul"}
 _DIV = {operator.truediv, torch.div, "div"}
@@ -85,15 +81,26 @@ _POWER = {operator.pow, torch.pow, "pow"}
 _ABS = {abs, operator.abs, torch.abs, "abs"}
 
 
-def _is_loss(function: Any) -> bool:
-    return isinstance(function, FunctionType) and function in _FUNCTIONS
+def _is_loss(function: Any, evidence: Evidence) -> bool:
+    if not isinstance(function, FunctionType) or function not in _FUNCTIONS:
+        return False
+    evidence.attribute(function, "__code__")
+    return is_pytorchs(function)
 
 
-def _read_module(loss_fn: nn.Module) -> RegressionLoss:
-    if has_hooks(loss_fn) or "forward" in loss_fn.__dict__:
-        raise Unrecognised("the loss has hooks or a forward of its own")
-    delta = getattr(loss_fn, "delta", getattr(loss_fn, "beta", 1.0))
-    return replace(_regression_loss(_MODULES[type(loss_fn)], delta, loss_fn.reduction, False), module=loss_fn)
+def _read_module(loss_fn: nn.Module, evidence: Evidence) -> RegressionLoss:
+    require_module(loss_fn, evidence, "the loss")
+    loss = _MODULES[type(loss_fn)]
+    for name, function in (
+        ("forward", evidence.method(type(loss_fn), "forward")),
+        (f"{loss}_loss", evidence.entry(F, f"{loss}_loss")),
+    ):
+        if not is_pytorchs(function):
+            raise Unrecognised(f"the loss runs a {name} that is not PyTorch's")
+    reduction, delta = evidence.entry(loss_fn, "reduction"), 1.0
+    for name in _THRESHOLDS.get(loss, ()):
+        delta = evidence.entry(loss_fn, name)
+    return _regression_loss(loss, delta, reduction, False)
 
 
 def _regression_loss(loss: str, delta: Any, reduction: Any, flattens: bool) -> RegressionLoss:

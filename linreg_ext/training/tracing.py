@@ -14,7 +14,10 @@ from types import FunctionType, ModuleType
 from typing import Any, Protocol
 
 import torch
-from torch import fx
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from .evidence import ABSENT, Evidence, is_pytorchs
 
 # Operations that neither change their arguments nor draw random numbers, and the names on the way to them.
 # fmt: off
@@ -41,7 +44,7 @@ class Rules(Protocol):
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
 
-def require_plain(function: Any, name: str, attributes: Collection[str] = ()) -> None:
+def require_plain(function: Any, name: str, evidence: Evidence, attributes: Collection[str] = ()) -> None:
     """Raise unless running `function` once shows all that it can ever do.
 
     Args:
@@ -51,7 +54,7 @@ def require_plain(function: Any, name: str, attributes: Collection[str] = ()) ->
     """
     if not isinstance(function, FunctionType):
         raise Unrecognised(f"{name} is not a plain Python function")
-    code = function.__code__
+    code = evidence.attribute(function, "__code__")
     if code.co_freevars:
         raise Unrecognised(f"{name} uses `{code.co_freevars[0]}` from outside")
     if any(hasattr(constant, "co_code") for constant in code.co_consts):
@@ -65,9 +68,13 @@ def require_plain(function: Any, name: str, attributes: Collection[str] = ()) ->
         if operation.startswith(("STORE_", "DELETE_", "IMPORT_")) and not operation.startswith("STORE_FAST"):
             raise Unrecognised(f"{name} changes `{argument}`")
         if operation == "LOAD_GLOBAL" or operation == "LOAD_NAME":
-            _require_torch(function.__globals__.get(argument), argument, name)
+            _require_torch(evidence.entry(function.__globals__, argument), argument, name)
         elif instruction.opcode in dis.hasname and argument not in OPERATIONS and argument not in attributes:
             raise Unrecognised(f"{name} uses `{argument}`")
+    for operation in OPERATIONS.intersection(code.co_names):
+        meanings = [evidence.entry(torch, operation), evidence.entry(F, operation), evidence.method(Tensor, operation)]
+        if not all(meaning is ABSENT or is_pytorchs(meaning) for meaning in meanings):
+            raise Unrecognised(f"{name} uses a `{operation}` that is not PyTorch's")
 
 
 def _require_torch(value: Any, variable: str, name: str) -> None:

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import optimizer as optimizer_hooks
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from .. import functional
 from .._extension import _C, REFERENCE, has_kernels
+from ..autograd import is_transforming
 from ..check import DTYPES
-from .affine import Affine, recognise_model
+from .affine import Affine
+from .decision import Decision, decide
 from .plan import Plan, make_plan
-from .regression_loss import RegressionLoss, recognise_loss, reduction_of
-from .tracing import Unrecognised
+from .regression_loss import RegressionLoss, reduction_of
 
 
 def make_train_step(
@@ -64,7 +66,7 @@ class TrainStep:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self._warned: set[str] = set()
         self._plan: Plan | None = None
-        self._recognise()
+        self._decision: Decision | None = None
         self._say(*self._level())
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -78,17 +80,18 @@ class TrainStep:
                 return value
             self._plan = None
         level, reason = self._level(x, y)
-        if level == "eager" or not self._affine.training():
+        affine, loss_read = self._decision.affine, self._decision.loss
+        if level == "eager" or not affine.training():
             self.model.train()
         if level != self.level or reason != self._reason:
             self._say(level, reason)
         if level == "fused":
             value = self._fused(x, y, skip_nonfinite)
             if not (REFERENCE or torch.compiler.is_compiling()):
-                self._plan = make_plan(self.model, self.loss_fn, self.optimizer, self._affine, self._loss)
+                self._plan = make_plan(self._decision)
             return value
         if level == "gradients":
-            loss = fused_loss(self._affine, self._loss, x, y)
+            loss = fused_loss(affine, loss_read, x, y)
         else:
             loss = self.loss_fn(self.model(x), y)
         if not (skip_nonfinite and not math.isfinite(loss.detach().sum().item())):
@@ -104,76 +107,34 @@ class TrainStep:
     @property
     def reduction(self) -> str:
         """How the loss is reduced over the rows of a batch; "mean" where that is not known."""
-        return self._loss.reduction if self._loss else reduction_of(self.loss_fn)
+        read = self._decision.loss if self._decision else None
+        return read.reduction if read else reduction_of(self.loss_fn)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}  # a copy has objects of its own
-
-    def _recognise(self) -> None:
-        self._recognised = self.model, self.loss_fn
-        self._affine: Affine | None = None
-        self._loss: RegressionLoss | None = None
-        try:
-            self._loss = recognise_loss(self.loss_fn)
-            self._affine = recognise_model(self.model)
-            self._unrecognised = ""
-        except Unrecognised as reason:
-            self._unrecognised = str(reason)
+        return {**self.__dict__, "_plan": None, "_decision": None}  # a copy has objects of its own
 
     def _level(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[str, str]:
         """The level of a step on `x` and `y` as everything stands now, and why."""
-        affine, loss = self._affine, self._loss
-        others = self._recognised[0] is not self.model or self._recognised[1] is not self.loss_fn
-        if others or (affine is not None and not (affine.unchanged() and loss.unchanged())):
-            self._recognise()
-            affine, loss = self._affine, self._loss
+        decision = self._decision
+        if decision is None or not decision.stands(self.model, self.loss_fn, self.optimizer):
+            self._decision = decision = decide(self.model, self.loss_fn, self.optimizer)
+        affine = decision.affine
         if affine is None:
-            return "eager", self._unrecognised
-        if affine.hooked():
-            return "eager", "the model has hooks"
+            return "eager", decision.not_affine
         weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
-        reason = _not_plain_parameters(weight, bias) or (x is not None and self._not_plain_data(x, y, weight))
+        reason = _not_plain_parameters(weight, bias)
+        if not reason and x is not None:
+            reason = _not_plain_data(affine, x, y, weight) or _not_plain_modes(x)
         if reason:
             return "eager", reason
-        reason = self._not_plain_sgd(weight, bias)
+        reason = decision.not_sgd or self._not_plain_sgd(weight, bias)
         if reason:
             return "gradients", reason
-        return "fused", f"an affine model under {loss.loss} with SGD, pass and update in one kernel"
-
-    def _not_plain_data(self, x: Tensor, y: Tensor, weight: Tensor) -> str:
-        if type(x) is not Tensor or type(y) is not Tensor:
-            return f"a batch is a {type(x).__name__} and a {type(y).__name__}, not two tensors"
-        if x.requires_grad or y.requires_grad:
-            return "a batch requires grad"
-        if x.layout is not torch.strided or y.layout is not torch.strided:
-            return f"a batch is {x.layout} and {y.layout}"
-        if x.dtype != y.dtype or (x.dtype != weight.dtype and (x.dtype.itemsize, weight.dtype) != (2, torch.float32)):
-            return f"a batch of {x.dtype} and {y.dtype} meets parameters of {weight.dtype}"
-        if torch.is_anomaly_enabled():
-            return "anomaly detection is on"
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-            return "autocast is on" if torch.is_grad_enabled() else "grad mode is off"
-        if (self._affine.flat or self._affine.layout == "scalar") and x.dim() != 2:
-            return f"the input has {x.dim()} dimensions, where only 2 are known to mean the same"
-        if self._affine.layout == "scalar" and x.shape[1] != 1:
-            return "the model multiplies several features by one number"
-        return ""
+        return "fused", f"an affine model under {decision.loss.loss} with SGD, pass and update in one kernel"
 
     def _not_plain_sgd(self, weight: Tensor, bias: Tensor | None) -> str:
-        optimizer = self.optimizer
-        if type(optimizer) is not torch.optim.SGD:
-            return f"the optimizer is {type(optimizer).__name__}, not torch.optim.SGD"
-        step = optimizer.__dict__.get("step")
-        if step is not None and not _is_schedulers(step):
-            return "the optimizer's step has been replaced"
-        if "zero_grad" in optimizer.__dict__:
-            return "the optimizer's zero_grad has been replaced"
-        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-            return "the optimizer has hooks"
-        if optimizer_hooks._global_optimizer_pre_hooks or optimizer_hooks._global_optimizer_post_hooks:
-            return "optimizers have global hooks"
         found: dict[int, dict[str, Any]] = {}
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter is weight or parameter is bias:
                     if id(parameter) in found:
@@ -199,14 +160,15 @@ class TrainStep:
             buffer = self.optimizer.state[p].get("momentum_buffer") if p in self.optimizer.state else None
             if buffer is not None and (buffer.dtype != p.dtype or buffer.device != p.device):
                 return "a momentum buffer is of another dtype or device than its parameter"
-            if p.grad is not None:
-                return "a parameter has a gradient waiting"
-            if p._backward_hooks or p._post_accumulate_grad_hooks:
+            if p._backward_hooks or p._post_accumulate_grad_hooks or (not REFERENCE and _C.has_gradient_hooks(p)):
                 return "a parameter has hooks"
+        if any(p is not None and id(p) in found and p.grad is not None for p in (weight, bias)):
+            return "a parameter has a gradient waiting"  # which SGD takes for a frozen parameter, too
         return ""
 
     def _fused(self, x: Tensor, y: Tensor, skip_nonfinite: bool) -> Tensor:
-        affine, loss, group, state = self._affine, self._loss, self._group, self.optimizer.state
+        affine, loss, group = self._decision.affine, self._decision.loss, self._group
+        state = self.optimizer.state
         weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
         frozen = [not weight.requires_grad, bias is None or not bias.requires_grad]
         buffers: list[Tensor | None] = [None, None]
@@ -275,9 +237,45 @@ def target_rows(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> T
     return y.unsqueeze(-1) if affine.flat and affine.layout != "vector" else y
 
 
-def _is_schedulers(step: Any) -> bool:
-    """Whether a step that was set on SGD is the one by which a learning-rate scheduler watches."""
-    return hasattr(step, "_wrapped_by_lr_sched") and getattr(step, "__wrapped__", None) is torch.optim.SGD.step
+def _not_plain_modes(x: Tensor) -> str:
+    """Why the plain loop's operations would do more, or something else, than they do by themselves."""
+    if not torch.is_grad_enabled():
+        return "grad mode is off"
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast is on"
+    if torch.is_anomaly_enabled():
+        return "anomaly detection is on"
+    if torch.compiler.is_compiling():
+        return ""
+    if any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()):  # set_default_device's
+        return "a TorchFunctionMode is active"
+    if torch._C._len_torch_dispatch_stack():
+        return "a TorchDispatchMode is active"
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return "hooks on saved tensors are active"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace is recording"
+    if is_transforming():
+        return "a transform of torch.func or forward-mode AD is active"
+    return ""
+
+
+def _not_plain_data(affine: Affine, x: Tensor, y: Tensor, weight: Tensor) -> str:
+    if type(x) is not Tensor or type(y) is not Tensor:
+        return f"a batch is a {type(x).__name__} and a {type(y).__name__}, not two tensors"
+    if x.requires_grad or y.requires_grad:
+        return "a batch requires grad"
+    if x.is_inference() or y.is_inference():
+        return "a batch was made in inference mode"
+    if x.layout is not torch.strided or y.layout is not torch.strided:
+        return f"a batch is {x.layout} and {y.layout}"
+    if x.dtype != y.dtype or (x.dtype != weight.dtype and (x.dtype.itemsize, weight.dtype) != (2, torch.float32)):
+        return f"a batch of {x.dtype} and {y.dtype} meets parameters of {weight.dtype}"
+    if (affine.flat or affine.layout == "scalar") and x.dim() != 2:
+        return f"the input has {x.dim()} dimensions, where only 2 are known to mean the same"
+    if affine.layout == "scalar" and x.shape[1] != 1:
+        return "the model multiplies several features by one number"
+    return ""
 
 
 def _not_plain_parameters(*parameters: Tensor | None) -> str:
@@ -292,4 +290,6 @@ def _not_plain_parameters(*parameters: Tensor | None) -> str:
             return f"this build has no kernels for {parameter.device.type}"
         if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
             return f"a parameter is {parameter.layout} of {parameter.dtype}"
+        if not parameter.is_leaf:
+            return "a parameter is the result of an operation"
     return ""
