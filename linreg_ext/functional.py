@@ -441,8 +441,8 @@ def sgd_run(
         try:
             # Signals are handled between a call and whatever comes after it, so the call itself must keep its result.
             parts.extend(itertools.starmap(op, (arguments,)))
-        except NotImplementedError:
-            _refuse("sgd_run_", *tensors[:5], *rule[:3])
+        except RuntimeError as error:
+            _refuse("sgd_run_", error, *tensors[:5], *rule[:3])
             raise
         if stop == end or (stop_nonfinite and int(parts[-1][2]) < stop - begin):
             return
@@ -465,8 +465,8 @@ def sgd_step(*arguments: Any) -> Tensor:
         return (reference.sgd_step if REFERENCE else torch.ops.linreg_ext.sgd_step_)(*arguments)
     try:
         return _C.sgd_step_(*arguments)
-    except NotImplementedError:
-        _refuse("sgd_step_", *arguments[:5], *arguments[7:10])
+    except RuntimeError as error:
+        _refuse("sgd_step_", error, *arguments[:5], *arguments[7:10])
         raise
 
 
@@ -506,8 +506,8 @@ def linear_loss(
         if any(wanted):
             return LinearLoss.apply(*arguments, wanted)[0]
         return torch.ops.linreg_ext.linear_loss(*arguments)
-    except NotImplementedError:
-        _refuse(op, *arguments)
+    except RuntimeError as error:
+        _refuse(op, error, *arguments)
         raise
 
 
@@ -519,8 +519,17 @@ def _require_tensors(op: str, input: Any, linear_weight: Any, target: Any, linea
     )
 
 
-def _refuse(op: str, input: Tensor, *others: Any) -> None:
+def _refuse(op: str, error: RuntimeError, input: Tensor, *others: Any) -> None:
     """Say what is wrong with tensors for which the dispatcher has no kernel, if that is what is wrong."""
+    operands = zip(("input", "linear_weight", "target", "linear_bias", "weight"), (input, *others[:4]), strict=True)
+    distributed = [name for name, operand in operands if type(operand).__name__ == "DTensor"]
+    if distributed:
+        name = "linear_weight" if "linear_weight" in distributed else distributed[0]
+        raise NotImplementedError(
+            f"{op}: {name} is a DTensor, for which there is no sharding rule; pass its to_local() or full_tensor()"
+        ) from None
+    if not isinstance(error, NotImplementedError):
+        return
     check_problem(op, input, *others)
     if has_kernels(input.device.type):
         return
