@@ -11,6 +11,7 @@ from .functional import (
     sgd_run_,
     sgd_step_,
 )
+from .fusing import fuse
 from .modules import LinearHuberLoss, LinearL1Loss, LinearMSELoss, LinearSmoothL1Loss
 from .training import History, TrainStep, evaluate, fit, make_train_step
 
@@ -25,6 +26,7 @@ __all__ = [
     "build_info",
     "evaluate",
     "fit",
+    "fuse",
     "linear_huber_loss",
     "linear_l1_loss",
     "linear_mse_loss",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import reference
 from ._extension import _C, REFERENCE, has_kernels
@@ -488,7 +489,11 @@ def linear_loss(
         if value is not NotImplemented:
             return value
     op = f"linear_{loss}_loss"
-    _require_tensors(op, input, linear_weight, target, linear_bias, weight)
+    operands = (input, linear_weight, target, linear_bias, weight)
+    if not torch.compiler.is_compiling() and has_torch_function(operands):
+        options = {"linear_bias": linear_bias, "weight": weight, "reduction": reduction, **_threshold(loss, delta)}
+        return handle_torch_function(globals()[op], operands, *operands[:3], **options)
+    _require_tensors(op, *operands)
     wanted = [False] * 4
     if torch.is_grad_enabled():
         wanted = [
@@ -509,6 +514,10 @@ def linear_loss(
     except RuntimeError as error:
         _refuse(op, error, *arguments)
         raise
+
+
+def _threshold(loss: str, delta: float) -> dict[str, float]:
+    return {"huber": {"delta": delta}, "smooth_l1": {"beta": delta}}.get(loss, {})
 
 
 def _require_tensors(op: str, input: Any, linear_weight: Any, target: Any, linear_bias: Any, weight: Any) -> None:

@@ -41,7 +41,7 @@ def recognise_loss(loss_fn: Callable[..., Tensor], evidence: Evidence) -> Regres
     Raises:
         Unrecognised: it is none of the four, is not reduced, or what it computes cannot be established.
     """
-    if evidence.type_of(loss_fn) in _MODULES:
+    if evidence.type_of(loss_fn) in MODULES:
         return _read_module(loss_fn, evidence)
     if type(loss_fn) is functools.partial:
         function, options = evidence.attribute(loss_fn, "func"), evidence.attribute(loss_fn, "keywords")
@@ -52,7 +52,7 @@ def recognise_loss(loss_fn: Callable[..., Tensor], evidence: Evidence) -> Regres
     if not isinstance(loss_fn, FunctionType):
         raise Unrecognised(f"the loss is {called(loss_fn)}")
     if _is_loss(loss_fn, evidence):
-        return RegressionLoss(_FUNCTIONS[loss_fn])
+        return RegressionLoss(FUNCTIONS[loss_fn])
     require_plain(loss_fn, "the loss", evidence)
     value = evaluate(loss_fn, _Rules(), "the loss")
     if isinstance(value, _Elementwise) and value.summed:
@@ -70,9 +70,9 @@ def reduction_of(loss_fn: Callable[..., Tensor]) -> str:
         return getattr(loss_fn, "reduction", "mean")
 
 
-_FUNCTIONS = {F.mse_loss: "mse", F.l1_loss: "l1", F.huber_loss: "huber", F.smooth_l1_loss: "smooth_l1"}
-_MODULES = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.HuberLoss: "huber", nn.SmoothL1Loss: "smooth_l1"}
-_THRESHOLDS = {"huber": ("delta",), "smooth_l1": ("beta",)}
+FUNCTIONS = {F.mse_loss: "mse", F.l1_loss: "l1", F.huber_loss: "huber", F.smooth_l1_loss: "smooth_l1"}
+MODULES = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.HuberLoss: "huber", nn.SmoothL1Loss: "smooth_l1"}
+THRESHOLDS = {"huber": ("delta",), "smooth_l1": ("beta",)}
 _SUB = {operator.sub, torch.sub, "sub"}
 _MUL = {operator.mul, torch.mul, "mul"}
 _DIV = {operator.truediv, torch.div, "div"}
@@ -82,7 +82,7 @@ _ABS = {abs, operator.abs, torch.abs, "abs"}
 
 
 def _is_loss(function: Any, evidence: Evidence) -> bool:
-    if not isinstance(function, FunctionType) or function not in _FUNCTIONS:
+    if not isinstance(function, FunctionType) or function not in FUNCTIONS:
         return False
     evidence.attribute(function, "__code__")
     return is_pytorchs(function)
@@ -90,7 +90,7 @@ def _is_loss(function: Any, evidence: Evidence) -> bool:
 
 def _read_module(loss_fn: nn.Module, evidence: Evidence) -> RegressionLoss:
     require_module(loss_fn, evidence, "the loss")
-    loss = _MODULES[type(loss_fn)]
+    loss = MODULES[type(loss_fn)]
     for name, function in (
         ("forward", evidence.method(type(loss_fn), "forward")),
         (f"{loss}_loss", evidence.entry(F, f"{loss}_loss")),
@@ -98,7 +98,7 @@ def _read_module(loss_fn: nn.Module, evidence: Evidence) -> RegressionLoss:
         if not is_pytorchs(function):
             raise Unrecognised(f"the loss runs a {name} that is not PyTorch's")
     reduction, delta = evidence.entry(loss_fn, "reduction"), 1.0
-    for name in _THRESHOLDS.get(loss, ()):
+    for name in THRESHOLDS.get(loss, ()):
         delta = evidence.entry(loss_fn, name)
     return _regression_loss(loss, delta, reduction, False)
 
@@ -143,7 +143,7 @@ class _Rules:
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = None
-        if function in _FUNCTIONS:
+        if function in FUNCTIONS:
             value = _loss_call(function, args, kwargs)
         elif kwargs:
             pass
@@ -187,7 +187,7 @@ def _loss_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if not _are_both(operands) or any(options.get(name) is not None for name in ("weight", "size_average", "reduce")):
         return None
     delta, reduction = options.get("delta", options.get("beta", 1.0)), options.get("reduction", "mean")
-    return _regression_loss(_FUNCTIONS[function], delta, reduction, _FLAT_PREDICTION in operands)
+    return _regression_loss(FUNCTIONS[function], delta, reduction, _FLAT_PREDICTION in operands)
 
 
 def _are_both(operands: tuple[Any, ...]) -> bool:
