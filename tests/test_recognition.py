@@ -161,6 +161,9 @@ EAGER = {
     "an attribute in place of a parameter": lambda run, patch: patch.setitem(
         vars(run.model.linear), "bias", torch.ones(1)
     ),
+    "forward of another loss": lambda run, patch: patch.setattr(
+        nn.SmoothL1Loss, "forward", nn.L1Loss.forward
+    ),
     "train of the model": lambda run, patch: setattr(run.model, "train", lambda mode=True: run.seen.append(mode)),
     "code of forward": lambda run, patch: patch.setattr(
         Regression, "forward", lambda self, x: self.linear(x * 3.0), raising=False
@@ -194,7 +197,9 @@ GRADIENTS = {
     "a frozen weight with a gradient": frozen_with_a_gradient,
     "a gradient of zeros": lambda run, patch: run.optimizer.zero_grad(set_to_none=False)
     or setattr(run.model.linear.weight, "grad", torch.zeros(1, 3)),
-    "differentiable": lambda run, patch: run.optimizer.param_groups[0].update(lr=0.1, foreach=False, weight_decay=torch.tensor(0.1)),
+    "settings that are tensors": lambda run, patch: run.optimizer.param_groups[0].update(
+        foreach=False, weight_decay=torch.tensor(0.1)
+    ),
 }  # fmt: skip
 FUSED = {
     "foreach": lambda run, patch: run.optimizer.param_groups[0].update(foreach=True),
@@ -230,7 +235,7 @@ def test_a_patch_that_is_taken_back_is_forgotten():
     step = run.train(make_train_step)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.SmoothL1Loss, "forward", lambda self, p, t: (p - t).abs().mean())
-        with pytest.warns(UserWarning, match="eager: the loss runs a forward that is not PyTorch's"):
+        with pytest.warns(UserWarning, match="eager: the loss runs a SmoothL1Loss.forward that is not PyTorch's"):
             run.left(step)
     run.left(step)
     assert step.explain().startswith("fused")

@@ -132,9 +132,10 @@ def _see(module: nn.Module, evidence: Evidence, numbers: list[tuple[nn.Module, s
         raise Unrecognised(f"{cls.__name__} keeps its parameters elsewhere")
     forward = evidence.method(cls, "forward")
     if cls in _TRANSPARENT:
-        for name, function in (("forward", forward), ("linear", evidence.entry(F, "linear"))):
-            if not is_pytorchs(function):
-                raise Unrecognised(f"{cls.__name__} runs a {name} that is not PyTorch's")
+        if not is_pytorchs(forward, f"{cls.__name__}.forward", "_forward_unimplemented"):
+            raise Unrecognised(f"{cls.__name__} runs a forward that is not PyTorch's")
+        if cls is nn.Linear and not is_pytorchs(evidence.entry(F, "linear"), "linear"):
+            raise Unrecognised("nn.Linear runs a linear that is not PyTorch's")
         if any(evidence.entry(module, name) is not ABSENT for name in (*parameters, *children)):
             raise Unrecognised(f"{cls.__name__} has attributes in place of its parameters")
         numbers += [(module, name) for name in ("start_dim", "end_dim") if cls is nn.Flatten]
@@ -162,7 +163,8 @@ def require_module(module: nn.Module, evidence: Evidence, name: str, *methods: s
     cls = evidence.type_of(module)
     for method in ("__call__", "_call_impl", "__getattr__", *methods):
         function = evidence.method(cls, method)
-        if function is not vars(nn.Module)[method] or not is_pytorchs(function):
+        names = (f"Module.{method}", "Module._wrapped_call_impl")
+        if function is not vars(nn.Module)[method] or not is_pytorchs(function, *names):
             raise Unrecognised(f"{cls.__name__} has a {method} of its own")
     if evidence.method(cls, "__getattribute__") is not object.__getattribute__:
         raise Unrecognised(f"{cls.__name__} has a __getattribute__ of its own")

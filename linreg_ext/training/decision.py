@@ -55,7 +55,7 @@ def decide(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimi
     try:
         loss = recognise_loss(loss_fn, evidence)
         affine = recognise_model(model, evidence)
-        if not is_pytorchs(evidence.method(Tensor, "backward")):
+        if not is_pytorchs(evidence.method(Tensor, "backward"), "Tensor.backward"):
             raise Unrecognised("Tensor has a backward that is not PyTorch's")
     except Unrecognised as reason:
         affine, not_affine = None, str(reason)
@@ -71,7 +71,7 @@ def _not_sgd(optimizer: torch.optim.Optimizer, evidence: Evidence) -> str:
         return f"the optimizer is {cls.__name__}, not torch.optim.SGD"
     for name in ("step", "zero_grad"):
         function, own = evidence.method(cls, name), evidence.entry(optimizer, name)
-        if not is_pytorchs(function):
+        if not is_pytorchs(function, "SGD.step", "Optimizer.zero_grad"):
             return f"torch.optim.SGD has a {name} that is not PyTorch's"
         if own is not ABSENT and not (name == "step" and _is_schedulers(own, function)):
             return f"the optimizer's {name} has been replaced"
@@ -87,4 +87,4 @@ def _not_sgd(optimizer: torch.optim.Optimizer, evidence: Evidence) -> str:
 def _is_schedulers(step: Any, function: Any) -> bool:
     """Whether a step that was set on SGD is the one by which a learning-rate scheduler watches `function`."""
     wraps = hasattr(step, "_wrapped_by_lr_sched") and getattr(step, "__wrapped__", None) is function
-    return wraps and is_pytorchs(step)
+    return wraps and is_pytorchs(step, "SGD.step")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-_IN_C = (BuiltinFunctionType, GetSetDescriptorType, MethodDescriptorType, ModuleType)
+_IN_C = (BuiltinFunctionType, GetSetDescriptorType, MethodDescriptorType)
 ABSENT = type("Absent", (), {"__repr__": lambda self: "ABSENT"})()
 
 
@@ -111,15 +111,22 @@ class Evidence:
         return self._found.setdefault(id(owner), _Found(owner))
 
 
-def is_pytorchs(function: Any) -> bool:
-    """Whether a function is PyTorch's own, down to what its decorators wrap; one in C is taken to be."""
+def is_pytorchs(function: Any, *names: str) -> bool:
+    """Whether a function is the one that PyTorch defines under one of these (qualified) names, and not another's.
+
+    Python's functions are followed down to what their decorators wrap. Those in C are taken to be PyTorch's.
+    """
+    if isinstance(function, ModuleType):
+        return True
+    if isinstance(function, _IN_C):
+        return function.__name__ in names
+    if not isinstance(function, FunctionType) or function.__qualname__ not in names:
+        return False
     while isinstance(function, FunctionType):
         if not function.__code__.co_filename.startswith(_root()):
             return False
         function = getattr(function, "__wrapped__", None)
-        if function is None:
-            return True
-    return isinstance(function, _IN_C)
+    return function is None or isinstance(function, _IN_C)
 
 
 @functools.cache

@@ -85,17 +85,17 @@ def _is_loss(function: Any, evidence: Evidence) -> bool:
     if not isinstance(function, FunctionType) or function not in FUNCTIONS:
         return False
     evidence.attribute(function, "__code__")
-    return is_pytorchs(function)
+    return is_pytorchs(function, function.__name__)
 
 
 def _read_module(loss_fn: nn.Module, evidence: Evidence) -> RegressionLoss:
     require_module(loss_fn, evidence, "the loss")
     loss = MODULES[type(loss_fn)]
     for name, function in (
-        ("forward", evidence.method(type(loss_fn), "forward")),
+        (f"{type(loss_fn).__name__}.forward", evidence.method(type(loss_fn), "forward")),
         (f"{loss}_loss", evidence.entry(F, f"{loss}_loss")),
     ):
-        if not is_pytorchs(function):
+        if not is_pytorchs(function, name):
             raise Unrecognised(f"the loss runs a {name} that is not PyTorch's")
     reduction, delta = evidence.entry(loss_fn, "reduction"), 1.0
     for name in THRESHOLDS.get(loss, ()):

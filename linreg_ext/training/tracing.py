@@ -73,7 +73,7 @@ def require_plain(function: Any, name: str, evidence: Evidence, attributes: Coll
             raise Unrecognised(f"{name} uses `{argument}`")
     for operation in OPERATIONS.intersection(code.co_names):
         meanings = [evidence.entry(torch, operation), evidence.entry(F, operation), evidence.method(Tensor, operation)]
-        if not all(meaning is ABSENT or is_pytorchs(meaning) for meaning in meanings):
+        if not all(meaning is ABSENT or is_pytorchs(meaning, operation) for meaning in meanings):
             raise Unrecognised(f"{name} uses a `{operation}` that is not PyTorch's")
 
 

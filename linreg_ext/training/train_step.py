@@ -124,7 +124,7 @@ class TrainStep:
         weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
         reason = _not_plain_parameters(weight, bias)
         if not reason and x is not None:
-            reason = _not_plain_data(affine, x, y, weight) or _not_plain_modes(x)
+            reason = _not_plain_data(affine, x, y, weight) or _not_plain_modes(x, y)
         if reason:
             return "eager", reason
         reason = decision.not_sgd or self._not_plain_sgd(weight, bias)
@@ -237,7 +237,7 @@ def target_rows(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> T
     return y.unsqueeze(-1) if affine.flat and affine.layout != "vector" else y
 
 
-def _not_plain_modes(x: Tensor) -> str:
+def _not_plain_modes(x: Tensor, y: Tensor) -> str:
     """Why the plain loop's operations would do more, or something else, than they do by themselves."""
     if not torch.is_grad_enabled():
         return "grad mode is off"
@@ -247,6 +247,8 @@ def _not_plain_modes(x: Tensor) -> str:
         return "anomaly detection is on"
     if torch.compiler.is_compiling():
         return ""
+    if x.is_inference() or y.is_inference():
+        return "a batch was made in inference mode"
     if any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()):  # set_default_device's
         return "a TorchFunctionMode is active"
     if torch._C._len_torch_dispatch_stack():
@@ -265,8 +267,6 @@ def _not_plain_data(affine: Affine, x: Tensor, y: Tensor, weight: Tensor) -> str
         return f"a batch is a {type(x).__name__} and a {type(y).__name__}, not two tensors"
     if x.requires_grad or y.requires_grad:
         return "a batch requires grad"
-    if x.is_inference() or y.is_inference():
-        return "a batch was made in inference mode"
     if x.layout is not torch.strided or y.layout is not torch.strided:
         return f"a batch is {x.layout} and {y.layout}"
     if x.dtype != y.dtype or (x.dtype != weight.dtype and (x.dtype.itemsize, weight.dtype) != (2, torch.float32)):
