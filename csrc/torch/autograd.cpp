@@ -29,12 +29,12 @@ using torch::autograd::variable_list;
 
 using NodePointer = decltype(torch::autograd::Edge::function);  // a shared_ptr until torch 2.12
 
-template <class T>
-NodePointer make_node(std::unique_ptr<T> node) {
-  if constexpr (std::is_constructible_v<NodePointer, T*>)
-    return NodePointer(node.release());
+template <class T, class Pointer = NodePointer>
+Pointer make_node(std::unique_ptr<T> node) {
+  if constexpr (std::is_constructible_v<Pointer, T*>)
+    return Pointer(node.release());
   else
-    return NodePointer::unsafe_steal_from_new(node.release());
+    return Pointer::unsafe_steal_from_new(node.release());
 }
 
 constexpr size_t kGradients = 4;        // in the order of linreg_ext.autograd.OPERANDS: input, weight, bias, target
