@@ -37,13 +37,14 @@ class _LinearRegressionLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in the function."""
-        if type(self.linear) is not nn.Linear or has_hooks(self.linear):
+        linear = self.linear
+        if type(linear) is not nn.Linear or has_hooks(linear) or "forward" in linear.__dict__:
             raise RuntimeError(
-                f"{type(self).__name__}: linear must be an nn.Linear without hooks or parametrizations, got "
-                f"{type(self.linear).__name__}; apply the loss to predict(input) instead"
+                f"{type(self).__name__}: linear must be an nn.Linear without hooks, parametrizations or a forward of "
+                f"its own, got {type(linear).__name__}; apply the loss to predict(input) instead"
             )
         return self._loss(
-            input, self.linear.weight, target, linear_bias=self.linear.bias, weight=weight, reduction=self.reduction
+            input, linear.weight, target, linear_bias=linear.bias, weight=weight, reduction=self.reduction
         )
 
     def predict(self, input: Tensor) -> Tensor:

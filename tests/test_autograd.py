@@ -330,6 +330,10 @@ def test_a_linear_layer_that_does_more_is_refused(device):
         model(x, y)
     hook.remove()
     model(x, y)
+    model.linear.forward = lambda x: x
+    with pytest.raises(RuntimeError, match="a forward of its own, got Linear"):
+        model(x, y)
+    del model.linear.forward
     torch.nn.utils.parametrizations.weight_norm(model.linear)
     with pytest.raises(RuntimeError, match="got ParametrizedLinear"):
         model(x, y)

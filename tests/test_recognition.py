@@ -176,6 +176,7 @@ EAGER = {
     "TorchDispatchMode": in_context(Halving),
     "hooks on saved tensors": in_context(rounding),
     "anomaly mode": in_context(lambda run: torch.autograd.set_detect_anomaly(True)),
+    "forward-mode AD": in_context(lambda run: torch.autograd.forward_ad.dual_level()),
     "a frozen weight that was computed": result_of_an_operation,
 }  # fmt: skip
 GRADIENTS = {

@@ -217,7 +217,7 @@ bool fit(const Plan& plan, const at::Tensor& x, const at::Tensor& y, const at::T
 bool plain_modes(const Plan& plan, c10::DeviceType device) {
   if (!at::GradMode::is_enabled() || torch::autograd::AnomalyMode::is_enabled()) return false;
   if (at::autocast::is_autocast_enabled(device)) return false;
-  if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return false;
+  if (transforming() || !at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return false;
   using Modes = at::impl::PythonTorchFunctionTLS;
   for (int64_t i = Modes::stack_len(); i-- > 0;) {
     PyObject* const mode = Modes::get_stack_at(i)->ptr(getPyInterpreter());

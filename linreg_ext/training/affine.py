@@ -64,7 +64,9 @@ class Affine:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module runs hooks of its own."""
-    return any(getattr(module, name) for name in HOOKS)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def recognise_model(model: nn.Module, evidence: Evidence) -> Affine:
