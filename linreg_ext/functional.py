@@ -471,6 +471,11 @@ def sgd_step(*arguments: Any) -> Tensor:
         raise
 
 
+_LOSSES = {
+    "mse": linear_mse_loss, "l1": linear_l1_loss, "huber": linear_huber_loss, "smooth_l1": linear_smooth_l1_loss,
+}  # fmt: skip
+
+
 def linear_loss(
     loss: str,
     delta: float,
@@ -492,7 +497,7 @@ def linear_loss(
     operands = (input, linear_weight, target, linear_bias, weight)
     if not torch.compiler.is_compiling() and has_torch_function(operands):
         options = {"linear_bias": linear_bias, "weight": weight, "reduction": reduction, **_threshold(loss, delta)}
-        return handle_torch_function(globals()[op], operands, *operands[:3], **options)
+        return handle_torch_function(_LOSSES[loss], operands, *operands[:3], **options)
     _require_tensors(op, *operands)
     wanted = [False] * 4
     if torch.is_grad_enabled():
