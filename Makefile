@@ -21,7 +21,7 @@ MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", 
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
 
-.PHONY: help train test bench examples lint format build cuda-compile gpu-check clean
+.PHONY: help train test bench examples lint format build sanitize cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ examples: build ## run the five tutorial programs, eager and fused side by side
 bench: build ## measure the fused step beside its peers; ARGS='tiny --quick' chooses
 	$(RUN) -m benchmarks $(ARGS)
 
+sanitize: ## run the CPU kernels under AddressSanitizer, UBSan and ThreadSanitizer (needs g++ alone)
+	$(PYTHON) tests/sanitizers.py $(ARGS)
+
 cuda-compile: ## compile the CUDA kernels for every architecture and report registers and spills (needs nvcc alone)
 	$(PYTHON) tests/cuda_compile.py $(ARGS)
 
@@ -48,12 +51,12 @@ gpu-check: $(VENV)/.torch ## on a machine with a GPU: build for it, test, saniti
 lint: $(VENV)/.linters ## check style and formatting
 	$(LINT) ruff check .
 	$(LINT) ruff format --check .
-	$(LINT) clang-format --dry-run -Werror $(filter csrc/%,$(SOURCES))
+	$(LINT) clang-format --dry-run -Werror $(filter csrc/%,$(SOURCES)) $(wildcard tests/sanitize/*.cpp)
 
 format: $(VENV)/.linters ## format the sources
 	$(LINT) ruff check --fix .
 	$(LINT) ruff format .
-	$(LINT) clang-format -i $(filter csrc/%,$(SOURCES))
+	$(LINT) clang-format -i $(filter csrc/%,$(SOURCES)) $(wildcard tests/sanitize/*.cpp)
 
 build: $(VENV)/.built ## compile the extension in place
 
