@@ -65,6 +65,12 @@ def test_losses_reductions_weights(loss, reduction, weight, bias, dtypes, device
         check(problem, loss, 0.75, reduction, grad_loss=0.5)
 
 
+@pytest.mark.parametrize("shape", [(3001, 3, 1), (3001, 1, 2), (20000, 8, 1)], ids=str)
+def test_every_element_of_many_rows(shape, device):
+    """Rows that are few numbers each are laid out otherwise where something is written for each of them."""
+    check(Problem.random(*shape, DTYPES["float32"], device=device), reduction="none")
+
+
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("noise", [1e-2, 1e-4, 0.0])
 @pytest.mark.parametrize(

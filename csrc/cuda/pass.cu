@@ -10,7 +10,8 @@ namespace {
 
 Plan plan_for(const Pass& pass, const Limits& limits) {
   const Problem& p = pass.problem;
-  const Wishes wishes{pass.input_gradient != nullptr, pass.elements || pass.target_gradient};
+  // Elements by the reduction: when workspace is asked for, there is no place for them yet.
+  const Wishes wishes{pass.input_gradient != nullptr, p.reduction == Reduction::none || pass.target_gradient};
   return plan_of(p, reinterpret_cast<uintptr_t>(p.x.data), wishes, limits);
 }
 
