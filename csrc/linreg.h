@@ -41,14 +41,19 @@ struct Problem {
   View x;  // [n, d], col_stride 1
   View w;  // [k, d], col_stride 1; x's dtype, or float32 beside 16-bit x
   View b;  // [k] as [1, k]; w's dtype
-  View y;  // [n, k]
-  View v;  // [n, k], strides 0 where one weight serves many elements
+  View y;  // [n, k]; x's dtype, or float32 beside 16-bit x
+  View v;  // [n, k], strides 0 where one weight serves many elements; x's dtype, or the loss's
   Loss loss = Loss::mse;
   double delta = 1.0;  // huber's δ, smooth_l1's β
   Reduction reduction = Reduction::mean;
   int threads = 1;               // how many a CPU pass may use; the result does not depend on it
   Multiply* multiply = nullptr;  // for a CPU pass over many targets; nullptr: by loops of its own
 };
+
+// The dtype of the loss, as PyTorch promotes those of prediction and target.
+LINREG_MATH constexpr Dtype loss_dtype(const Problem& p) {
+  return p.y.dtype == Dtype::float32 ? Dtype::float32 : p.w.dtype;
+}
 
 // The dtype that the gradient of an operand of this dtype has. It is yet to be multiplied by the gradient of the loss,
 // and until then may lie outside of float16's range: 1 / n below it, a sum over rows above it.
@@ -70,7 +75,7 @@ struct Residuals {
   Dtype slopes_dtype = Dtype::float32;
   double* sums = nullptr;                  // of each target the loss, Σ v and Σ v ℓ', [3, k]
   bool add = false;                        // to what is there, from the rows before; else instead
-  void* elements = nullptr;                // v ℓ(R), [n, k] in w's dtype
+  void* elements = nullptr;                // v ℓ(R), [n, k] in its loss_dtype
   void* target_gradient = nullptr;         // [n, k] in y's gradient_dtype
   double scale = 1;                        // of the target's gradient
   const double* weighted_scale = nullptr;  // in its place, for a weighted mean: 1 / Σ v of all rows
@@ -117,7 +122,7 @@ namespace cpu {
 size_t loss_workspace(const Problem& problem, const Gradients& gradients);
 size_t sgd_workspace(const Problem& problem);
 
-// Writes the loss, 0-dim or [n, k] for Reduction::none, in w's dtype, and the gradients that are wanted.
+// Writes the loss, 0-dim or [n, k] for Reduction::none, in its loss_dtype, and the gradients that are wanted.
 void linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace);
 
 // Writes the loss of before the update, then updates the parameters, which are the problem's w and b. With

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from .check import check_problem, check_run, check_sgd
+from .check import check_problem, check_run, check_sgd, loss_dtype
 
 OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradient can be asked for, in this order
 
@@ -70,7 +70,7 @@ class LinearLoss(Function):
                 )
             else:
                 values = [grad_loss.to(saved_grad.dtype) * saved_grad for saved_grad in saved]
-            dtypes = _dtypes(input, linear_weight)
+            dtypes = _dtypes(input, linear_weight, target)
             grads = {name: value.to(dtypes[name]) for name, value in zip(names, values, strict=True)}
         return (
             grads.get("input"), grads.get("linear_weight"), grads.get("target"), grads.get("linear_bias"),
@@ -82,9 +82,9 @@ def _names(wanted: list[bool]) -> list[str]:
     return [name for name, asked in zip(OPERANDS, wanted, strict=True) if asked]
 
 
-def _dtypes(input: Tensor, linear_weight: Tensor) -> dict[str, torch.dtype]:
+def _dtypes(input: Tensor, linear_weight: Tensor, target: Tensor) -> dict[str, torch.dtype]:
     """The dtypes of the operands."""
-    return dict(zip(OPERANDS, (input.dtype, linear_weight.dtype, linear_weight.dtype, input.dtype), strict=True))
+    return dict(zip(OPERANDS, (input.dtype, linear_weight.dtype, linear_weight.dtype, target.dtype), strict=True))
 
 
 def is_transforming() -> bool:
@@ -162,7 +162,7 @@ def differentiable_grads(
         "linear_bias": lambda: g_rows.sum(0).reshape(linear_bias.shape),
         "target": lambda: -g,
     }
-    dtypes = _dtypes(input, linear_weight)
+    dtypes = _dtypes(input, linear_weight, target)
     return [grads[name]().to(dtypes[name]) for name in _names(wanted)]
 
 
@@ -182,7 +182,8 @@ def _fake_linear_loss(
     reduction: str,
 ) -> Tensor:
     check_problem(f"linear_{loss}_loss", input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
-    return linear_weight.new_empty(target.shape if reduction == "none" else ())
+    shape = target.shape if reduction == "none" else ()
+    return linear_weight.new_empty(shape, dtype=loss_dtype(linear_weight, target))
 
 
 def _fake_linear_loss_grads(
@@ -239,7 +240,7 @@ def _fake_sgd_step_(
         "sgd_step_", input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
         reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, weight_frozen, bias_frozen,
     )  # fmt: skip
-    return linear_weight.new_empty(())
+    return linear_weight.new_empty((), dtype=loss_dtype(linear_weight, target))
 
 
 def _fake_sgd_run_(
@@ -291,9 +292,11 @@ def _fake_sgd_run_(
             reduction,
         )  # fmt: skip
     epochs_ended = end // epoch_steps - begin // epoch_steps if epoch_steps else 0
+    dtype = loss_dtype(linear_weight, target)
+    validation_dtype = dtype if validation_target is None else loss_dtype(linear_weight, validation_target)
     return (
-        linear_weight.new_empty(end - begin),
-        linear_weight.new_empty(0 if validation_input is None else epochs_ended),
+        linear_weight.new_empty(end - begin, dtype=dtype),
+        linear_weight.new_empty(0 if validation_input is None else epochs_ended, dtype=validation_dtype),
         linear_weight.new_empty((), dtype=torch.int64),
     )
 

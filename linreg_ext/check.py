@@ -60,13 +60,13 @@ def check_problem(
 
     if input.dtype not in DTYPES:
         raise RuntimeError(f"{op}: input must have dtype {_words(DTYPES)}, got {_word(input.dtype)}")
-    parameter = (input.dtype, torch.float32) if input.dtype.itemsize == 2 else (input.dtype,)
-    _check_dtype(op, "linear_weight", linear_weight, parameter)
-    _check_dtype(op, "target", target, (input.dtype,))
+    data = (input.dtype, torch.float32) if input.dtype.itemsize == 2 else (input.dtype,)
+    _check_dtype(op, "linear_weight", linear_weight, data)
+    _check_dtype(op, "target", target, data)
     if linear_bias is not None:
         _check_dtype(op, "linear_bias", linear_bias, (linear_weight.dtype,))
     if weight is not None:
-        _check_dtype(op, "weight", weight, tuple(dict.fromkeys((input.dtype, linear_weight.dtype))))
+        _check_dtype(op, "weight", weight, tuple(dict.fromkeys((input.dtype, loss_dtype(linear_weight, target)))))
 
     if input.dim() < 1:
         raise RuntimeError(f"{op}: input must have at least 1 dimension, got shape []")
@@ -85,6 +85,11 @@ def check_problem(
     for name, tensor in named.items():
         if tensor.device != input.device:
             raise RuntimeError(f"{op}: {name} must be on {input.device}, got {tensor.device}")
+
+
+def loss_dtype(linear_weight: Tensor, target: Tensor) -> torch.dtype:
+    """The dtype of the loss, as PyTorch promotes those of prediction and target."""
+    return torch.promote_types(linear_weight.dtype, target.dtype)
 
 
 def check_sgd(

@@ -43,15 +43,16 @@ def linear_mse_loss(
             made when the last dimension is not contiguous.
         linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
             float32 when input is 16-bit.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype. It is never broadcast.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype, or float32 when input is
+            16-bit. It is never broadcast.
         linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
         weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
             flows to it.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:
-        The loss in linear_weight's dtype: 0-dim, or of target's shape with ``reduction="none"``. Differentiable, twice,
-        in input, linear_weight, linear_bias and target.
+        The loss: 0-dim, or of target's shape with ``reduction="none"``; of the dtype that linear_weight's and target's
+        promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -92,15 +93,16 @@ def linear_l1_loss(
             made when the last dimension is not contiguous.
         linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
             float32 when input is 16-bit.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype. It is never broadcast.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype, or float32 when input is
+            16-bit. It is never broadcast.
         linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
         weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
             flows to it.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:
-        The loss in linear_weight's dtype: 0-dim, or of target's shape with ``reduction="none"``. Differentiable, twice,
-        in input, linear_weight, linear_bias and target.
+        The loss: 0-dim, or of target's shape with ``reduction="none"``; of the dtype that linear_weight's and target's
+        promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -143,7 +145,8 @@ def linear_huber_loss(
             made when the last dimension is not contiguous.
         linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
             float32 when input is 16-bit.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype. It is never broadcast.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype, or float32 when input is
+            16-bit. It is never broadcast.
         linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
         weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
             flows to it.
@@ -151,8 +154,8 @@ def linear_huber_loss(
         delta: δ, where the quadratic part ends; > 0.
 
     Returns:
-        The loss in linear_weight's dtype: 0-dim, or of target's shape with ``reduction="none"``. Differentiable, twice,
-        in input, linear_weight, linear_bias and target.
+        The loss: 0-dim, or of target's shape with ``reduction="none"``; of the dtype that linear_weight's and target's
+        promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -195,7 +198,8 @@ def linear_smooth_l1_loss(
             made when the last dimension is not contiguous.
         linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
             float32 when input is 16-bit.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype. It is never broadcast.
+        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype, or float32 when input is
+            16-bit. It is never broadcast.
         linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
         weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
             flows to it.
@@ -203,8 +207,8 @@ def linear_smooth_l1_loss(
         beta: β, where the quadratic part ends; >= 0.
 
     Returns:
-        The loss in linear_weight's dtype: 0-dim, or of target's shape with ``reduction="none"``. Differentiable, twice,
-        in input, linear_weight, linear_bias and target.
+        The loss: 0-dim, or of target's shape with ``reduction="none"``; of the dtype that linear_weight's and target's
+        promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -268,7 +272,7 @@ def sgd_step_(
             buffer there.
 
     Returns:
-        The loss of before the update: a fresh 0-dim tensor of linear_weight's dtype.
+        The loss of before the update: a fresh 0-dim tensor of the dtype that linear_weight's and target's promote to.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`; ValueError for a hyper-parameter out of range;
@@ -355,7 +359,7 @@ def sgd_run_(
         stop_nonfinite: end at the first step whose loss is nan or inf, with the parameters as that step found them.
 
     Returns:
-        The loss of before each update: a fresh tensor of shape [steps] and of linear_weight's dtype. A run that
+        The loss of before each update: a fresh tensor of shape [steps], of the dtype that a step's has. A run that
         `stop_nonfinite` has ended has fewer, and the last one is the loss that ended it, of a step not taken.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .check import check_momentum_buffers, check_problem, check_run, check_sgd, require_tensors, run_sizes
+from .check import check_momentum_buffers, check_problem, check_run, check_sgd, loss_dtype, require_tensors, run_sizes
 
 if TYPE_CHECKING:
     from .training import History
@@ -207,9 +207,10 @@ def sgd_run(
         wrong = order[(order < 0) | (order >= len(input))][0].item()
         raise IndexError(f"{op}: order must name rows from 0 to {len(input) - 1}, got {wrong}")
 
-    losses = linear_weight.detach().new_full((end - begin,), math.nan)
+    losses = linear_weight.detach().new_full((end - begin,), math.nan, dtype=loss_dtype(linear_weight, target))
     epochs_ended = end // epoch_steps - begin // epoch_steps if epoch_steps else 0
-    validation = linear_weight.detach().new_full((0 if validation_input is None else epochs_ended,), math.nan)
+    validation_dtype = losses.dtype if validation_target is None else loss_dtype(linear_weight, validation_target)
+    validation = losses.new_full((0 if validation_input is None else epochs_ended,), math.nan, dtype=validation_dtype)
     taken = validated = 0
     for step in range(begin, end):
         epoch, first = step // epoch_steps, step % epoch_steps * batch_size
@@ -268,7 +269,7 @@ def sgd_step(
         reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, weight_frozen, bias_frozen,
     )  # fmt: skip
 
-    compute = _compute_dtype(input)
+    compute, dtype = _compute_dtype(input), loss_dtype(linear_weight, target)
     parameters = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
     leaves = [p.detach().to(compute, copy=True).requires_grad_() for p in parameters]
     with torch.enable_grad():
@@ -281,7 +282,7 @@ def sgd_step(
 
     with torch.no_grad():
         if skip_nonfinite and not value.isfinite():
-            return value.to(linear_weight.dtype)
+            return value.to(dtype)
         rate = lr if lr_tensor is None else lr_tensor.item()
         states = (
             (weight_momentum_buffer, weight_first_step, weight_frozen),
@@ -298,7 +299,7 @@ def sgd_step(
                 stored.copy_(buffer)
                 g = g + momentum * buffer if nesterov else buffer
             parameter.copy_(p - rate * g)
-    return value.detach().to(linear_weight.dtype)
+    return value.detach().to(dtype)
 
 
 def linear_loss(
@@ -343,7 +344,7 @@ def linear_loss(
         value = value.sum()
     elif reduction == "mean":
         value = value.mean() if weight is None else value.sum() / v.sum()
-    return value.to(linear_weight.dtype)
+    return value.to(loss_dtype(linear_weight, target))
 
 
 def _compute_dtype(input: Tensor) -> torch.dtype:

@@ -64,7 +64,8 @@ def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Ten
     """What a user writes today, in the problem's own dtype."""
     x, w, y, b, v = vars(problem).values()
     prediction = F.linear(x.to(w.dtype), w, b)
-    y = y.to(w.dtype)
+    y = y.to(torch.promote_types(w.dtype, y.dtype))
+    prediction = prediction.to(y.dtype)
     if loss in ("mse", "l1"):
         value = getattr(F, f"{loss}_loss")(prediction, y, reduction="none" if v is not None else reduction)
     elif loss == "huber":
@@ -73,7 +74,7 @@ def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Ten
         value = F.smooth_l1_loss(prediction, y, beta=delta, reduction="none" if v is not None else reduction)
     if v is None:
         return value
-    v = (v.unsqueeze(-1) if v.dim() < value.dim() else v).to(w.dtype).expand_as(value)
+    v = (v.unsqueeze(-1) if v.dim() < value.dim() else v).to(value.dtype).expand_as(value)
     value = value * v
     return {"none": value, "sum": value.sum(), "mean": value.sum() / v.sum()}[reduction]
 

@@ -50,7 +50,7 @@ LOSS_CASES = [
     ({"input": torch.zeros(32, 3).long()}, RuntimeError, "input must have dtype float32, float64, bfloat16 or float16, got int64"),
     ({"input": torch.zeros(32, 3).cfloat()}, RuntimeError, "float16, got complex64"),
     ({"input": torch.zeros(32, 3).double()}, RuntimeError, "linear_weight must have dtype float64, got float32"),
-    ({"input": torch.zeros(32, 3).half()}, RuntimeError, "target must have dtype float16, got float32"),
+    ({"input": torch.zeros(32, 3).half(), "target": torch.zeros(32, 1).bfloat16()}, RuntimeError, "target must have dtype float16 or float32, got bfloat16"),
     ({"linear_weight": torch.zeros(1, 3).half()}, RuntimeError, "linear_weight must have dtype float32, got float16"),
     ({"target": torch.zeros(32, 1).double()}, RuntimeError, "target must have dtype float32, got float64"),
     ({"target": torch.zeros(32, 1).bool()}, RuntimeError, "target must have dtype float32, got bool"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Is the kernel the reference? Under the accuracy rule, over shapes, dtypes, losses, reductions, weights and layouts."""
 
+import itertools
 import math
 
 import pytest
@@ -69,6 +70,31 @@ def test_losses_reductions_weights(loss, reduction, weight, bias, dtypes, device
 def test_every_element_of_many_rows(shape, device):
     """Rows that are few numbers each are laid out otherwise where something is written for each of them."""
     check(Problem.random(*shape, DTYPES["float32"], device=device), reduction="none")
+
+
+@pytest.mark.parametrize("name", [name for name in DTYPES if "16" in name])
+@pytest.mark.parametrize("weight", [None, "elements", "rows"])
+def test_float32_targets_beside_16_bit_rows(name, weight, device):
+    """Targets and weights that 16 bits cannot hold; the loss is float32 then, as PyTorch promotes it."""
+    for shape in ((45, 6, 1), (3001, 3, 1), (130, 21, 3), (300, 64, 1), (70, 1025, 1), (90, 11, 36), (21, 4096, 2)):
+        problem = Problem.random(*shape, DTYPES[name], weight=weight, device=device)
+        problem.target = problem.target + torch.rand(shape[0], shape[2], device=device)
+        problem.weight = problem.weight if weight is None else problem.weight + torch.rand_like(problem.weight.float())
+        for loss, reduction in itertools.product(("mse", "huber"), ("mean", "none")):
+            check(problem, loss, 0.75, reduction)
+            assert fused_loss(problem, loss, 0.75, reduction).dtype == torch.float32
+        exact = oracle(problem, "mse", 1.0, "mean")
+        w, b = problem.linear_weight.clone(), problem.linear_bias.clone()
+        options = {"linear_bias": b, "weight": problem.weight, "lr": 1.0}
+        value = linreg_ext.sgd_step_(problem.input, w, problem.target, **options)
+        torch.testing.assert_close(value.double().item(), float(exact["loss"].value), rtol=1e-6, atol=0)
+        for ours, before, part in (
+            (w, problem.linear_weight, exact["linear_weight"]),
+            (b, problem.linear_bias, exact["linear_bias"]),
+        ):
+            stepped = before.double().cpu() - torch.from_numpy(part.value.astype("float64"))
+            eps = torch.finfo(ours.dtype).eps
+            torch.testing.assert_close(ours.double().cpu(), stepped, rtol=8 * eps, atol=8 * eps)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)

@@ -28,7 +28,7 @@ void linear_loss(const Problem& problem, const Gradients& gradients, void* loss,
   const PassSums sums = run_pass(problem, outputs, scale, workspace);
   const double value = scale * sums.loss;
   const Dtype dtype = gradient_dtype(problem.w.dtype);
-  if (problem.reduction != Reduction::none) store(&value, 1, problem.w.dtype, loss);
+  if (problem.reduction != Reduction::none) store(&value, 1, loss_dtype(problem), loss);
   if (gradients.weight) store(sums.weight, problem.k * problem.d, dtype, gradients.weight);
   if (gradients.bias) store(sums.bias, problem.k, dtype, gradients.bias);
 }

@@ -12,7 +12,7 @@ struct PassOutputs {
   bool bias_sum = false;            // Σ G over rows
   void* input_gradient = nullptr;   // G W, [n, d] in x's gradient_dtype
   void* target_gradient = nullptr;  // −G, [n, k] in y's gradient_dtype
-  void* elements = nullptr;         // v ℓ(R), [n, k] in w's dtype
+  void* elements = nullptr;         // v ℓ(R), [n, k] in its loss_dtype
 };
 
 // The sums of a pass, in its workspace: the loss before scaling, the gradients after it.

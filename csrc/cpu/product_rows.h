@@ -72,7 +72,7 @@ void residuals_of(const Problem& p, const PassOutputs& outputs, double scale, co
       as_it_lies ? weigh(static_cast<const C*>(y)) : weigh(targets);
 
       const int64_t index = row * p.k + target;
-      if (outputs.elements) store(losses, count, p.w.dtype, element(outputs.elements, p.w.dtype, index));
+      if (outputs.elements) store(losses, count, loss_dtype(p), element(outputs.elements, loss_dtype(p), index));
       if (outputs.target_gradient) {
         const Dtype dtype = gradient_dtype(p.y.dtype);
         for (int64_t t = 0; t < count; ++t) slopes[t] = -slopes[t];

@@ -171,7 +171,7 @@ class Worker {
       residuals_from(targets_, rows, t);
     }
     const double *const losses = losses_ + t * plan_.ld, *const slopes = slopes_ + t * plan_.ld;
-    if (outputs_.elements) store_strided(losses, rows, outputs_.elements, p_.w.dtype, first, t, 1.0);
+    if (outputs_.elements) store_strided(losses, rows, outputs_.elements, loss_dtype(p_), first, t, 1.0);
     if (outputs_.target_gradient)
       store_strided(slopes, rows, outputs_.target_gradient, gradient_dtype(p_.y.dtype), first, t, -1.0);
   }

@@ -77,6 +77,7 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
                    const Parameter& bias, bool stop_nonfinite, char* losses, char* workspace) {
   Sgd sgd = settings;
   Parameter w = weight, b = bias;
+  const Dtype dtype = loss_dtype(problem);
   char* const gathered = workspace + step_workspace(problem, run);
   for (int64_t step = run.begin; step < run.end; ++step) {
     const int64_t epoch = step / run.epoch_steps, first = step % run.epoch_steps * run.batch_size;
@@ -94,9 +95,9 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
       batch.v = shifted(problem.v, first);
     }
     if (run.lr) sgd.lr = run.lr[step - run.begin];
-    char* const loss = losses + (step - run.begin) * int64_t(size_of(problem.w.dtype));
+    char* const loss = losses + (step - run.begin) * int64_t(size_of(dtype));
     sgd_step(batch, sgd, w, b, stop_nonfinite, loss, workspace);
-    if (stop_nonfinite && !std::isfinite(load_one<double>(loss, problem.w.dtype))) return step - run.begin;
+    if (stop_nonfinite && !std::isfinite(load_one<double>(loss, dtype))) return step - run.begin;
     w.first_step = b.first_step = false;
   }
   return run.end - run.begin;
@@ -126,7 +127,7 @@ int64_t sgd_run(const Problem& given, const Run& run, const Sgd& sgd, const Para
 
   // Steps are small by the size of a full batch, and a shorter one is then small as well.
   const bool small = is_small(problem, rows_of(run, 0));
-  const int64_t size = int64_t(size_of(problem.w.dtype));
+  const int64_t size = int64_t(size_of(loss_dtype(problem)));
   Parameter w = weight, b = bias;
   Run part = run;
   char* validation_loss = static_cast<char*>(validation_losses);
@@ -143,7 +144,7 @@ int64_t sgd_run(const Problem& given, const Run& run, const Sgd& sgd, const Para
     w.first_step = b.first_step = false;
     if (validation && part.end == epoch_end) {
       linear_loss(after, {}, validation_loss, workspace);
-      validation_loss += size;
+      validation_loss += size_of(loss_dtype(after));
     }
   }
   return part.begin - run.begin;

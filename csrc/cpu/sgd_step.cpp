@@ -69,8 +69,8 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
   const double scale = reduction_scale(problem);
   const PassSums sums = run_pass(problem, outputs_for_step(), scale, workspace);
   const double value = scale * sums.loss;
-  store(&value, 1, problem.w.dtype, loss);
-  if (skip_nonfinite && !std::isfinite(load_one<double>(loss, problem.w.dtype))) return;
+  store(&value, 1, loss_dtype(problem), loss);
+  if (skip_nonfinite && !std::isfinite(load_one<double>(loss, loss_dtype(problem)))) return;
   update(weight, problem.k, problem.d, sums.weight, sgd, problem.threads);
   update(bias, 1, problem.k, sums.bias, sgd, problem.threads);
 }

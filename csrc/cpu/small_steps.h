@@ -218,7 +218,7 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
   Columns columns{0, 0, numbers, nullptr};
   int64_t step = run.begin;
   char* loss = static_cast<char*>(losses);
-  for (; step < run.end; ++step, loss += size_of(problem.w.dtype)) {
+  for (; step < run.end; ++step, loss += size_of(loss_dtype(problem))) {
     if (columns.n == 0 || !one_batch) {
       const int64_t first = batch * run.batch_size;
       const int64_t* order = run.order ? run.order + epoch * run.order_stride : nullptr;
@@ -234,8 +234,8 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
       sum_rows<kLoss, kD>(columns, columns.y + t * columns.stride, w.p + t * kD, b.p[t], problem.delta, loss_sum,
                           bias_sums[t], weight_sums + t * kD);
     const double scale = problem.reduction == Reduction::mean ? 1.0 / (double(columns.n) * double(k)) : 1.0;
-    const double value = rounded(scale * loss_sum, problem.w.dtype);
-    store(&value, 1, problem.w.dtype, loss);
+    const double value = rounded(scale * loss_sum, loss_dtype(problem));
+    store(&value, 1, loss_dtype(problem), loss);
     if (stop_nonfinite && !__builtin_isfinite(value)) break;
     if (run.lr) sgd.lr = run.lr[step - run.begin];
     w.update(k * kD, weight_sums, scale, sgd);

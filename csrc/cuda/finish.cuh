@@ -74,9 +74,9 @@ LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
   const Problem& p = pass.problem;
   const Finish& f = pass.finish;
   const double scale = reduction_scale(p, p.v.data ? total(sums + weight_totals(p), p.k) : 0);
-  const double loss = round_to(scale * total(sums + loss_sums(p), p.k), p.w.dtype);
+  const double loss = round_to(scale * total(sums + loss_sums(p), p.k), loss_dtype(p));
   const bool first = slice.first == 0;
-  if (f.loss && first && thread_index() == 0) store_number(f.loss, p.w.dtype, 0, loss);
+  if (f.loss && first && thread_index() == 0) store_number(f.loss, loss_dtype(p), 0, loss);
   const double gradient_scale = p.n == 0 ? 0 : scale;
   const Slice bias = {0, p.k};
   const Sums of_bias = {sums + bias_sums(p), nullptr, Dtype::float64, 0};

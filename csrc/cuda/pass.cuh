@@ -9,7 +9,7 @@ namespace linreg::cuda {
 
 // What the block that finishes does with the sums: hands out gradients, or applies the rule.
 struct Finish {
-  void* loss = nullptr;  // 0-dim, of w's dtype; nullptr: every element was written by the pass
+  void* loss = nullptr;  // 0-dim, of its loss_dtype; nullptr: every element was written by the pass
   bool step = false;
   Gradients gradients;
   Sgd sgd;
@@ -33,7 +33,7 @@ struct Pass {
   bool weight_sum = false;                 // Gᵀ X is wanted
   void* input_gradient = nullptr;          // scale · G W, [n, d] in x's gradient_dtype
   void* target_gradient = nullptr;         // −scale · G, [n, k] in y's gradient_dtype
-  void* elements = nullptr;                // v ℓ(R), [n, k] in w's dtype
+  void* elements = nullptr;                // v ℓ(R), [n, k] in its loss_dtype
   double scale = 1;                        // of the gradients above and of all sums
   const double* weighted_scale = nullptr;  // in its place: 1 / Σ v, where the gradients above must know it
   Finish finish;

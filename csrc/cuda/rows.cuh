@@ -157,8 +157,10 @@ class RowsPass {
   LINREG_DEVICE int own() const { return in_row() / (l_.lanes / S::kDots); }
 
   LINREG_DEVICE Wide<S::kX> load_target(int64_t row, int target) const {
-    const auto* y = static_cast<const Stored<S::kX>*>(p_.y.data) + row * p_.y.row_stride;
-    return row < p_.n && target < p_.k ? widen<S::kX>(y[target * p_.y.col_stride]) : 0;
+    if (row >= p_.n || target >= p_.k) return 0;
+    const int64_t i = row * p_.y.row_stride + target * p_.y.col_stride;
+    if (sizeof(Stored<S::kX>) == 2 && p_.y.dtype == Dtype::float32) return static_cast<const float*>(p_.y.data)[i];
+    return widen<S::kX>(static_cast<const Stored<S::kX>*>(p_.y.data)[i]);
   }
 
   template <int kOnes>

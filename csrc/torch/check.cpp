@@ -226,11 +226,12 @@ Checked check_problem(std::string_view op, const Operands& o, std::string_view l
   const auto dtype = o.input.scalar_type();
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, op,
               ": input must have dtype ", words(kDtypes), ", got ", word(dtype));
-  check_dtype(op, "linear_weight", o.linear_weight, dtype, dtype == at::kDouble ? at::kDouble : at::kFloat);
+  const auto wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  check_dtype(op, "linear_weight", o.linear_weight, dtype, wide);
+  check_dtype(op, "target", o.target, dtype, wide);
   const auto parameter = o.linear_weight.scalar_type();
-  check_dtype(op, "target", o.target, dtype, dtype);
   if (o.linear_bias) check_dtype(op, "linear_bias", *o.linear_bias, parameter, parameter);
-  if (o.weight) check_dtype(op, "weight", *o.weight, dtype, parameter);
+  if (o.weight) check_dtype(op, "weight", *o.weight, dtype, o.target.scalar_type() == wide ? wide : parameter);
 
   check_shapes(op, o);
   for (const auto& [name, tensor] : all)

@@ -36,7 +36,7 @@ at::Tensor linear_loss(const Operands& operands, std::string_view loss, double d
   const c10::Device device = operands.input.device();
   const Backend& backend = *backend_of(device.type());
   at::Tensor value = backend.empty(elements ? operands.target.sizes() : at::IntArrayRef(),
-                                   operands.linear_weight.scalar_type(), device);
+                                   scalar_type_of(loss_dtype(checked.problem)), device);
   run(op.c_str(), backend, device, checked.problem, {}, value.data_ptr());
   return value;
 }
@@ -53,7 +53,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands
 
   const c10::Device device = operands.input.device();
   const Backend& backend = *backend_of(device.type());
-  at::Tensor value = backend.empty({}, operands.linear_weight.scalar_type(), device);
+  at::Tensor value = backend.empty({}, scalar_type_of(loss_dtype(checked.problem)), device);
   std::vector<at::Tensor> grads;
   const auto add = [&](bool asked, const at::Tensor* of) -> void* {
     if (!asked) return nullptr;

@@ -121,7 +121,7 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
     block_problem.y.data = rows_from(p.y, first);
     block_problem.v.data = rows_from(p.v, first);
     wanted.add = first > 0;
-    wanted.elements = rows_from(elements, first, p.k, p.w.dtype);
+    wanted.elements = rows_from(elements, first, p.k, loss_dtype(p));
     wanted.target_gradient = rows_from(gradients.target, first, p.k, gradient_dtype(p.y.dtype));
     backend.residuals(op, device, block_problem, wanted);
 

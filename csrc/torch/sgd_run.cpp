@@ -77,9 +77,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sgd_run_op(
   TORCH_CHECK_NOT_IMPLEMENTED(backend.sgd_run, kOp, ": there is no kernel for ", device.type(),
                               " yet; take the steps with sgd_step_");
   const int64_t epochs_ended = run.epoch_steps == 0 ? 0 : end / run.epoch_steps - begin / run.epoch_steps;
-  at::Tensor losses = backend.empty({end - begin}, linear_weight.scalar_type(), device);
-  at::Tensor validation_losses =
-      backend.empty({validation_input ? epochs_ended : 0}, linear_weight.scalar_type(), device);
+  const auto dtype = scalar_type_of(loss_dtype(checked.problem));
+  const auto validation_dtype = validation_input ? scalar_type_of(loss_dtype(validation.problem)) : dtype;
+  at::Tensor losses = backend.empty({end - begin}, dtype, device);
+  at::Tensor validation_losses = backend.empty({validation_input ? epochs_ended : 0}, validation_dtype, device);
   at::Tensor done = backend.empty({}, at::kLong, device);
   int64_t taken = 0;
   if (begin < end) {

@@ -41,7 +41,7 @@ at::Tensor sgd_step(const Operands& operands, std::string_view loss, double delt
   Updated w(&operands.linear_weight, has_momentum ? a.weight_momentum_buffer : nullptr, a.weight_first_step,
             a.weight_frozen);
   Updated b(operands.linear_bias, has_momentum ? a.bias_momentum_buffer : nullptr, a.bias_first_step, a.bias_frozen);
-  at::Tensor value = backend.empty({}, operands.linear_weight.scalar_type(), device);
+  at::Tensor value = backend.empty({}, scalar_type_of(loss_dtype(checked.problem)), device);
   Gradients gradients;
   gradients.weight = value.data_ptr();  // wanted
   if (Products::suit(op.data(), backend, device, checked.problem, gradients)) {
