@@ -13,6 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import reference
 from ._extension import _C, REFERENCE, has_kernels
+from .autocast import cast, is_autocast, no_autocast
 from .check import check_momentum_buffers, check_problem, require_tensors, run_sizes
 
 if not REFERENCE:
@@ -37,6 +38,9 @@ def linear_mse_loss(
         \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = r^2
 
     The factor is PyTorch's: :math:`dW = \tfrac{2}{NK} R^T X` for ``"mean"`` (scikit-learn halves the loss).
+
+    Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
+    `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
 
     Args:
         input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
@@ -87,6 +91,9 @@ def linear_l1_loss(
         \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = |r|
 
     The derivative is :math:`\mathrm{sign}(r)`, 0 at r = 0.
+
+    Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
+    `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
 
     Args:
         input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
@@ -140,6 +147,9 @@ def linear_huber_loss(
 
     The derivative is r clamped to [−δ, δ].
 
+    Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
+    `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
+
     Args:
         input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
             made when the last dimension is not contiguous.
@@ -192,6 +202,9 @@ def linear_smooth_l1_loss(
         \ell(r) = r^2/(2\beta) \text{ if } |r| < \beta \text{ else } |r| - \beta/2
 
     The derivative is r/β clamped to [−1, 1]; β = 0 is the absolute error.
+
+    Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
+    `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
 
     Args:
         input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
@@ -255,7 +268,8 @@ def sgd_step_(
     and then for each parameter p, in this order: g = −g if maximize; g += weight_decay·p; with momentum, buf = g the
     first time and momentum·buf + (1 − dampening)·g later, and g = g + momentum·buf if nesterov else buf; p −= lr·g.
 
-    No autograd takes part: a parameter that requires grad is updated as an optimizer would, in any grad mode.
+    No autograd takes part: a parameter that requires grad is updated as an optimizer would, in any grad mode. Neither
+    does autocast: nothing is cast, as in an optimizer.
 
     Args:
         input: X, of shape [*, D], as in :func:`linear_mse_loss`.
@@ -277,7 +291,7 @@ def sgd_step_(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`; ValueError for a hyper-parameter out of range;
             RuntimeError, with the word `overlap`, when a tensor to be written shares memory with itself or with another
-            argument. Nothing is changed when an error is raised.
+            argument, and inside a torch.func transform. Nothing is changed when an error is raised.
 
     Equivalent to:
         ``loss = F.mse_loss(F.linear(input, linear_weight, linear_bias), target); loss.backward()`` and one
@@ -503,6 +517,10 @@ def linear_loss(
         options = {"linear_bias": linear_bias, "weight": weight, "reduction": reduction, **_threshold(loss, delta)}
         return handle_torch_function(_LOSSES[loss], operands, *operands[:3], **options)
     _require_tensors(op, *operands)
+    if is_autocast(input):
+        operands = cast(*operands)
+        with no_autocast(input):
+            return linear_loss(loss, delta, *operands, reduction)
     wanted = [False] * 4
     if torch.is_grad_enabled():
         wanted = [

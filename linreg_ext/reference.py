@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .autocast import cast, is_autocast, no_autocast
 from .check import check_momentum_buffers, check_problem, check_run, check_sgd, loss_dtype, require_tensors, run_sizes
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def sgd_run(
             break
         taken += 1
         if validation_input is not None and (step + 1) % epoch_steps == 0:
-            with torch.no_grad():
+            with torch.no_grad(), no_autocast(input):
                 validation[validated] = linear_loss(
                     validation_input, linear_weight, validation_target, linear_bias, None, loss, delta, reduction
                 )
@@ -272,7 +273,7 @@ def sgd_step(
     compute, dtype = _compute_dtype(input), loss_dtype(linear_weight, target)
     parameters = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
     leaves = [p.detach().to(compute, copy=True).requires_grad_() for p in parameters]
-    with torch.enable_grad():
+    with torch.enable_grad(), no_autocast(input):
         value = linear_loss(
             input.detach().to(compute), leaves[0], target.detach().to(compute),
             leaves[1] if len(leaves) == 2 else None,
@@ -319,6 +320,10 @@ def linear_loss(
         {"input": input, "linear_weight": linear_weight, "target": target},
         {"linear_bias": linear_bias, "weight": weight},
     )
+    if is_autocast(input):
+        operands = cast(input, linear_weight, target, linear_bias, weight)
+        with no_autocast(input):
+            return linear_loss(*operands, loss, delta, reduction)
     check_problem(op, input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
 
     compute = _compute_dtype(input)

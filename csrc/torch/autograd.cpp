@@ -2,6 +2,7 @@
 // The losses with their derivative for plain tensors: linreg_ext.autograd.LinearLoss without Python's part in recording
 // it and running it backward, which takes longer than a small problem itself.
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -164,6 +165,7 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
   if (!PyUnicode_Check(items[0]) || !PyFloat_Check(items[1]) || !PyUnicode_Check(items[7])) Py_RETURN_NOTIMPLEMENTED;
   if (!plain({input, linear_weight, target, linear_bias, weight}) || transforming()) Py_RETURN_NOTIMPLEMENTED;
   if (at::impl::torch_function_mode_enabled()) Py_RETURN_NOTIMPLEMENTED;  // which wants to see the function
+  if (at::autocast::is_autocast_enabled(input->device().type())) Py_RETURN_NOTIMPLEMENTED;  // casts come first
 
   const auto text = [](PyObject* item) {
     Py_ssize_t length = 0;

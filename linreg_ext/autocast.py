@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What autocast makes of a linear layer and its loss: `F.linear` in the lower precision, the loss in float32."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Operands = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the device that `tensor` is on."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which autocast is off for the device that `tensor` is on."""
+    return torch.autocast(tensor.device.type, enabled=False) if is_autocast(tensor) else nullcontext()
+
+
+def cast(
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
+) -> Operands:
+    """The operands in the dtypes that they have where they are used under autocast; float64 stays as it is."""
+    lower = torch.get_autocast_dtype(input.device.type)
+    return (
+        _to(lower, input), _to(lower, linear_weight), _to(torch.float32, target), _to(lower, linear_bias),
+        _to(torch.float32, weight),
+    )  # fmt: skip
+
+
+def _to(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(dtype)
