@@ -92,9 +92,12 @@ def is_transforming() -> bool:
 
     Inside of them `requires_grad` does not say what will be differentiated; plain PyTorch runs instead of the kernels.
     """
-    if torch.compiler.is_compiling():
-        return False
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+# As torch.compiler.assume_constant_result has it, which would import the compiler. While Dynamo traces, what it traces
+# is at work, and it guards on the transforms outside of that.
+is_transforming._dynamo_marked_constant = True
 
 
 def _is_batched(grad_loss: Tensor) -> bool:

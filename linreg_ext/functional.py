@@ -14,11 +14,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import reference
 from ._extension import _C, REFERENCE, has_kernels
 from .autocast import cast, is_autocast, no_autocast
+from .autograd import LinearLoss, is_transforming, register_fakes
 from .check import check_momentum_buffers, check_problem, require_tensors, run_sizes
 
 if not REFERENCE:
-    from .autograd import LinearLoss, is_transforming, register_fakes
-
     register_fakes()
 
 
@@ -411,7 +410,12 @@ def sgd_run_(
     rule = (loss, delta, "mean", lr_tensor, lr_value, momentum, dampening, weight_decay, nesterov, maximize)
     parts: list[Stretch] = []
     try:
-        sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop_nonfinite, parts)
+        if torch.compiler.is_compiling():  # in one piece, and for any number of steps: a range would be for one
+            _refuse_transforms("sgd_run_")
+            op = torch.ops.linreg_ext.sgd_run_
+            parts.append(op(*tensors, *sizes, 0, steps, *rule, *first_step, *frozen, stop_nonfinite))
+        else:
+            sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop_nonfinite, parts)
     finally:
         if fresh and steps_taken(parts):
             momentum_buffers[:] = buffers
@@ -443,10 +447,6 @@ def sgd_run(
         parts: gets what the operator returns for each stretch, also of the one in which a signal arrived.
     """
     begin, end = steps.start, steps.stop
-    if torch.compiler.is_compiling():
-        op = torch.ops.linreg_ext.sgd_run_
-        parts.append(op(*tensors, *sizes, begin, end, *rule, *first_step, *frozen, stop_nonfinite))
-        return
     op = reference.sgd_run if REFERENCE else _C.sgd_run_
     rows = min(sizes[0], len(tensors[0]) if tensors[0].dim() else 1)
     seconds = 5e-8 + 1e-9 * max(1, rows) * (tensors[1].numel() + 1)  # of a step, about
@@ -481,6 +481,7 @@ def sgd_step(*arguments: Any) -> Tensor:
     """The operator ``linreg_ext::sgd_step_`` by its shortest way: its arguments in its order, positionally."""
     if REFERENCE or torch.compiler.is_compiling():
         _require_tensors("sgd_step_", *arguments[:5])
+        _refuse_transforms("sgd_step_")
         return (reference.sgd_step if REFERENCE else torch.ops.linreg_ext.sgd_step_)(*arguments)
     try:
         return _C.sgd_step_(*arguments)
@@ -553,6 +554,15 @@ def _require_tensors(op: str, input: Any, linear_weight: Any, target: Any, linea
         {"input": input, "linear_weight": linear_weight, "target": target},
         {"linear_bias": linear_bias, "weight": weight},
     )
+
+
+def _refuse_transforms(op: str) -> None:
+    """What ``csrc/torch/module.cpp`` says of calls that do not come by Python."""
+    if is_transforming():
+        raise RuntimeError(
+            f"{op}: must not be called inside a torch.func transform, which would neither differentiate nor batch a "
+            "step in place; transform linear_mse_loss or a sibling of it"
+        )
 
 
 def _refuse(op: str, error: RuntimeError, input: Tensor, *others: Any) -> None:

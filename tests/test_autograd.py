@@ -246,57 +246,16 @@ def test_second_derivative_is_the_hessian(device):
     torch.testing.assert_close(rows, 2 / 20 * p.input.T @ p.input)
 
 
-def test_functional_transforms(device):
-    p = Problem.random(6, 3, 2, FLOAT64, device=device)
-    x, w, y, b = p.operands().values()
-
-    def loss(w, x, y):
-        return call("mse", x, w, y, b)
-
-    expected = torch.func.grad(lambda w: F.mse_loss(F.linear(x, w, b), y))(w)
-    torch.testing.assert_close(torch.func.grad(loss)(w, x, y), expected)
-    many = torch.randn(4, 2, 3, dtype=torch.float64, device=device)
-    each = torch.stack([loss(one, x, y) for one in many])
-    torch.testing.assert_close(torch.func.vmap(loss, (0, None, None))(many, x, y), each)
-    grads = torch.func.vmap(torch.func.grad(loss), (0, None, None))(many, x, y)
-    torch.testing.assert_close(grads[1], torch.func.grad(loss)(many[1], x, y))
-
-
-def test_transforms_inside_and_outside_of_each_other(device):
-    """Where requires_grad does not tell what will be differentiated, nothing is lost silently."""
-    from torch.func import grad, hessian, jacfwd, jvp, vmap
-
-    p = Problem.random(6, 3, 2, FLOAT64, device=device)
-    many = torch.randn(4, 2, 3, dtype=torch.float64, device=device)
-
-    def ours(w):
-        return call("huber", p.input, w, p.target)
-
-    def plain(w):
-        return F.huber_loss(F.linear(p.input, w), p.target, delta=0.7)
-
-    for transform in (
-        lambda f: grad(lambda ws: vmap(f)(ws).sum())(many),
-        lambda f: jvp(f, (many[0],), (many[1],))[1],
-        lambda f: jacfwd(f)(many[0]),
-        lambda f: hessian(f)(many[0]),
-        lambda f: vmap(grad(f))(many),
-    ):
-        torch.testing.assert_close(transform(ours), transform(plain))
-    leaf = many.clone().requires_grad_()
-    vmap(ours)(leaf).sum().backward()
-    torch.testing.assert_close(leaf.grad, vmap(grad(plain))(many))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(many[0], many[1])
-        tangent = torch.autograd.forward_ad.unpack_dual(ours(dual)).tangent
-    torch.testing.assert_close(tangent, jvp(plain, (many[0],), (many[1],))[1])
-    w = many[0].clone().requires_grad_()
-    rows = call("mse", p.input, w, p.target, reduction="none")
-    batched = torch.autograd.grad(
-        rows, w, torch.eye(12, dtype=torch.float64, device=device).view(12, 6, 2), is_grads_batched=True
-    )
-    single = torch.autograd.grad(call("mse", p.input, w, p.target, reduction="none")[0, 0], w)
-    torch.testing.assert_close(batched[0][0], single[0])
+def test_many_grad_outputs_at_once(device):
+    """is_grads_batched, which goes by another kind of batch than vmap."""
+    problem = Problem.random(6, 3, 2, FLOAT64, device=device)
+    w = problem.linear_weight.requires_grad_()
+    rows = call("mse", problem.input, w, problem.target, reduction="none")
+    each = torch.eye(12, dtype=torch.float64, device=device).view(12, 6, 2)
+    (batched,) = torch.autograd.grad(rows, w, each, is_grads_batched=True)
+    plain = F.mse_loss(F.linear(problem.input, w), problem.target, reduction="none")
+    for i, one in enumerate(each):
+        torch.testing.assert_close(batched[i], torch.autograd.grad(plain, w, one, retain_graph=True)[0])
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2), (4, 3, 0)], ids=str)

@@ -37,11 +37,13 @@ inline bool takes_long(const Operands& operands) {
   return !operands.input.is_cpu() || operands.input.numel() * (w.dim() == 2 ? w.size(0) : 1) >= kLongWork;
 }
 
-// Whether torch.func or forward-mode AD is at work, as linreg_ext.autograd.is_transforming has it.
-inline bool transforming() {
+// Whether a torch.func transform is at work.
+inline bool in_functorch() {
   const c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
-  return keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
+  return keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
+
+// Whether torch.func or forward-mode AD is at work, as linreg_ext.autograd.is_transforming has it.
+inline bool transforming() { return in_functorch() || torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr; }
 
 }  // namespace linreg::torch_ops

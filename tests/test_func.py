@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""torch.func: derivatives, batches and both of each other, beside plain PyTorch; eager and compiled."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import LOSSES
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+
+import linreg_ext
+
+OPTIONS = {"huber": {"delta": 0.7}, "smooth_l1": {"beta": 0.7}}
+# What of weight, bias, input and target there are many of.
+MANY = {
+    "samples": (None, None, 0, 0),
+    "weights": (0, 0, None, None),
+    "both": (0, 0, 0, 0),
+    "biases": (None, 0, None, None),
+}
+
+
+def pair(loss, reduction="mean"):
+    """A loss as a function of weight, bias, input and target: ours, and PyTorch's."""
+    ours, plain = getattr(linreg_ext, f"linear_{loss}_loss"), getattr(F, f"{loss}_loss")
+    options = {"reduction": reduction, **OPTIONS.get(loss, {})}
+    return (
+        lambda w, b, x, y: ours(x, w, y, linear_bias=b, **options),
+        lambda w, b, x, y: plain(F.linear(x, w, b), y, **options),
+    )
+
+
+def operands(device, *leading):
+    """Weight, bias, input and target, each with these dimensions before its own."""
+    return [
+        torch.randn(*leading, *shape, dtype=torch.float64, device=device) for shape in ((2, 3), (2,), (6, 3), (6, 2))
+    ]
+
+
+def same(transform, functions):
+    ours, plain = (transform(f) for f in functions)
+    torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_derivatives(loss, device):
+    """Of every operand; a zero where plain PyTorch has none would fail."""
+    at, direction, every = operands(device), operands(device), (0, 1, 2, 3)
+    functions, elements = pair(loss), pair(loss, "none")
+    same(lambda f: grad(f, every)(*at), functions)
+    same(lambda f: vjp(f, *at)[1](torch.full((), 2.5, dtype=torch.float64, device=device)), functions)
+    same(lambda f: jvp(f, tuple(at), tuple(direction)), functions)
+    for jacobian in (jacrev, jacfwd):
+        same(lambda f, jacobian=jacobian: jacobian(f, every)(*at), elements)
+    same(lambda f: hessian(f, (0, 1))(*at), functions)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("many", MANY.values(), ids=MANY)
+def test_batches(loss, many, device):
+    """Losses and gradients of many problems at once, and one after the other without any transform."""
+    one, batch = operands(device), operands(device, 4)
+    at = [one_of if dim is None else all_of for one_of, all_of, dim in zip(one, batch, many, strict=True)]
+    functions = pair(loss)
+    same(lambda f: vmap(f, many)(*at), functions)
+    same(lambda f: vmap(grad(f, (0, 1, 2, 3)), many)(*at), functions)
+    each = [functions[0](*(t if dim is None else t[i] for t, dim in zip(at, many, strict=True))) for i in range(4)]
+    torch.testing.assert_close(vmap(functions[0], many)(*at), torch.stack(each))
+
+
+def test_gradients_of_every_sample(device):
+    w, b, x, y = operands(device)
+    same(lambda f: vmap(grad(f, (0, 1)), (None, None, 0, 0))(w, b, x, y), pair("mse"))
+    same(lambda f: vmap(grad(f, (0, 1)), (None, None, 0, 0))(w, b, x[:, None], y[:, None]), pair("mse"))
+
+
+def test_functional_call_of_a_module_and_of_an_ensemble(device):
+    models = [linreg_ext.LinearMSELoss(3, 2, dtype=torch.float64, device=device) for _ in range(3)]
+    w, b, x, y = operands(device)
+    plain = pair("mse")[1]
+    torch.testing.assert_close(
+        functional_call(models[0], {"linear.weight": w, "linear.bias": b}, (x, y)), plain(w, b, x, y)
+    )
+    parameters, buffers = stack_module_state(models)
+
+    def loss(parameters):
+        return functional_call(models[0], (parameters, buffers), (x, y))
+
+    grads = vmap(grad(loss))(parameters)
+    for i, model in enumerate(models):
+        expected = grad(plain, (0, 1))(model.linear.weight.detach(), model.linear.bias.detach(), x, y)
+        torch.testing.assert_close((grads["linear.weight"][i], grads["linear.bias"][i]), expected)
+
+
+def test_transforms_inside_and_outside_of_each_other_and_of_autograd(device):
+    """Where requires_grad does not tell what will be differentiated, nothing is lost silently."""
+    _, _, x, y = operands(device)
+    many = torch.randn(4, 2, 3, dtype=torch.float64, device=device)
+    ours, plain = (lambda w, f=f: f(w, None, x, y) for f in pair("huber"))
+    for transform in (
+        lambda f: grad(lambda ws: vmap(f)(ws).sum())(many),
+        lambda f: hessian(f)(many[0]),
+        lambda f: vmap(grad(lambda w: grad(f)(w).square().sum()))(many),
+    ):
+        torch.testing.assert_close(transform(ours), transform(plain))
+    leaf = many.clone().requires_grad_()
+    vmap(ours)(leaf).sum().backward()
+    torch.testing.assert_close(leaf.grad, vmap(grad(plain))(many))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(many[0], many[1])
+        tangent = torch.autograd.forward_ad.unpack_dual(ours(dual)).tangent
+    torch.testing.assert_close(tangent, jvp(plain, (many[0],), (many[1],))[1])
+
+
+def test_transforms_that_are_compiled(device):
+    """In what is compiled and around it; a trace that took the operators, which have no derivative, would give 0."""
+    w, b, x, y = operands(device)
+    many, one = torch.randn(2, 4, 2, 3, dtype=torch.float64, device=device)
+    ours, plain = pair("mse")
+    torch._dynamo.reset()
+    for transform, at in (
+        (lambda f: lambda w: grad(f)(w, b, x, y), (w,)),
+        (lambda f: lambda ws: vmap(grad(f), (0, None, None, None))(ws, b, x, y), (many,)),
+        (lambda f: lambda w, direction: jvp(lambda w: f(w, b, x, y), (w,), (direction,)), (w, one[0].clone())),
+    ):
+        compiled = torch.compile(transform(ours), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*at), transform(plain)(*at))
+    compiled = torch.compile(ours, backend="aot_eager")  # which PyTorch leaves out inside of a transform
+    for _ in range(2):  # with the trace of one in the cache of the other
+        torch.testing.assert_close(compiled(w, b, x, y), plain(w, b, x, y))
+        torch.testing.assert_close(grad(compiled)(w, b, x, y), grad(plain)(w, b, x, y))
+
+
+@pytest.mark.parametrize("transform", [grad, vmap, lambda f: lambda w: jvp(f, (w,), (w,))], ids=["grad", "vmap", "jvp"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_steps_in_place_are_refused(transform, compiled, device):
+    """Their loss has no derivative: it would be a 0 that nobody asked for. Nothing is changed."""
+    w, _, x, y = operands(device)
+    given = w.expand(3, 2, 3).contiguous() if transform is vmap else w.clone()
+    before = given.clone()
+    calls = [linreg_ext.sgd_step_, linreg_ext.sgd_run_] if device == "cpu" else [linreg_ext.sgd_step_]
+    torch._dynamo.reset()
+    for call in calls:
+        function = transform(lambda w, call=call: call(x, w, y, lr=0.1).sum())
+        if compiled:
+            function = torch.compile(function, backend="aot_eager")
+        with pytest.raises(RuntimeError, match=f"{call.__name__}: must not be called inside a torch.func transform"):
+            function(given)
+    assert torch.equal(given, before)
