@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Does PyTorch believe us? opcheck on every operator, and torch.compile, whose compiled result is compared."""
+"""Does PyTorch believe us? opcheck on every operator, and what a direct entry owes those that have none."""
 
 import itertools
 import os
@@ -16,6 +16,8 @@ OPS = torch.ops.linreg_ext
 def samples(dtypes, device, requires_grad):
     for loss, bias, weight in itertools.product(LOSSES, (True, False), (None, "elements", "rows")):
         p = Problem.random(9, 5, 2, dtypes, bias=bias, weight=weight, device=device)
+        if weight == "rows" and dtypes[0].itemsize == 2:
+            p.target = p.target.float()
         if requires_grad:
             for operand in p.operands().values():
                 operand.requires_grad_()
@@ -35,7 +37,7 @@ def test_opcheck_of_the_losses(dtypes, requires_grad, device):
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_opcheck_of_the_step(dtypes, momentum, device):
-    for loss, operands in samples(dtypes, device, False):
+    for loss, operands in samples(dtypes, device, requires_grad=momentum != 0):
         _, w, _, b, _ = operands
         buffers = [torch.zeros_like(w), None if b is None else torch.zeros_like(b)] if momentum else [None, None]
         for lr_tensor in (None, torch.tensor(0.01, device=device)):
@@ -63,8 +65,8 @@ def test_arguments_of_the_step_may_be_left_out(device):
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_opcheck_of_the_run(dtypes, momentum):
-    for loss, operands in itertools.islice(samples(dtypes, "cpu", False), 2, None, 7):
-        x, w, y, b, _ = operands
+    for loss, operands in itertools.islice(samples(dtypes, "cpu", requires_grad=momentum != 0), 2, None, 7):
+        x, w, y, b, _ = (None if t is None else t.detach() for t in operands)
         buffers = [torch.zeros_like(w), None if b is None else torch.zeros_like(b)] if momentum else [None, None]
         order = torch.stack([torch.randperm(9), torch.randperm(9)])
         rows = order, x[:4].clone(), y[:4].clone()
@@ -89,60 +91,6 @@ def test_fake_tensors_have_the_metadata_of_the_results(device):
                 fake = OPS.linear_loss_grads(*to_fake)
             for a, f in zip([real[0], *real[1]], [fake[0], *fake[1]], strict=True):
                 assert (a.shape, a.dtype, a.device, a.stride()) == (f.shape, f.dtype, f.device, f.stride())
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiled_loss_and_gradients(loss, reduction, device):
-    torch._dynamo.reset()
-    function = getattr(linreg_ext, f"linear_{loss}_loss")
-
-    def training(x, w, y, b):
-        return (function(x, w, y, linear_bias=b, reduction=reduction) * 2).sum()
-
-    compiled = torch.compile(training, fullgraph=True)
-    p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
-    results = []
-    for f in (training, compiled):
-        operands = [t.clone().requires_grad_() for t in p.operands().values()]
-        value = f(*operands)
-        results.append([value, *torch.autograd.grad(value, operands)])
-    for eager, fused in zip(*results, strict=True):
-        torch.testing.assert_close(fused, eager)
-
-
-def test_compiled_step_on_views_of_one_buffer(device):
-    torch._dynamo.reset()
-
-    def step(flat, x, y):
-        return linreg_ext.sgd_step_(x, flat[:10].view(2, 5), y, linear_bias=flat[10:], lr=0.1)
-
-    p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
-    flat = torch.cat([p.linear_weight.flatten(), p.linear_bias])
-    eager, compiled = flat.clone(), flat.clone()
-    losses = [step(eager, p.input, p.target), torch.compile(step, fullgraph=True)(compiled, p.input, p.target)]
-    assert torch.equal(eager, compiled)
-    assert torch.equal(*losses)
-    assert not torch.equal(eager, flat)
-
-
-@pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
-def test_compiled_run():
-    torch._dynamo.reset()
-
-    def run(w, x, y, order):
-        return linreg_ext.sgd_run_(x, w, y, order=order, batch_size=4, lr=0.1)
-
-    p = Problem.random(9, 5, 2, DTYPES["float32"])
-    order = torch.stack([torch.randperm(9), torch.randperm(9)])
-    eager, compiled = p.linear_weight.clone(), p.linear_weight.clone()
-    losses = [
-        run(eager, p.input, p.target, order),
-        torch.compile(run, fullgraph=True)(compiled, p.input, p.target, order),
-    ]
-    assert torch.equal(eager, compiled)
-    assert torch.equal(*losses)
-    assert not torch.equal(eager, p.linear_weight)
 
 
 def test_the_direct_entry_sees_transforms_and_subclasses():

@@ -117,10 +117,10 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
   m.def(
       "sgd_run_(Tensor input, Tensor(a!) linear_weight, Tensor target, Tensor(b!)? linear_bias, Tensor? weight, "
       "Tensor(c!)? weight_momentum_buffer, Tensor(d!)? bias_momentum_buffer, Tensor? order, Tensor? validation_input, "
-      "Tensor? validation_target, int batch_size, bool drop_last, int epochs, int begin, int end, str loss, "
-      "float delta, str reduction, Tensor? lr_tensor, float lr, float momentum, float dampening, float weight_decay, "
-      "bool nesterov, bool maximize, bool weight_first_step, bool bias_first_step, bool weight_frozen, "
-      "bool bias_frozen, bool stop_nonfinite) -> (Tensor, Tensor, Tensor)");
+      "Tensor? validation_target, SymInt batch_size, bool drop_last, SymInt epochs, SymInt begin, SymInt end, "
+      "str loss, float delta, str reduction, Tensor? lr_tensor, float lr, float momentum, float dampening, "
+      "float weight_decay, bool nesterov, bool maximize, bool weight_first_step, bool bias_first_step, "
+      "bool weight_frozen, bool bias_frozen, bool stop_nonfinite) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) { m.impl("sgd_run_", torch::CppFunction::makeFallthrough()); }

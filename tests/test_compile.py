@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""torch.compile, torch.export and AOTInductor: what comes out beside plain PyTorch, and how often it is compiled."""
+
+import io
+import itertools
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import DTYPES, LOSSES, Problem, loss_and_grads, plain_loss
+from torch import nn
+
+import linreg_ext
+
+RUNS = "LINREG_EXT_SIMT" not in os.environ  # there is no CUDA kernel for runs yet
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    torch._dynamo.reset()
+
+
+def fused_loss(problem, loss, reduction):
+    x, w, y, b, v = vars(problem).values()
+    options = {"huber": {"delta": 0.5}, "smooth_l1": {"beta": 0.5}}.get(loss, {})
+    function = getattr(linreg_ext, f"linear_{loss}_loss")
+    return function(x, w, y, linear_bias=b, weight=v, reduction=reduction, **options)
+
+
+def assert_is_plain(function, problem, loss, reduction):
+    """The compiled loss alone and with its gradients; fails where either is dropped, scaled or of another loss."""
+    ours = loss_and_grads(function, problem, 2.0)
+    theirs = loss_and_grads(lambda p: plain_loss(p, loss, 0.5, reduction), problem, 2.0)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(function(problem), theirs["loss"])
+
+
+# Each reduction, with and without weights and a bias.
+CASES = [
+    ("mean", None, True), ("mean", "rows", False), ("sum", "elements", True), ("none", None, False), ("none", "rows", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_in_one_graph(loss, device):
+    for reduction, weight, bias in CASES:
+        problem = Problem.random(9, 5, 2, DTYPES["float32"], bias=bias, weight=weight, device=device)
+        torch._dynamo.reset()
+
+        def function(p, reduction=reduction):
+            return fused_loss(p, loss, reduction)
+
+        assert_is_plain(torch.compile(function, fullgraph=True, backend="aot_eager"), problem, loss, reduction)
+
+
+def test_what_is_compiled_are_the_kernels(device):
+    """Not plain PyTorch, which would give the same numbers."""
+    p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
+    compiled = torch.compile(linreg_ext.linear_mse_loss, fullgraph=True, backend="aot_eager")
+    for requires_grad, op in ((False, "linreg_ext::linear_loss"), (True, "linreg_ext::linear_loss_grads")):
+        w = p.linear_weight.clone().requires_grad_(requires_grad)
+        for _ in range(2):  # the second one is compiled already
+            with torch.profiler.profile() as profile:
+                compiled(p.input, w, p.target)
+        names = {event.key for event in profile.key_averages()}
+        assert op in names
+        assert not names & {"aten::linear", "aten::addmm", "aten::mm", "aten::mse_loss"}
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_network_with_our_head_by_inductor(mode, device):
+    """Forward and backward through the layer before, called again and again with other data."""
+    ours = nn.Sequential(nn.Linear(5, 7), nn.Tanh()).to(device), linreg_ext.LinearHuberLoss(7, 2).to(device)
+    compiled = torch.compile(lambda x, y: ours[1](ours[0](x), y), fullgraph=True, mode=mode)
+    parameters = [*ours[0].parameters(), *ours[1].parameters()]
+    for _ in range(3):
+        x, y = torch.randn(9, 5, device=device), torch.randn(9, 2, device=device)
+        torch.compiler.cudagraph_mark_step_begin()
+        value = compiled(x, y)
+        grads = [g.clone() for g in torch.autograd.grad(value, parameters)]
+        expected = F.huber_loss(ours[1].predict(ours[0](x)), y)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(grads, list(torch.autograd.grad(expected, parameters)))
+
+
+def sizes(problem):
+    """Batches of a problem: one size, another, and then as many as come."""
+    for n in (33, 9, 17, 32, 3):
+        yield problem.input[:n].clone(), problem.target[:n].clone()
+
+
+def test_a_shorter_last_batch_is_not_compiled_anew(device):
+    """Sizes are dynamic after the second one, or at once with dynamic=True: for losses, gradients and steps."""
+    problem = Problem.random(33, 5, 2, DTYPES["float32"], device=device)
+    w, b = problem.linear_weight, problem.linear_bias
+
+    def loss(x, y, w, b):
+        return linreg_ext.linear_mse_loss(x, w, y, linear_bias=b)
+
+    def step(x, y, w, b):
+        return linreg_ext.sgd_step_(x, w, y, linear_bias=b, lr=0.1)
+
+    def run(x, y, w, b):
+        return linreg_ext.sgd_run_(x, w, y, linear_bias=b, batch_size=2, lr=0.1)
+
+    for function, dynamic in itertools.product(
+        (loss, step, run) if RUNS and device == "cpu" else (loss, step), (True, None)
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        for i, (x, y) in enumerate(sizes(problem)):
+            results = []
+            with torch.compiler.set_stance("fail_on_recompile" if i > (dynamic is None) else "default"):
+                for f in (compiled, function):
+                    leaves = [w.clone().requires_grad_(function is loss), b.clone().requires_grad_(function is loss)]
+                    value = f(x, y, *leaves)
+                    rest = torch.autograd.grad(value, leaves) if function is loss else leaves
+                    results.append([value.detach(), *(t.detach() for t in rest)])
+            torch.testing.assert_close(*results)
+
+
+def test_steps_on_views_of_one_buffer_by_inductor(device):
+    """Parameters and momentum lie in one tensor, the learning rate is another; torch.optim.SGD takes the same steps. An
+    update that is lost, or applied to a copy, would fail."""
+    problem = Problem.random(33, 5, 2, DTYPES["float32"], device=device)
+    parameters = [problem.linear_weight.clone().requires_grad_(), problem.linear_bias.clone().requires_grad_()]
+    flat = torch.cat([p.detach().flatten() for p in parameters] + [torch.zeros(12, device=device)])
+    lr = torch.tensor(0.1, device=device)
+
+    def step(flat, x, y, lr):
+        return linreg_ext.sgd_step_(
+            x, flat[:10].view(2, 5), y, linear_bias=flat[10:12], lr=lr, momentum=0.9, dampening=0.0,
+            momentum_buffers=[flat[12:22].view(2, 5), flat[22:]],
+        )  # fmt: skip
+
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for i, (x, y) in enumerate(sizes(problem)):
+        lr.fill_(0.1 / (i + 1))
+        optimizer.param_groups[0]["lr"] = 0.1 / (i + 1)
+        with torch.compiler.set_stance("fail_on_recompile" if i else "default"):
+            value = compiled(flat, x, y, lr)
+        expected = F.mse_loss(F.linear(x, *parameters), y)
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        torch.testing.assert_close(value, expected.detach())
+        buffers = [optimizer.state[p]["momentum_buffer"] for p in parameters]
+        torch.testing.assert_close(flat, torch.cat([t.detach().flatten() for t in (*parameters, *buffers)]))
+
+
+def test_the_first_step_compiled_hands_over_its_momentum(device):
+    problem = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
+
+    def step(w, buffers):
+        return linreg_ext.sgd_step_(problem.input, w, problem.target, lr=0.1, momentum=0.9, momentum_buffers=buffers)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    results = []
+    for f in (step, compiled):
+        w, buffers = problem.linear_weight.clone(), [None, None]
+        losses = [f(w, buffers) for _ in range(3)]
+        results.append([*losses, w, buffers[0]])
+        assert buffers[1] is None
+    for eager, traced in zip(*results, strict=True):
+        assert torch.equal(eager, traced)
+
+
+@pytest.mark.skipif(not RUNS, reason="there is no CUDA kernel for runs yet")
+def test_runs_in_one_graph():
+    problem = Problem.random(9, 5, 2, DTYPES["float32"])
+    orders = torch.stack([torch.randperm(9), torch.randperm(9)])
+    compiled = torch.compile(linreg_ext.sgd_run_, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (linreg_ext.sgd_run_, compiled):
+        w, b = problem.linear_weight.clone(), problem.linear_bias.clone()
+        losses = run(problem.input, w, problem.target, linear_bias=b, order=orders, batch_size=4, lr=0.1)
+        results.append([losses, w, b])
+    for eager, traced in zip(*results, strict=True):
+        assert torch.equal(eager, traced)
+    assert not torch.equal(results[1][1], problem.linear_weight)
+
+
+class Trainer(nn.Module):
+    """A model that takes its own steps: the loss of before, and the mean absolute error of after."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.register_buffer("w", torch.zeros(2, 5, device=device))
+
+    def forward(self, x, y):
+        value = linreg_ext.sgd_step_(x, self.w, y, lr=0.1)
+        return value, linreg_ext.linear_l1_loss(x, self.w, y)
+
+
+def exported(device):
+    """The trainer for batches of any size, saved and loaded."""
+    rows = torch.export.Dim("rows", min=2)
+    sample = torch.randn(9, 5, device=device), torch.randn(9, 2, device=device)
+    program = torch.export.export(Trainer(device), sample, dynamic_shapes={"x": {0: rows}, "y": {0: rows}})
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    return torch.export.load(file)
+
+
+def assert_trains(function, device):
+    trainer, w = Trainer(device), torch.zeros(2, 5, device=device, requires_grad=True)
+    for n in (9, 4, 17):
+        x, y = torch.randn(n, 5, device=device), torch.randn(n, 2, device=device)
+        before, after = function(x, y)
+        loss = F.mse_loss(F.linear(x, w), y)
+        (g,) = torch.autograd.grad(loss, w)
+        w = (w - 0.1 * g).detach().requires_grad_()
+        torch.testing.assert_close(before, loss.detach())
+        torch.testing.assert_close(after, F.l1_loss(F.linear(x, w), y).detach())
+        assert torch.equal(torch.stack(trainer(x, y)), torch.stack((before, after)))
+
+
+def test_export_is_saved_loaded_and_run(device):
+    assert_trains(exported(device).module(), device)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PyTorch, about itself
+def test_aot_inductor_is_packaged_loaded_and_run(tmp_path):
+    # A header that is compiled for all packages to come would take ten times as long as this one.
+    with torch._inductor.config.patch(cpp_cache_precompile_headers=False):
+        path = torch._inductor.aoti_compile_and_package(exported("cpu"), package_path=str(tmp_path / "trainer.pt2"))
+    assert_trains(torch._inductor.aoti_load_package(path), "cpu")
