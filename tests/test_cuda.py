@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accuracy import DTYPES, Problem
 from conftest import HAS_CUDA
 
@@ -141,13 +142,16 @@ def test_two_graphs_replayed_beside_each_other():
         assert_same_bits(step.results(), other.results())
 
 
-def test_graph_of_loss_and_backward():
+@pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16], ids=str)
+def test_graph_of_loss_and_backward(autocast):
+    """Under autocast the casts are captured, too; a weight cast before the capture would not follow the weight."""
     problem = make((509, 101, 1))
     w, b = problem.linear_weight.requires_grad_(), problem.linear_bias.requires_grad_()
 
     def backward():
         w.grad = b.grad = None
-        loss = linreg_ext.linear_mse_loss(problem.input, w, problem.target, linear_bias=b)
+        with torch.autocast("cuda", dtype=autocast, enabled=autocast is not None, cache_enabled=False):
+            loss = linreg_ext.linear_mse_loss(problem.input, w, problem.target, linear_bias=b)
         loss.backward()
         return loss.detach()
 
@@ -161,9 +165,30 @@ def test_graph_of_loss_and_backward():
     with torch.cuda.graph(graph, stream=stream):
         loss = backward()
     problem.target.mul_(3)
+    with torch.no_grad():
+        w.mul_(2)
+    captured = w.grad, b.grad  # which replaying writes, and backward() below replaces
     graph.replay()
-    found = [t.clone() for t in (loss, w.grad, b.grad)]
+    found = [t.clone() for t in (loss, *captured)]
     assert_same_bits(found, [backward(), w.grad, b.grad])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_graphed_callables(reduction):
+    """A module whose forward and backward are two graphs, as the head of a network; plain PyTorch's on other data."""
+    model = linreg_ext.LinearHuberLoss(101, 3, reduction=reduction, device="cuda")
+    w, b = (p.detach().clone().requires_grad_() for p in model.parameters())
+    sample = torch.randn(509, 101, device="cuda", requires_grad=True), torch.randn(509, 3, device="cuda")
+    graphed = torch.cuda.make_graphed_callables(model, sample)
+    for scale in (1.0, -3.0):
+        x, y = (scale * torch.randn_like(t) for t in sample)
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        model.zero_grad(set_to_none=True)
+        loss, expected = graphed(ours, y), F.huber_loss(F.linear(theirs, w, b), y, reduction=reduction)
+        loss.sum().backward()
+        grads = torch.autograd.grad(expected.sum(), (theirs, w, b))
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close((ours.grad, *(p.grad for p in model.parameters())), grads)
 
 
 def pieces(shape):
