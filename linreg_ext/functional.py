@@ -417,7 +417,7 @@ def sgd_run_(
         else:
             sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop_nonfinite, parts)
     finally:
-        if fresh and steps_taken(parts):
+        if fresh and parts and (steps_taken(parts) if stop_nonfinite else steps):
             momentum_buffers[:] = buffers
     losses = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
     return losses[: steps_taken(parts) + 1] if stop_nonfinite else losses

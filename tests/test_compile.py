@@ -176,8 +176,9 @@ def test_runs_in_one_graph():
     results = []
     for run in (linreg_ext.sgd_run_, compiled):
         w, b = problem.linear_weight.clone(), problem.linear_bias.clone()
-        losses = run(problem.input, w, problem.target, linear_bias=b, order=orders, batch_size=4, lr=0.1)
-        results.append([losses, w, b])
+        options = {"linear_bias": b, "momentum": 0.9, "momentum_buffers": (buffers := [None, None])}
+        losses = run(problem.input, w, problem.target, order=orders, batch_size=4, lr=0.1, **options)
+        results.append([losses, w, b, *buffers])
     for eager, traced in zip(*results, strict=True):
         assert torch.equal(eager, traced)
     assert not torch.equal(results[1][1], problem.linear_weight)
