@@ -69,7 +69,8 @@ class LinearLoss(Function):
                     grad_loss, input, linear_weight, target, linear_bias, weight, ctx.loss, ctx.delta, ctx.wanted
                 )
             else:
-                values = [grad_loss.to(saved_grad.dtype) * saved_grad for saved_grad in saved]
+                # As a number, it would be rounded to a 16-bit gradient's dtype first.
+                values = [grad_loss.reshape([1] * saved_grad.dim()) * saved_grad for saved_grad in saved]
             dtypes = _dtypes(input, linear_weight, target)
             grads = {name: value.to(dtypes[name]) for name, value in zip(names, values, strict=True)}
         return (

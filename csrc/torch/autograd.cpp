@@ -56,7 +56,8 @@ at::Tensor scaled(const at::Tensor& grad_loss, const at::Tensor& grad, at::Scala
   const bool loop = plain({&grad_loss, &grad}) && (own == at::kFloat || own == at::kDouble) &&
                     grad_loss.scalar_type() == own && grad_loss.is_cpu() && grad.is_cpu() &&
                     grad.numel() <= kFewElements && grad.is_contiguous();
-  if (!loop) return at::mul(grad_loss.to(own), grad).to(dtype);
+  // As a number, it would be rounded to a 16-bit gradient's dtype first.
+  if (!loop) return at::mul(grad_loss.reshape(at::DimVector(grad.dim(), 1)), grad).to(dtype);
   at::Tensor result = backend_of(c10::DeviceType::CPU)->empty(grad.sizes(), own, grad.device());
   own == at::kFloat ? scale<float>(grad_loss, grad, result) : scale<double>(grad_loss, grad, result);
   return result;
