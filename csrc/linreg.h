@@ -116,6 +116,19 @@ struct Run {
   const double* lr = nullptr;  // [end - begin], of each step; nullptr: the rule's
 };
 
+// Rows that a batch of a run has.
+LINREG_MATH constexpr int64_t batch_rows(const Run& run, int64_t batch) {
+  const int64_t left = run.rows - batch * run.batch_size;
+  return left < run.batch_size ? left : run.batch_size;
+}
+
+// When a step leaves the parameters as they are: its loss is nan or inf, or the loss at `before`, of the step before it
+// in a run, which then is over: the step's own loss is written as nan.
+struct Skip {
+  bool nonfinite = false;
+  const void* before = nullptr;  // of w's dtype
+};
+
 namespace cpu {
 
 // Bytes of 64-byte aligned workspace that the entry points below need.
@@ -150,7 +163,7 @@ const char* sgd_workspace(const Problem& problem, size_t& bytes);
 const char* linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace, void* stream);
 
 const char* sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
-                     bool skip_nonfinite, void* loss, void* workspace, void* stream);
+                     const Skip& skip, void* loss, void* workspace, void* stream);
 
 // For a pass by matrix products (csrc/torch/products.cpp): whether that is the way for a problem, what comes between
 // the products, and what comes after them.
@@ -160,7 +173,30 @@ const char* residuals(const Problem& rows, const Residuals& wanted, void* worksp
 const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, const Gradients& gradients, void* loss,
                                void* stream);
 const char* finish_sgd_step(const Problem& problem, const ProductSums& sums, const Sgd& sgd, const Parameter& weight,
-                            const Parameter& bias, bool skip_nonfinite, void* loss, void* stream);
+                            const Parameter& bias, const Skip& skip, void* loss, void* stream);
+
+// A run whose rows stay in shared memory, of one block or, for full batches, of all, and that takes many steps in a
+// launch: whether that is the way for a run, and its steps. `run` has order and lr on the device. The step before
+// run.begin left its loss at `before`; if that ended the run, or a loss of these steps does, those that are not reached
+// get nan as their loss.
+const char* resident_workspace(const Problem& problem, const Run& run, bool& yes, size_t& bytes);
+const char* resident_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
+                           const Parameter& bias, bool stop_nonfinite, const void* before, void* losses,
+                           void* workspace, void* stream);
+
+// For a run whose steps are launched one by one (csrc/torch/run_steps.cpp): copies the rows of x, y and v that `order`
+// names to where the views of `batch` are, contiguous; a row that there is not is nan.
+const char* gather(const Problem& problem, const int64_t* order, const Problem& batch, void* stream);
+
+struct Losses {
+  void* data = nullptr;  // one a step, or one an epoch that ends; nullptr: none
+  Dtype dtype = Dtype::float32;
+};
+
+// Ends the steps [begin, end): finds how many were taken, all or with stop_nonfinite those before the first whose loss
+// is nan or inf, and makes what was not reached nan.
+const char* end_run(const Run& run, bool stop_nonfinite, const Losses& losses, const Losses& validation_losses,
+                    int64_t* taken, void* stream);
 
 }  // namespace cuda
 }  // namespace linreg

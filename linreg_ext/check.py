@@ -199,8 +199,9 @@ def check_run(
             raise RuntimeError(f"{op}: order must have shape [rows] or [{epochs}, rows], got {list(order.shape)}")
         if not order.is_contiguous():
             raise RuntimeError(f"{op}: order must be contiguous")
-        if order.device != input.device:
-            raise RuntimeError(f"{op}: order must be on {input.device}, got {order.device}")
+        if order.device not in (input.device, torch.device("cpu")):
+            either = "" if input.device.type == "cpu" else " or cpu"
+            raise RuntimeError(f"{op}: order must be on {input.device}{either}, got {order.device}")
         rows = order.shape[-1]
     epoch_steps = rows // batch_size if drop_last else -(-rows // batch_size)
     steps = epoch_steps * epochs

@@ -345,13 +345,14 @@ def sgd_run_(
 ) -> Tensor:
     r"""Many SGD steps of a linear model under a mean loss, in place, in one call.
 
-    An epoch goes through the rows in batches, and each batch is a step of :func:`sgd_step_`, bit for bit:
+    An epoch goes through the rows in batches, and each batch is a step of :func:`sgd_step_`, on the CPU bit for bit:
 
     .. math::
         W, b \leftarrow \text{sgd\_step\_}(X_B, W, Y_B, b), \quad
         B = \text{order}[i \cdot \text{batch\_size} : (i + 1) \cdot \text{batch\_size}]
 
-    Ctrl-C ends the run within some 50 ms or one step, whichever is longer, with the parameters between two steps.
+    Ctrl-C ends the run within some 50 ms or one step, whichever is longer, with the parameters between two steps. On a
+    GPU nothing waits for the device in a run that it takes less than that for, unless `stop_nonfinite` is set.
 
     Args:
         input: X, of shape [N, D], as in :func:`linear_mse_loss`.
@@ -360,7 +361,7 @@ def sgd_run_(
         linear_bias: b, of shape [K]; updated in place.
         weight: one value an element of target or one a row; the mean divides by the batch's sum.
         order: the rows of an epoch in their order, int64 of shape [rows], or [epochs, rows] with an order for every
-            epoch. None takes every row in turn, and where they lie.
+            epoch, on the CPU or where `input` is. None takes every row in turn, and where they lie.
         batch_size: how many rows a step takes; the last batch of an epoch has what is left. None takes all.
         drop_last: leaves a last batch out that is shorter.
         epochs: how often to go through the rows; None is once, or once for every row of `order`.
@@ -377,8 +378,7 @@ def sgd_run_(
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`sgd_step_`.
-        IndexError: `order` names a row that there is not.
-        NotImplementedError: the tensors are on a device without a kernel for runs, which is any but the CPU.
+        IndexError: `order`, on the CPU, names a row that there is not; on a GPU such a row is nan.
             Nothing is changed when an error is raised.
 
     Equivalent to:
@@ -417,7 +417,7 @@ def sgd_run_(
         else:
             sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop_nonfinite, parts)
     finally:
-        if fresh and parts and (steps_taken(parts) if stop_nonfinite else steps):
+        if fresh and steps and parts and (not stop_nonfinite or steps_taken(parts)):
             momentum_buffers[:] = buffers
     losses = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
     return losses[: steps_taken(parts) + 1] if stop_nonfinite else losses
@@ -447,9 +447,10 @@ def sgd_run(
         parts: gets what the operator returns for each stretch, also of the one in which a signal arrived.
     """
     begin, end = steps.start, steps.stop
-    op = reference.sgd_run if REFERENCE else _C.sgd_run_
+    op, validation = reference.sgd_run if REFERENCE else _C.sgd_run_, tensors[8:]
     rows = min(sizes[0], len(tensors[0]) if tensors[0].dim() else 1)
-    seconds = 5e-8 + 1e-9 * max(1, rows) * (tensors[1].numel() + 1)  # of a step, about
+    start, number = (5e-8, 1e-9) if tensors[0].device.type == "cpu" else (5e-6, 4e-12)
+    seconds = start + number * max(1, rows) * (tensors[1].numel() + 1)  # of a step, about
     count = end - begin
     if count * seconds > _FIRST_STRETCH:
         count = max(1, int(_FIRST_STRETCH / seconds))
@@ -463,10 +464,12 @@ def sgd_run(
         except RuntimeError as error:
             _refuse("sgd_run_", error, *tensors[:5], *rule[:3])
             raise
-        if stop == end or (stop_nonfinite and int(parts[-1][2]) < stop - begin):
+        if stop == end or int(parts[-1][2]) < stop - begin:  # which waits for a GPU, so that there is a time to go by
             return
-        if begin == steps.start and tensors[0].stride(1) != 1:  # else every stretch would copy all rows
-            tensors = (tensors[0].contiguous(), *tensors[1:])
+        if begin == steps.start:  # else every stretch would copy all rows, and the order to a GPU
+            order = None if tensors[7] is None else tensors[7].to(tensors[0].device)
+            tensors = (tensors[0] if tensors[0].stride(1) == 1 else tensors[0].contiguous(), *tensors[1:7], order)
+            tensors += validation
         first_step = [False, False]
         count = max(1, min(4 * count, int(count * _STRETCH / max(1e-9, time.perf_counter() - started))))
         begin = stop

@@ -54,10 +54,27 @@ def test_every_option_of_sgd():
     passed(run_tests("tests/test_training.py", "-k", "every_step and (float32 or bfloat16) or many_targets"))
 
 
+# Every kernel of a run: a block's, and those of steps that are launched one by one.
+RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (dampening or plain or data))"
+
+
+def test_runs_without_races():
+    passed(run_tests("tests/test_run.py", "-k", RUNS, SIMT_SEED="3", SIMT_MULTIPROCESSORS="3"))
+
+
+def test_runs_with_sanitizers():
+    passed(run_tests("tests/test_run.py", "-k", "parts or weights or times or otherwise or stops", sanitize=True))
+
+
 SABOTAGE = {
     "a barrier": ("csrc/cuda/rows.cuh", "    sync_block();  // every warp's part is there\n", "    ;\n", "race"),
     "a fence": ("csrc/cuda/reduce.cuh", "  fence();       // this thread's sums", "  //", "race|allowed"),
     "a bounds check": ("csrc/cuda/rows.cuh", "valid && j < columns_ ?", "valid ?", "AddressSanitizer"),
+    "a barrier of a run": ("csrc/cuda/run_resident.cuh", "sync_block();  // every warp's sums are there", ";", "race"),
+    "a second place for sums": ("csrc/cuda/run_resident.cuh", "(step & 1) * (l.warps", "0 * (l.warps", "race"),
+    "a place of all blocks' sums": ("csrc/cuda/run_resident.cuh", "(step & 1) * blocks * line", "0", "race|allowed"),
+    "a wait for blocks": ("csrc/cuda/run_resident.cuh", "signalled(call.signals + block) < turn", "false", "race"),
+    "a bound of a run": ("csrc/cuda/run_rows.cuh", "rows[u] >= 0 && column(c) < p_.d", "true", "AddressSanitizer"),
 }
 
 
@@ -65,6 +82,7 @@ SABOTAGE = {
 def test_a_kernel_without(removed):
     file, text, instead, word = SABOTAGE[removed]
     sanitize = word == "AddressSanitizer"
-    run = run_tests("tests/test_parity.py", "-k", "test_shapes", sanitize=sanitize, replace={file: (text, instead)})
+    chosen = ("tests/test_run.py", "-k", "parts") if "run_" in file else ("tests/test_parity.py", "-k", "test_shapes")
+    run = run_tests(*chosen, sanitize=sanitize, replace={file: (text, instead)})
     assert run.returncode != 0, f"{removed} was removed from {file}, and nothing noticed"
     assert any(w in run.stdout + run.stderr for w in word.split("|")), run.stdout[-4000:] + run.stderr[-4000:]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Is a run its steps? sgd_run_ beside sgd_step_ on every batch, bit for bit, and what ends a run early."""
+"""Is a run its steps? sgd_run_ beside sgd_step_ on every batch, on the CPU bit for bit, and what ends a run early."""
 
+import ctypes
 import itertools
 import os
 import signal
@@ -11,12 +12,10 @@ import time
 
 import pytest
 import torch
-from accuracy import DTYPES, LOSSES, Problem
+from accuracy import DTYPES, LOSSES, Exact, Problem, assert_as_accurate
 
 import linreg_ext
 from linreg_ext import functional, reference
-
-pytestmark = pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
 
 # n, d, k, batch: small steps, steps at the limit of small, and beyond it; one row; a batch larger than the data
 SHAPES = [
@@ -29,6 +28,8 @@ OPTIONS = {
     "momentum, weight decay, nesterov": {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
     "momentum, dampening, maximize": {"momentum": 0.9, "dampening": 0.5, "maximize": True},
 }
+ON_CPU = "LINREG_EXT_SIMT" not in os.environ  # what is on the CPU is computed by the CPU's kernels
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 def batches(order, batch_size, drop_last=False):
@@ -61,10 +62,17 @@ def both(problem, orders, batch_size, *, lr=0.01, drop_last=False, in_place=Fals
     return results
 
 
-def assert_same_bits(results):
+def assert_same(results):
+    """The same bits; from a GPU, whose runs add in another order than its steps, the same numbers."""
     for run, steps in zip(*results, strict=True):
         assert run.dtype == steps.dtype
-        assert torch.equal(run.nan_to_num(1e30), steps.nan_to_num(1e30))
+        assert run.shape == steps.shape
+        if ON_CPU and run.device.type == "cpu":
+            assert torch.equal(run.nan_to_num(1e30), steps.nan_to_num(1e30))
+        else:
+            assert torch.equal(run.isfinite(), steps.isfinite())
+            error = (run.double() - steps.double()).nan_to_num(0, 0, 0).norm()
+            assert error <= TOLERANCE[run.dtype] * (steps.double().nan_to_num(0, 0, 0).norm() + 1e-3)
 
 
 def shuffled(n, epochs):
@@ -73,38 +81,38 @@ def shuffled(n, epochs):
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_every_step_has_the_bits_of_a_single_step(options, dtypes):
+def test_every_step_is_a_single_step(options, dtypes, device):
     for (n, d, k, batch), loss, in_place in itertools.product(SHAPES, LOSSES, (False, True)):
-        problem = Problem.random(n, d, k, dtypes, bias=d != 2, weight="rows" if n == 300 else None)
+        problem = Problem.random(n, d, k, dtypes, bias=d != 2, weight="rows" if n == 300 else None, device=device)
         orders = torch.arange(n).repeat(3, 1) if in_place else shuffled(n, 3)
-        assert_same_bits(both(problem, orders, batch, in_place=in_place, loss=loss, delta=0.5, **options))
+        assert_same(both(problem, orders, batch, in_place=in_place, loss=loss, delta=0.5, **options))
 
 
-def test_towards_many_targets_too():
+def test_towards_many_targets_too(device):
     """Batches go by matrix products or, the short last one, by loops, as a single step on them does."""
     for k in (15, 16, 40):
-        problem = Problem.random(300, 64, k, DTYPES["float32"])
-        assert_same_bits(both(problem, shuffled(300, 2), 140, momentum=0.9))
-        assert_same_bits(both(problem, torch.arange(300).repeat(2, 1), 140, in_place=True))
+        problem = Problem.random(300, 64, k, DTYPES["float32"], device=device)
+        assert_same(both(problem, shuffled(300, 2), 140, momentum=0.9))
+        assert_same(both(problem, torch.arange(300).repeat(2, 1), 140, in_place=True))
 
 
 @pytest.mark.parametrize("weight", ["elements", "rows", "row columns"])
-def test_weights_are_gathered_with_their_rows(weight):
+def test_weights_are_gathered_with_their_rows(weight, device):
     for n, d, k in ((60, 3, 2), (60, 12, 1)):
-        problem = Problem.random(n, d, k, DTYPES["float32"], weight=weight)
-        assert_same_bits(both(problem, shuffled(n, 2), 16))
+        problem = Problem.random(n, d, k, DTYPES["float32"], weight=weight, device=device)
+        assert_same(both(problem, shuffled(n, 2), 16))
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_rows_may_come_several_times_or_not_at_all(drop_last):
-    problem = Problem.random(40, 3, 1, DTYPES["float32"])
-    assert_same_bits(both(problem, torch.randint(40, (3, 25)), 8, drop_last=drop_last))
-    assert_same_bits(both(problem, torch.randint(40, (2, 500)), 100, drop_last=drop_last))
-    assert_same_bits(both(problem, torch.randint(40, (2, 5)), 8, drop_last=drop_last))
+def test_rows_may_come_several_times_or_not_at_all(drop_last, device):
+    problem = Problem.random(40, 3, 1, DTYPES["float32"], device=device)
+    assert_same(both(problem, torch.randint(40, (3, 25)), 8, drop_last=drop_last))
+    assert_same(both(problem, torch.randint(40, (2, 500)), 100, drop_last=drop_last))
+    assert_same(both(problem, torch.randint(40, (2, 5)), 8, drop_last=drop_last))
 
 
-def test_one_order_serves_every_epoch():
-    problem = Problem.random(40, 3, 1, DTYPES["float32"])
+def test_one_order_serves_every_epoch(device):
+    problem = Problem.random(40, 3, 1, DTYPES["float32"], device=device)
     order = torch.randperm(40)
     x, w, y, *_ = vars(problem).values()
     once, repeated = (w.clone() for _ in range(2))
@@ -114,50 +122,52 @@ def test_one_order_serves_every_epoch():
 
 
 @pytest.mark.parametrize("rates", [torch.float32, torch.float64])
-def test_a_learning_rate_for_every_step(rates):
-    for d in (2, 30):
-        problem = Problem.random(40, d, 1, DTYPES["float32"])
-        assert_same_bits(both(problem, shuffled(40, 3), 16, lr=torch.rand(9, dtype=rates) / 10))
+def test_a_learning_rate_for_every_step(rates, device):
+    for d in (2, 30, 300):
+        problem = Problem.random(40, d, 1, DTYPES["float32"], device=device)
+        lr = torch.rand(9, dtype=rates) / (10 + d)
+        for where in {"cpu", device}:
+            assert_same(both(problem, shuffled(40, 3), 16, lr=lr.to(where)))
 
 
-def test_operands_that_lie_otherwise():
-    wide = torch.randn(50, 12)
+def test_operands_that_lie_otherwise(device):
+    wide = torch.randn(50, 12, device=device)
     for x, y in (
         (wide[:, :3], wide[:, 3:5]),
         (wide[::2, :3], wide[::2, 3:5]),
         (wide.t().contiguous().t()[:, :3], wide[:, 5:7]),
-        (wide[:1, :3].expand(50, 3), torch.randn(2, 50).t()),
+        (wide[:1, :3].expand(50, 3), torch.randn(2, 50, device=device).t()),
     ):
         for d in (3, 1):
-            w = torch.randn(2, d)
-            problem = Problem(x[:, :d], w, y, torch.randn(4)[::2])
-            assert_same_bits(both(problem, shuffled(len(x), 2), 16))
-            assert_same_bits(both(problem, torch.arange(len(x)).repeat(2, 1), 16, in_place=True))
+            w = torch.randn(2, d, device=device)
+            problem = Problem(x[:, :d], w, y, torch.randn(4, device=device)[::2])
+            assert_same(both(problem, shuffled(len(x), 2), 16))
+            assert_same(both(problem, torch.arange(len(x)).repeat(2, 1), 16, in_place=True))
 
 
-def test_parameters_whose_columns_are_apart_are_updated():
-    x, y, order = torch.randn(50, 3), torch.randn(50, 2), shuffled(50, 2)
-    w, columns = torch.zeros(2, 3), torch.zeros(3, 2)
+def test_parameters_whose_columns_are_apart_are_updated(device):
+    x, y, order = torch.randn(50, 3, device=device), torch.randn(50, 2, device=device), shuffled(50, 2)
+    w, columns = torch.zeros(2, 3, device=device), torch.zeros(3, 2, device=device)
     linreg_ext.sgd_run_(x, w, y, order=order, batch_size=16, lr=0.1)
     linreg_ext.sgd_run_(x, columns.t(), y, order=order, batch_size=16, lr=0.1)
     assert torch.equal(w, columns.t())
-    vector = torch.zeros(3)
-    one = torch.zeros(1, 3)
+    vector = torch.zeros(3, device=device)
+    one = torch.zeros(1, 3, device=device)
     linreg_ext.sgd_run_(x, vector, y[:, 0], order=order, batch_size=16, lr=0.1)
     linreg_ext.sgd_run_(x, one, y[:, :1], order=order, batch_size=16, lr=0.1)
     assert torch.equal(vector, one[0])
 
 
-@pytest.mark.parametrize("d", [2, 30])
+@pytest.mark.parametrize("d", [2, 30, 300])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_run_stops_with_the_last_finite_parameters(d, momentum):
-    problem = Problem.random(64, d, 1, DTYPES["float32"])
+def test_a_run_stops_with_the_last_finite_parameters(d, momentum, device):
+    problem = Problem.random(64, d, 1, DTYPES["float32"], device=device)
     x, w, y, *_ = vars(problem).values()
     y[37] = torch.inf  # in the third batch of the second epoch
     orders = torch.arange(64).repeat(2, 1)
     orders[0, 37], orders[1, 37] = 0, 37
     kept, twin, buffers, twin_buffers = w.clone(), w.clone(), [None, None], [None, None]
-    options = {"batch_size": 16, "lr": 0.01, "momentum": momentum}
+    options = {"batch_size": 16, "lr": 0.1 / (10 + d), "momentum": momentum}
     losses = linreg_ext.sgd_run_(x, kept, y, order=orders, stop_nonfinite=True, momentum_buffers=buffers, **options)
     assert len(losses) == 7
     assert losses[:-1].isfinite().all()
@@ -178,8 +188,8 @@ def test_a_run_stops_with_the_last_finite_parameters(d, momentum):
 
 
 @pytest.mark.parametrize("shape", [(60, 2, 1), (60, 20, 2), (3000, 1, 1)], ids=str)
-def test_validation_after_every_epoch(shape):
-    problem, rows = (Problem.random(*shape, DTYPES["float32"]) for _ in range(2))
+def test_validation_after_every_epoch(shape, device):
+    problem, rows = (Problem.random(*shape, DTYPES["float32"], device=device) for _ in range(2))
     x, w, y, b, _ = vars(problem).values()
     twin, twin_bias = w.clone(), b.clone()
     rule = ("mse", 1.0, "mean", None, 0.01, 0.0, 0.0, 0.0, False, False)
@@ -195,13 +205,13 @@ def test_validation_after_every_epoch(shape):
         linreg_ext.sgd_step_(x[batch], twin, y[batch], linear_bias=twin_bias, lr=0.01)
         if (step + 1) % epoch == 0:
             expected.append(linreg_ext.linear_mse_loss(rows.input, twin, rows.target, linear_bias=twin_bias))
-    assert torch.equal(validation, torch.stack(expected))
+    assert_same([[validation], [torch.stack(expected)]])
 
 
-def test_frozen_parameters_stay():
+def test_frozen_parameters_stay(device):
     for d in (2, 30):
         for frozen in ((True, False), (False, True)):
-            x, w, y, b, _ = vars(Problem.random(40, d, 1, DTYPES["float32"])).values()
+            x, w, y, b, _ = vars(Problem.random(40, d, 1, DTYPES["float32"], device=device)).values()
             before = w.clone(), b.clone()
             rule = ("mse", 1.0, "mean", None, 0.01, 0.0, 0.0, 0.0, False, False)
             operands = (x, w, y, b, *[None] * 6)
@@ -210,8 +220,8 @@ def test_frozen_parameters_stay():
 
 
 @pytest.mark.parametrize("d", [3, 30])
-def test_the_reference_is_the_same_run(d):
-    problem = Problem.random(50, d, 2, DTYPES["float64"], weight="elements")
+def test_the_reference_is_the_same_run(d, device):
+    problem = Problem.random(50, d, 2, DTYPES["float64"], weight="elements", device=device)
     orders = shuffled(50, 3)
     for options in (
         {"order": orders, "batch_size": 16},
@@ -232,12 +242,96 @@ def test_the_reference_is_the_same_run(d):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_no_rows_are_no_steps():
+def test_no_rows_are_no_steps(device):
     for module in (linreg_ext, reference):
-        w = torch.ones(1, 2)
-        losses = module.sgd_run_(torch.empty(0, 2), w, torch.empty(0, 1), epochs=5, lr=0.1)
-        assert losses.shape == (0,)
-        assert torch.equal(w, torch.ones(1, 2))
+        w = torch.ones(1, 2, device=device)
+        x, y = torch.empty(0, 2, device=device), torch.empty(0, 1, device=device)
+        assert module.sgd_run_(x, w, y, epochs=5, lr=0.1).shape == (0,)
+        assert (w == 1).all()
+
+
+# On a GPU: many narrow rows, a warp that has one, rows over lanes, several targets; rows that one block does not hold.
+@pytest.mark.parametrize("shape", [(700, 1, 1), (33, 8, 1), (40, 100, 2), (70, 17, 3), (50, 300, 1)], ids=str)
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+def test_a_run_in_parts_has_the_same_bits(shape, dtypes, device):
+    problem = Problem.random(*shape, dtypes, weight="rows", device=device)
+    x, w, y, b, v = vars(problem).values()
+    orders = shuffled(len(x), 3)
+    rule = ("huber", 0.5, "mean", None, 0.1 / (10 + shape[1]), 0.9, 0.0, 0.1, True, False)
+    results = []
+    for cuts in ([12], [1, 2, 7, 12], [4, 8, 12]):
+        tensors = [t.clone() for t in (w, b, w, b)]
+        first_step, parts = [True, True], []
+        for steps in itertools.starmap(range, itertools.pairwise([0, *cuts])):
+            operands = (x, tensors[0], y, tensors[1], v, *tensors[2:], orders, None, None)
+            functional.sgd_run(operands, (-(-len(x) // 4), False, 3), steps, rule, first_step, [False] * 2, True, parts)
+            first_step = [False, False]
+        results.append([torch.cat([part[0] for part in parts]), *tensors])
+    assert results[0][0].isfinite().all()
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+# More than a block's shared memory: 96 KB in tests/simt, up to 227 KB of a GPU.
+@pytest.mark.parametrize("shape", [(14_000, 1, 1), (3000, 16, 1), (1501, 31, 1), (40_000, 2, 1)], ids=str)
+def test_a_full_batch_of_several_blocks(shape, device):
+    """In parts it has the same bits, and it stops."""
+    problem = Problem.random(*shape, DTYPES["float32"], weight="rows", device=device)
+    x, w, y, b, v = vars(problem).values()
+    options = {"weight": v, "epochs": 5, "lr": 0.1 / (10 + shape[1]), "momentum": 0.9, "loss": "huber"}
+    results = []
+    for cuts in ([5], [1, 3, 5]):
+        tensors, buffers, losses = [w.clone(), b.clone()], [None, None], []
+        for epochs in (end - begin for begin, end in itertools.pairwise([0, *cuts])):
+            now = options | {"epochs": epochs, "momentum_buffers": buffers}
+            losses.append(linreg_ext.sgd_run_(x, tensors[0], y, linear_bias=tensors[1], **now))
+        results.append([torch.cat(losses), *tensors, *buffers])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    orders = torch.arange(len(x)).repeat(5, 1)
+    assert_same(both(problem, orders, len(x), in_place=True, **{k: options[k] for k in ("lr", "momentum", "loss")}))
+    x[-1] = torch.inf
+    kept = w.clone()
+    losses = linreg_ext.sgd_run_(x, kept, y, stop_nonfinite=True, **options | {"momentum_buffers": [None, None]})
+    assert len(losses) == 1
+    assert torch.equal(kept, w)
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-4])
+@pytest.mark.parametrize("shape", [(3000, 1, 1), (1500, 8, 1), (300, 60, 1), (60, 200, 2)], ids=str)
+def test_a_step_of_a_run_is_as_accurate_as_pytorch(shape, noise, device):
+    """Near convergence too, with a rate that makes the update as large as the weight."""
+    problem = Problem.random(*shape, DTYPES["float32"], noise=noise, device=device)
+    x, w, y, b, _ = vars(problem).values()
+    ours, lr = [w.clone(), b.clone()], len(x) ** 0.5 / noise
+    loss = linreg_ext.sgd_run_(x, ours[0], y, linear_bias=ours[1], lr=lr)
+    found = {"loss": loss[0], "weight": ours[0], "bias": ours[1]}
+    others = []
+    for dtype in (torch.float32, torch.float64):
+        parameters = [t.to(dtype).requires_grad_() for t in (w, b)]
+        value = torch.nn.functional.mse_loss(x.to(dtype) @ parameters[0].T + parameters[1], y.to(dtype))
+        grads = torch.autograd.grad(value, parameters)
+        moved = [(p - lr * g).detach() for p, g in zip(parameters, grads, strict=True)]
+        others.append({"loss": value.detach(), "weight": moved[0], "bias": moved[1]})
+    for name, value in found.items():
+        exact = others[1][name].cpu().numpy()
+        assert_as_accurate(name, value, others[0][name], Exact(exact, exact))
+
+
+@pytest.mark.skipif(ON_CPU, reason="the interpreter of tests/simt counts launches")
+def test_a_run_over_rows_in_shared_memory_is_one_launch():
+    launches = ctypes.CDLL(os.environ["LINREG_EXT_SIMT"]).simt_launches
+    for (n, d, k), options, expected in (
+        ((80, 1, 1), {"epochs": 50}, 1),
+        ((80, 1, 1), {"epochs": 3, "batch_size": 16, "order": torch.randperm(80)}, 1),
+        ((30, 100, 4), {"epochs": 20}, 1),
+        ((3000, 16, 1), {"epochs": 20}, 2),  # of all blocks, and one before it
+        ((30, 300, 1), {"epochs": 20}, 20),  # wider than a warp holds
+        ((30, 300, 1), {"epochs": 20, "order": torch.randperm(30)}, 40),  # and gathered
+    ):
+        x, w, y, *_ = vars(Problem.random(n, d, k, DTYPES["float32"])).values()
+        before = launches()
+        linreg_ext.sgd_run_(x, w, y, lr=0.01, **options)
+        assert launches() - before == expected + 1  # which says how many steps were taken
 
 
 def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):

@@ -142,7 +142,7 @@ def test_the_sanitizer_has_nothing_against_fibers():
 @pytest.mark.parametrize(
     ("launch", "message"),
     [
-        ({"shared_bytes": (48 << 10) + 16}, "at most 48 KB of shared memory, got 49168"),
+        ({"shared_bytes": (96 << 10) + 16}, "at most 96 KB of shared memory, got 98320"),
         ({"threads": 48}, "32, 64, ... or 1024 threads, got 48"),
         ({"threads": 2048}, "32, 64, ... or 1024 threads, got 2048"),
         ({"kernel": "cluster", "cluster": 32, "blocks": 32}, "a cluster of at most 16 blocks, got 32"),

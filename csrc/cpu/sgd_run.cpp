@@ -56,13 +56,10 @@ View shifted(View view, int64_t rows) {
   return view;
 }
 
-// Rows of a batch's beginning that a run has: all but the last batch have batch_size.
-int64_t rows_of(const Run& run, int64_t batch) { return std::min(run.batch_size, run.rows - batch * run.batch_size); }
-
 size_t step_workspace(Problem problem, const Run& run) {
-  problem.n = rows_of(run, 0);
+  problem.n = batch_rows(run, 0);
   const size_t full = sgd_workspace(problem);
-  problem.n = rows_of(run, run.epoch_steps - 1);  // fewer rows may be cut up otherwise
+  problem.n = batch_rows(run, run.epoch_steps - 1);  // fewer rows may be cut up otherwise
   return std::max(full, sgd_workspace(problem));
 }
 
@@ -82,7 +79,7 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
   for (int64_t step = run.begin; step < run.end; ++step) {
     const int64_t epoch = step / run.epoch_steps, first = step % run.epoch_steps * run.batch_size;
     Problem batch = problem;
-    batch.n = rows_of(run, step % run.epoch_steps);
+    batch.n = batch_rows(run, step % run.epoch_steps);
     if (run.order) {
       const int64_t* order = run.order + epoch * run.order_stride + first;
       char* to = gathered;
@@ -107,9 +104,9 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
 
 size_t run_workspace(const Problem& problem, const Run& run, const Problem* validation) {
   size_t bytes = 0;
-  if (!is_small(problem, rows_of(run, 0))) {
+  if (!is_small(problem, batch_rows(run, 0))) {
     bytes = step_workspace(problem, run);
-    const int64_t rows = run.order ? rows_of(run, 0) : 0;
+    const int64_t rows = run.order ? batch_rows(run, 0) : 0;
     bytes += gathered_bytes(problem.x, problem.d, rows) + gathered_bytes(problem.y, problem.k, rows) +
              gathered_bytes(problem.v, problem.k, rows);
   }
@@ -126,7 +123,7 @@ int64_t sgd_run(const Problem& given, const Run& run, const Sgd& sgd, const Para
   if (validation) after = *validation, after.w = problem.w, after.b = problem.b;
 
   // Steps are small by the size of a full batch, and a shorter one is then small as well.
-  const bool small = is_small(problem, rows_of(run, 0));
+  const bool small = is_small(problem, batch_rows(run, 0));
   const int64_t size = int64_t(size_of(loss_dtype(problem)));
   Parameter w = weight, b = bias;
   Run part = run;

@@ -222,7 +222,7 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
     if (columns.n == 0 || !one_batch) {
       const int64_t first = batch * run.batch_size;
       const int64_t* order = run.order ? run.order + epoch * run.order_stride : nullptr;
-      columns.n = run.rows - first < run.batch_size ? run.rows - first : run.batch_size;
+      columns.n = batch_rows(run, batch);
       columns.stride = (columns.n + kLanes - 1) / kLanes * kLanes;
       columns.y = numbers + kD * columns.stride;
       load_columns(problem.x, kD, order, first, columns.n, columns.stride, numbers);

@@ -52,19 +52,21 @@ struct Known {
 const char* find(int device, Known& found) {
   const RelaxedCapture relaxed;
   Limits& limits = found.limits;
-  int shared = 0;
+  int cooperative = 0;
   cudaFuncAttributes code;
   void* slots = nullptr;
   for (const cudaError_t error :
        {cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device),
         cudaFuncGetAttributes(&code, occupant), cudaGetSymbolAddress(&slots, counter_slots)})
     if (error != cudaSuccess) return message(error);
   found.slots = static_cast<unsigned*>(slots);
+  limits.cooperative = cooperative;
   limits.clusters[0] = limits.multiprocessors;
   // It is the code that must know clusters: an older architecture's may have been translated for this device.
   for (int i = 1; code.ptxVersion >= 90 && i < kClusterSizes; ++i)
-    limits.clusters[i] = resident_clusters(1 << i, shared);
+    limits.clusters[i] = resident_clusters(1 << i, limits.shared_bytes);
   return nullptr;
 }
 

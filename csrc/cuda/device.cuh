@@ -26,6 +26,7 @@ LINREG_DEVICE int block_count() { return int(gridDim.x); }
 
 // The value of the lane whose number differs by `mask`; all 32 lanes call it.
 LINREG_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+LINREG_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // The value of lane `lane`; all 32 lanes call it.
 LINREG_DEVICE double shuffle(double value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
@@ -110,6 +111,17 @@ LINREG_DEVICE double published(const double* from) { return __ldcg(from); }
 // What this thread, and those it has synchronised with, wrote before is seen by whoever sees what it writes after.
 LINREG_DEVICE void fence() { __threadfence(); }
 
+// For blocks that wait for each other, which a cooperative launch lets run at the same time: what this thread, and
+// those it has synchronised with, wrote before a signal is seen by whoever has seen the signal.
+LINREG_DEVICE void signal(double* to, double value) {
+  asm volatile("st.release.gpu.global.b64 [%0], %1;" ::"l"(to), "d"(value) : "memory");
+}
+LINREG_DEVICE double signalled(const double* from) {
+  double value;
+  asm volatile("ld.acquire.gpu.global.b64 %0, [%1];" : "=d"(value) : "l"(from) : "memory");
+  return value;
+}
+
 // Counts to `count` and starts again at 0; true for the last arrival.
 LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count) { return atomicInc(counter, count - 1) == count - 1; }
 
@@ -122,6 +134,8 @@ constexpr int kClusterSizes = 5;  // of 1, 2, 4, 8 and 16 blocks
 // What plan.h asks of the current device.
 struct Limits {
   int multiprocessors = 0;
+  int shared_bytes = 0;              // that a block may have
+  bool cooperative = false;          // whether blocks may wait for each other
   int clusters[kClusterSizes] = {};  // of 2^i blocks, with a multiprocessor for each block, that run at once
 };
 
@@ -136,8 +150,9 @@ const char* counters(void* stream, unsigned*& counters);
 
 struct Launch {
   int blocks, threads, cluster;
-  int shared_bytes;  // at most 48 KB
+  int shared_bytes;  // at most Limits::shared_bytes
   void* stream;
+  bool cooperative = false;  // all blocks run at once, or it is an error
 };
 
 // nullptr, or what the CUDA runtime says is wrong.
@@ -147,17 +162,22 @@ inline const char* message(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
-inline cudaLaunchConfig_t config_of(const Launch& l, cudaLaunchAttribute& cluster) {
+inline cudaLaunchConfig_t config_of(const Launch& l, cudaLaunchAttribute& attribute) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(l.blocks));
   config.blockDim = dim3(unsigned(l.threads));
   config.dynamicSmemBytes = size_t(l.shared_bytes);
   config.stream = static_cast<cudaStream_t>(l.stream);
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = unsigned(l.cluster);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = l.cluster > 1 ? 1 : 0;
+  if (l.cooperative) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = unsigned(l.cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  config.attrs = &attribute;
+  config.numAttrs = l.cooperative || l.cluster > 1 ? 1 : 0;
   return config;
 }
 
@@ -168,11 +188,21 @@ cudaError_t allow_cluster(void (*kernel)(Parameters...), int cluster) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
+constexpr int kSharedUnasked = 48 << 10;
+
+// More shared memory than this has to be asked for, too.
+template <class... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...), int bytes) {
+  if (bytes <= kSharedUnasked) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 template <class... Parameters>
 const char* launch(void (*kernel)(Parameters...), const Launch& l, const Parameters&... arguments) {
-  cudaLaunchAttribute cluster = {};
-  const cudaLaunchConfig_t config = config_of(l, cluster);
-  const cudaError_t error = allow_cluster(kernel, l.cluster);
+  cudaLaunchAttribute attribute = {};
+  const cudaLaunchConfig_t config = config_of(l, attribute);
+  cudaError_t error = allow_cluster(kernel, l.cluster);
+  if (error == cudaSuccess) error = allow_shared(kernel, l.shared_bytes);
   return message(error == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, arguments...) : error);
 }
 

@@ -3,6 +3,8 @@
 // rule applied. One block does it, after every other block has read the parameters for the last time.
 #pragma once
 
+#include <cmath>
+
 #include "../math/reduction.h"
 #include "../math/sgd.h"
 #include "number.cuh"
@@ -73,6 +75,10 @@ LINREG_DEVICE void store_scaled(void* to, Dtype dtype, int64_t rows, int64_t col
 LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
   const Problem& p = pass.problem;
   const Finish& f = pass.finish;
+  if (f.skip.before && !is_finite(load_number(f.skip.before, loss_dtype(p), 0))) {
+    if (slice.first == 0 && thread_index() == 0) store_number(f.loss, loss_dtype(p), 0, NAN);
+    return;
+  }
   const double scale = reduction_scale(p, p.v.data ? total(sums + weight_totals(p), p.k) : 0);
   const double loss = round_to(scale * total(sums + loss_sums(p), p.k), loss_dtype(p));
   const bool first = slice.first == 0;
@@ -82,7 +88,7 @@ LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
   const Sums of_bias = {sums + bias_sums(p), nullptr, Dtype::float64, 0};
   const Sums of_weight = {sums + weight_sums(p), pass.products.weight, pass.products.weight_dtype, p.d};
   if (f.step) {
-    if (f.skip_nonfinite && !(loss - loss == 0)) return;  // inf − inf and nan − nan are nan
+    if (f.skip.nonfinite && !is_finite(loss)) return;
     Sgd sgd = f.sgd;
     if (sgd.lr_on_device) sgd.lr = load_number(sgd.lr_on_device, sgd.lr_dtype, 0);
     update(f.weight, p.k, slice, of_weight, gradient_scale, sgd);

@@ -81,6 +81,8 @@ LINREG_DEVICE void store_number(void* to, Dtype dtype, int64_t index, double num
   }
 }
 
+LINREG_DEVICE bool is_finite(double number) { return number - number == 0; }  // inf − inf and nan − nan are nan
+
 LINREG_DEVICE double round_to(double number, Dtype dtype) {
   double stored;
   store_number(&stored, dtype, 0, number);

@@ -14,7 +14,7 @@ struct Finish {
   Gradients gradients;
   Sgd sgd;
   Parameter weight, bias;
-  bool skip_nonfinite = false;
+  Skip skip;
 };
 
 // How rows are laid over lanes, warps and blocks (rows.cuh); chosen by plan.h.

@@ -72,7 +72,7 @@ const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, 
 }
 
 const char* finish_sgd_step(const Problem& problem, const ProductSums& sums, const Sgd& sgd, const Parameter& weight,
-                            const Parameter& bias, bool skip_nonfinite, void* loss, void* stream) {
+                            const Parameter& bias, const Skip& skip, void* loss, void* stream) {
   Pass pass = pass_for(problem);
   pass.products = sums;
   pass.finish.step = true;
@@ -80,7 +80,7 @@ const char* finish_sgd_step(const Problem& problem, const ProductSums& sums, con
   pass.finish.sgd = sgd;
   pass.finish.weight = weight;
   pass.finish.bias = bias;
-  pass.finish.skip_nonfinite = skip_nonfinite;
+  pass.finish.skip = skip;
   return launch_finish(pass, stream);
 }
 

@@ -55,25 +55,6 @@ LINREG_MATH Slice slice_of(const Layout& l, int64_t d, int rank) {
   return {first, first + columns < d ? columns : first < d ? d - first : 0};
 }
 
-// The sums over the lanes of a row of each of kCount numbers, each of which ends in lanes / kCount neighbouring lanes:
-// the first of them in `in_row` 0, and so on. Half of the numbers go at each exchange, where a sum of each over all
-// lanes would send all of them: 15 exchanges and one for 16 numbers in 32 lanes, not 80.
-template <int kCount>
-LINREG_DEVICE double scatter_sums(const double (&numbers)[kCount], int lanes) {
-  if constexpr (kCount == 1) {
-    return sum_lanes(numbers[0], 1, lanes);
-  } else {
-    const bool upper = thread_index() & lanes / 2;
-    double half[kCount / 2];
-#pragma unroll
-    for (int i = 0; i < kCount / 2; ++i) {
-      const double send = upper ? numbers[i] : numbers[i + kCount / 2];
-      half[i] = (upper ? numbers[i + kCount / 2] : numbers[i]) + shuffle_xor(send, lanes / 2);
-    }
-    return scatter_sums(half, lanes / 2);
-  }
-}
-
 template <class S>
 class RowsPass {
  public:

@@ -20,13 +20,13 @@ Pass pass_for(const Problem& problem) {
 const char* sgd_workspace(const Problem& problem, size_t& bytes) { return pass_workspace(pass_for(problem), bytes); }
 
 const char* sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
-                     bool skip_nonfinite, void* loss, void* workspace, void* stream) {
+                     const Skip& skip, void* loss, void* workspace, void* stream) {
   Pass pass = pass_for(problem);
   pass.finish.loss = loss;
   pass.finish.sgd = sgd;
   pass.finish.weight = weight;
   pass.finish.bias = bias;
-  pass.finish.skip_nonfinite = skip_nonfinite;
+  pass.finish.skip = skip;
   return run_pass(pass, workspace, stream);
 }
 

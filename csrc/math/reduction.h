@@ -9,9 +9,11 @@ namespace linreg {
 
 // 1 for a sum, 1 / (n k) or, of a weighted problem, 1 / Σ v for a mean. Without rows a mean's scale is inf, and
 // PyTorch's gradient a sum of nothing.
+LINREG_MATH double reduction_scale(Reduction reduction, double total) {
+  return reduction == Reduction::mean ? 1.0 / total : 1.0;
+}
 LINREG_MATH double reduction_scale(const Problem& p, double weight_total) {
-  if (p.reduction != Reduction::mean) return 1.0;
-  return 1.0 / (p.v.data ? weight_total : double(p.n) * double(p.k));
+  return reduction_scale(p.reduction, p.v.data ? weight_total : double(p.n) * double(p.k));
 }
 
 }  // namespace linreg

@@ -10,6 +10,23 @@
 
 namespace linreg::torch_ops {
 
+// The steps of a run that one call takes, in linreg.h's words, and where it writes.
+struct RunCall {
+  const char* op;
+  c10::Device device;
+  Problem problem;
+  Run run;           // without lr; its order is a device's that works by itself
+  at::Tensor order;  // of the run, on the CPU or the device; undefined: every row in turn
+  at::Tensor rates;  // [end - begin] double, on the CPU or the device; undefined: the rule's
+  Sgd sgd;
+  Parameter weight, bias;
+  bool stop_nonfinite;
+  Problem* validation;           // nullptr: none
+  at::Tensor losses;             // [end - begin]; what is not reached becomes nan, here and below
+  at::Tensor validation_losses;  // [epochs that end]
+  at::Tensor done;               // 0-dim int64: how many steps were taken
+};
+
 struct Backend {
   // A contiguous tensor on the device, undefined.
   at::Tensor (*empty)(at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device);
@@ -18,18 +35,22 @@ struct Backend {
   // linear_loss and sgd_step of linreg.h, on the device's current stream, with their workspace.
   void (*linear_loss)(const char* op, c10::Device device, Problem& problem, const Gradients& gradients, void* loss);
   void (*sgd_step)(const char* op, c10::Device device, Problem& problem, const Sgd& sgd, const Parameter& weight,
-                   const Parameter& bias, bool skip_nonfinite, void* loss);
+                   const Parameter& bias, const Skip& skip, void* loss);
+  void (*sgd_run)(RunCall& call);
   // For products.h, as linreg.h has them; nullptr where the entries above make their own products.
-  bool (*by_products)(const char* op, c10::Device device, const Problem& problem, const Gradients& gradients);
-  void (*residuals)(const char* op, c10::Device device, const Problem& rows, const Residuals& wanted);
+  bool (*by_products)(const char* op, c10::Device device, const Problem& problem, const Gradients& gradients) = nullptr;
+  void (*residuals)(const char* op, c10::Device device, const Problem& rows, const Residuals& wanted) = nullptr;
   void (*finish_linear_loss)(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
-                             const Gradients& gradients, void* loss);
+                             const Gradients& gradients, void* loss) = nullptr;
   void (*finish_sgd_step)(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
-                          const Sgd& sgd, const Parameter& weight, const Parameter& bias, bool skip_nonfinite,
-                          void* loss);
-  // cpu::sgd_run of linreg.h; nullptr where there is none yet. Returns how many steps were taken.
-  int64_t (*sgd_run)(Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
-                     bool stop_nonfinite, void* losses, Problem* validation, void* validation_losses) = nullptr;
+                          const Sgd& sgd, const Parameter& weight, const Parameter& bias, const Skip& skip,
+                          void* loss) = nullptr;
+  // For run_steps.h, as linreg.h has them.
+  void (*gather)(const char* op, c10::Device device, const Problem& problem, const int64_t* order,
+                 const Problem& batch) = nullptr;
+  void (*end_run)(const RunCall& call) = nullptr;
+  bool (*resides)(const RunCall& call) = nullptr;
+  void (*resident_steps)(const RunCall& call, const Run& run, const void* before, void* losses) = nullptr;
 };
 
 // nullptr where this build has no kernels for such a device.

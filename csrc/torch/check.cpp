@@ -338,8 +338,8 @@ Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Dev
     TORCH_CHECK(order.dim() == 1 || (order.dim() == 2 && order.size(0) == a.epochs), op,
                 ": order must have shape [rows] or [", a.epochs, ", rows], got ", order.sizes());
     TORCH_CHECK(order.is_contiguous(), op, ": order must be contiguous");
-    TORCH_CHECK(order.device() == device, op, ": order must be on ", device, ", got ", order.device());
-    run.order = order.const_data_ptr<int64_t>();
+    TORCH_CHECK(order.device() == device || (order.is_cpu() && !device.is_cpu()), op, ": order must be on ", device,
+                device.is_cpu() ? "" : " or cpu", ", got ", order.device());
     run.rows = order.size(-1);
     run.order_stride = order.dim() == 2 ? run.rows : 0;
   }
@@ -350,17 +350,18 @@ Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Dev
   const int64_t steps = run.epoch_steps * a.epochs;
   TORCH_CHECK_VALUE(0 <= a.begin && a.begin <= a.end && a.end <= steps, op,
                     ": begin and end must be in order and at most ", steps, ", got ", a.begin, " and ", a.end);
-  if (!run.order || a.begin == a.end) return run;
+  if (!a.order || !a.order->is_cpu() || a.begin == a.end) return run;
 
   const bool all = a.begin == 0 || run.order_stride == 0;
   const int64_t first = all ? 0 : a.begin / run.epoch_steps * run.rows;
   const int64_t last = all ? a.order->numel() : ((a.end - 1) / run.epoch_steps + 1) * run.rows;
+  const int64_t* const order = a.order->const_data_ptr<int64_t>();
   bool inside = true;
-  for (int64_t i = first; i < last; ++i) inside &= uint64_t(run.order[i]) < uint64_t(rows);
+  for (int64_t i = first; i < last; ++i) inside &= uint64_t(order[i]) < uint64_t(rows);
   if (!inside) {
     int64_t i = first;
-    while (uint64_t(run.order[i]) < uint64_t(rows)) ++i;
-    TORCH_CHECK_INDEX(false, op, ": order must name rows from 0 to ", rows - 1, ", got ", run.order[i]);
+    while (uint64_t(order[i]) < uint64_t(rows)) ++i;
+    TORCH_CHECK_INDEX(false, op, ": order must name rows from 0 to ", rows - 1, ", got ", order[i]);
   }
   return run;
 }

@@ -68,8 +68,8 @@ struct RunArguments {
   int64_t epochs, begin, end;
 };
 
-// The run's order of steps, without its learning rates. Reads the rows that `order` names, all of them when the run
-// begins at its first step.
+// The run's order of steps, without `order` and learning rates. An order that is on the CPU is read: all rows that it
+// names when the run begins at its first step, else those of the steps to be taken.
 Run check_run(std::string_view op, const RunArguments& run, int64_t rows, c10::Device device);
 
 Dtype dtype_of(const at::Tensor& tensor);

@@ -7,6 +7,7 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <cstddef>
+#include <limits>
 
 #include "backend.h"
 #include "check.h"
@@ -77,26 +78,38 @@ void linear_loss(const char*, c10::Device, Problem& problem, const Gradients& gr
 }
 
 void sgd_step(const char*, c10::Device, Problem& problem, const Sgd& sgd, const Parameter& weight,
-              const Parameter& bias, bool skip_nonfinite, void* loss) {
+              const Parameter& bias, const Skip& skip, void* loss) {
   problem.threads = at::get_num_threads();
   problem.multiply = multiply;
   Workspace workspace(cpu::sgd_workspace(problem));
-  cpu::sgd_step(problem, sgd, weight, bias, skip_nonfinite, loss, workspace.get());
+  cpu::sgd_step(problem, sgd, weight, bias, skip.nonfinite, loss, workspace.get());
 }
 
-int64_t sgd_run(Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
-                bool stop_nonfinite, void* losses, Problem* validation, void* validation_losses) {
-  for (Problem* const part : {&problem, validation}) {
+void sgd_run(RunCall& call) {
+  Problem& problem = call.problem;
+  for (Problem* const part : {&problem, call.validation}) {
     if (!part) continue;
     part->threads = at::get_num_threads();
     part->multiply = multiply;
   }
-  Workspace workspace(cpu::run_workspace(problem, run, validation));
-  return cpu::sgd_run(problem, run, sgd, weight, bias, stop_nonfinite, losses, validation, validation_losses,
-                      workspace.get());
+  Run run = call.run;
+  if (call.order.defined()) run.order = call.order.const_data_ptr<int64_t>();
+  if (call.rates.defined()) run.lr = call.rates.const_data_ptr<double>();
+  Workspace workspace(cpu::run_workspace(problem, run, call.validation));
+  const int64_t taken =
+      cpu::sgd_run(problem, run, call.sgd, call.weight, call.bias, call.stop_nonfinite, call.losses.data_ptr(),
+                   call.validation, call.validation_losses.data_ptr(), workspace.get());
+  if (taken < run.end - run.begin) {
+    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+    call.losses.narrow(0, taken + 1, run.end - run.begin - taken - 1).fill_(kNan);
+    const int64_t validated =
+        call.validation_losses.numel() == 0 ? 0 : (run.begin + taken) / run.epoch_steps - run.begin / run.epoch_steps;
+    call.validation_losses.narrow(0, validated, call.validation_losses.numel() - validated).fill_(kNan);
+  }
+  *call.done.mutable_data_ptr<int64_t>() = taken;
 }
 
-constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, nullptr, nullptr, nullptr, nullptr, sgd_run};
+constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, sgd_run};
 
 }  // namespace
 

@@ -8,6 +8,7 @@
 
 #include "backend.h"
 #include "check.h"
+#include "run_steps.h"
 
 namespace linreg::torch_ops {
 namespace {
@@ -37,13 +38,12 @@ void linear_loss(const char* op, c10::Device device, Problem& problem, const Gra
 }
 
 void sgd_step(const char* op, c10::Device device, Problem& problem, const Sgd& sgd, const Parameter& weight,
-              const Parameter& bias, bool skip_nonfinite, void* loss) {
+              const Parameter& bias, const Skip& skip, void* loss) {
   const c10::cuda::CUDAGuard guard(device);
   size_t bytes = 0;
   check(op, cuda::sgd_workspace(problem, bytes));
   const c10::DataPtr memory = workspace(bytes);
-  check(op, cuda::sgd_step(problem, sgd, weight, bias, skip_nonfinite, loss, memory.get(),
-                           c10::cuda::getCurrentCUDAStream()));
+  check(op, cuda::sgd_step(problem, sgd, weight, bias, skip, loss, memory.get(), c10::cuda::getCurrentCUDAStream()));
 }
 
 bool by_products(const char* op, c10::Device device, const Problem& problem, const Gradients& gradients) {
@@ -68,14 +68,51 @@ void finish_linear_loss(const char* op, c10::Device device, const Problem& probl
 }
 
 void finish_sgd_step(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
-                     const Sgd& sgd, const Parameter& weight, const Parameter& bias, bool skip_nonfinite, void* loss) {
+                     const Sgd& sgd, const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss) {
   const c10::cuda::CUDAGuard guard(device);
-  check(op, cuda::finish_sgd_step(problem, sums, sgd, weight, bias, skip_nonfinite, loss,
-                                  c10::cuda::getCurrentCUDAStream()));
+  check(op, cuda::finish_sgd_step(problem, sums, sgd, weight, bias, skip, loss, c10::cuda::getCurrentCUDAStream()));
 }
 
-constexpr Backend kBackend = {empty,       set_lr,    linear_loss,        sgd_step,
-                              by_products, residuals, finish_linear_loss, finish_sgd_step};
+void gather(const char* op, c10::Device device, const Problem& problem, const int64_t* order, const Problem& batch) {
+  const c10::cuda::CUDAGuard guard(device);
+  check(op, cuda::gather(problem, order, batch, c10::cuda::getCurrentCUDAStream()));
+}
+
+void end_run(const RunCall& call) {
+  const c10::cuda::CUDAGuard guard(call.device);
+  check(call.op, cuda::end_run(call.run, call.stop_nonfinite, {call.losses.data_ptr(), dtype_of(call.losses)},
+                               {call.validation_losses.data_ptr(), dtype_of(call.validation_losses)},
+                               call.done.mutable_data_ptr<int64_t>(), c10::cuda::getCurrentCUDAStream()));
+}
+
+bool resides(const RunCall& call) {
+  const c10::cuda::CUDAGuard guard(call.device);
+  bool yes = false;
+  size_t bytes = 0;
+  check(call.op, cuda::resident_workspace(call.problem, call.run, yes, bytes));
+  return yes;
+}
+
+void resident_steps(const RunCall& call, const Run& run, const void* before, void* losses) {
+  const c10::cuda::CUDAGuard guard(call.device);
+  bool yes = false;
+  size_t bytes = 0;
+  check(call.op, cuda::resident_workspace(call.problem, run, yes, bytes));
+  const auto memory = workspace(bytes);
+  check(call.op, cuda::resident_steps(call.problem, run, call.sgd, call.weight, call.bias, call.stop_nonfinite, before,
+                                      losses, memory.get(), c10::cuda::getCurrentCUDAStream()));
+}
+
+void sgd_run(RunCall& call);
+
+constexpr Backend kBackend = {empty,       set_lr,    linear_loss,        sgd_step,        sgd_run,
+                              by_products, residuals, finish_linear_loss, finish_sgd_step, gather,
+                              end_run,     resides,   resident_steps};
+
+void sgd_run(RunCall& call) {
+  const c10::cuda::CUDAGuard guard(call.device);
+  take_steps(kBackend, call);
+}
 
 }  // namespace
 

@@ -7,7 +7,6 @@
 
 #include <string>
 
-#include "backend.h"
 #include "products.h"
 #include "sgd_run.h"
 #include "sgd_step.h"
@@ -17,16 +16,16 @@ namespace {
 
 std::string op_name(std::string_view loss) { return "linear_" + std::string(loss) + "_loss"; }
 
-void run(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Gradients& gradients,
-         void* loss) {
+}  // namespace
+
+void compute_loss(const char* op, const Backend& backend, c10::Device device, Problem& problem,
+                  const Gradients& gradients, void* loss) {
   if (!Products::suit(op, backend, device, problem, gradients))
     return backend.linear_loss(op, device, problem, gradients, loss);
   const bool elements = problem.reduction == Reduction::none;
   const Products products(op, backend, device, problem, gradients, elements ? loss : nullptr);
   if (!elements) backend.finish_linear_loss(op, device, problem, products.sums(), gradients, loss);
 }
-
-}  // namespace
 
 at::Tensor linear_loss(const Operands& operands, std::string_view loss, double delta, std::string_view reduction) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
@@ -37,7 +36,7 @@ at::Tensor linear_loss(const Operands& operands, std::string_view loss, double d
   const Backend& backend = *backend_of(device.type());
   at::Tensor value = backend.empty(elements ? operands.target.sizes() : at::IntArrayRef(),
                                    scalar_type_of(loss_dtype(checked.problem)), device);
-  run(op.c_str(), backend, device, checked.problem, {}, value.data_ptr());
+  compute_loss(op.c_str(), backend, device, checked.problem, {}, value.data_ptr());
   return value;
 }
 
@@ -66,7 +65,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands
   gradients.weight = add(wanted[1], &operands.linear_weight);
   gradients.bias = add(wanted[2], operands.linear_bias);
   gradients.target = add(wanted[3], &operands.target);
-  run(op.c_str(), backend, device, checked.problem, gradients, value.data_ptr());
+  compute_loss(op.c_str(), backend, device, checked.problem, gradients, value.data_ptr());
   return {std::move(value), std::move(grads)};
 }
 

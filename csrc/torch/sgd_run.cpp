@@ -6,8 +6,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
-#include <limits>
-
 #include "backend.h"
 #include "sgd_step.h"
 #include "updated.h"
@@ -18,10 +16,11 @@ namespace {
 constexpr std::string_view kOp = "sgd_run_";
 constexpr std::string_view kValidation = "sgd_run_: validation";
 
-// Learning rates as doubles, one for each step.
-at::Tensor rates_of(const at::Tensor& lr, const Run& run, const Backend& cpu) {
-  at::Tensor rates = cpu.empty({run.end - run.begin}, at::kDouble, at::kCPU);
-  double* const to = rates.data_ptr<double>();
+// The learning rates of the steps [begin, end) as doubles, where `lr` is: [steps].
+at::Tensor rates_of(const at::Tensor& lr, const Run& run) {
+  if (!lr.is_cpu()) return lr.narrow(0, run.begin, run.end - run.begin).to(at::kDouble).contiguous();
+  at::Tensor rates = backend_of(at::kCPU)->empty({run.end - run.begin}, at::kDouble, at::kCPU);
+  double* const to = rates.mutable_data_ptr<double>();
   for (int64_t i = 0; i < rates.numel(); ++i) {
     const int64_t offset = (run.begin + i) * lr.stride(0);
     to[i] = lr.scalar_type() == at::kDouble ? lr.const_data_ptr<double>()[offset] : lr.const_data_ptr<float>()[offset];
@@ -74,43 +73,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sgd_run_op(
 
   const c10::Device device = input.device();
   const Backend& backend = *backend_of(device.type());
-  TORCH_CHECK_NOT_IMPLEMENTED(backend.sgd_run, kOp, ": there is no kernel for ", device.type(),
-                              " yet; take the steps with sgd_step_");
   const int64_t epochs_ended = run.epoch_steps == 0 ? 0 : end / run.epoch_steps - begin / run.epoch_steps;
+  RunCall call{kOp.data(), device, checked.problem, run, {}, {}, {}, {}, {}, stop_nonfinite, nullptr, {}, {}, {}};
   const auto dtype = scalar_type_of(loss_dtype(checked.problem));
   const auto validation_dtype = validation_input ? scalar_type_of(loss_dtype(validation.problem)) : dtype;
-  at::Tensor losses = backend.empty({end - begin}, dtype, device);
-  at::Tensor validation_losses = backend.empty({validation_input ? epochs_ended : 0}, validation_dtype, device);
-  at::Tensor done = backend.empty({}, at::kLong, device);
-  int64_t taken = 0;
-  if (begin < end) {
-    Sgd sgd{lr, momentum, dampening, weight_decay, nesterov, maximize};
-    at::Tensor rates;
-    if (lr_tensor && lr_tensor->numel() == 1) {
-      backend_of(lr_tensor->device().type())->set_lr(sgd, *lr_tensor);
-    } else if (lr_tensor) {
-      rates = rates_of(*lr_tensor, run, *backend_of(at::kCPU));
-      run.lr = rates.const_data_ptr<double>();
-    }
-    const bool has_momentum = momentum != 0;
-    Updated w(&linear_weight, has_momentum ? arguments.weight_momentum_buffer : nullptr, weight_first_step,
-              weight_frozen);
-    Updated b(operands.linear_bias, has_momentum ? arguments.bias_momentum_buffer : nullptr, bias_first_step,
-              bias_frozen);
-    taken = backend.sgd_run(checked.problem, run, sgd, w.parameter, b.parameter, stop_nonfinite, losses.data_ptr(),
-                            validation_input ? &validation.problem : nullptr, validation_losses.data_ptr());
-    w.finish();
-    b.finish();
+  call.losses = backend.empty({end - begin}, dtype, device);
+  call.validation_losses = backend.empty({validation_input ? epochs_ended : 0}, validation_dtype, device);
+  call.done = backend.empty({}, at::kLong, device);
+  if (order) call.order = *order;
+  if (validation_input) call.validation = &validation.problem;
+  call.sgd = {lr, momentum, dampening, weight_decay, nesterov, maximize};
+  if (lr_tensor && lr_tensor->numel() == 1) {
+    backend_of(lr_tensor->device().type())->set_lr(call.sgd, *lr_tensor);
+  } else if (lr_tensor) {
+    call.rates = rates_of(*lr_tensor, run);
   }
-  if (taken < end - begin) {  // what was not reached has no loss
-    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-    losses.narrow(0, taken + 1, end - begin - taken - 1).fill_(kNan);
-    const int64_t validated =
-        validation_losses.numel() == 0 ? 0 : (begin + taken) / run.epoch_steps - begin / run.epoch_steps;
-    validation_losses.narrow(0, validated, validation_losses.numel() - validated).fill_(kNan);
+  if (begin == end) {
+    call.done.zero_();
+    return {std::move(call.losses), std::move(call.validation_losses), std::move(call.done)};
   }
-  *done.data_ptr<int64_t>() = taken;
-  return {std::move(losses), std::move(validation_losses), std::move(done)};
+  const bool has_momentum = momentum != 0;
+  Updated w(&linear_weight, has_momentum ? arguments.weight_momentum_buffer : nullptr, weight_first_step,
+            weight_frozen);
+  Updated b(operands.linear_bias, has_momentum ? arguments.bias_momentum_buffer : nullptr, bias_first_step,
+            bias_frozen);
+  call.weight = w.parameter;
+  call.bias = b.parameter;
+  backend.sgd_run(call);
+  w.finish();
+  b.finish();
+  return {std::move(call.losses), std::move(call.validation_losses), std::move(call.done)};
 }
 
 TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {

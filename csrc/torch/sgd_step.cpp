@@ -7,7 +7,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include "backend.h"
 #include "products.h"
 #include "updated.h"
 
@@ -23,6 +22,18 @@ at::Tensor sgd_step_op(const at::Tensor& input, const at::Tensor& linear_weight,
                   {given(weight_momentum_buffer), given(bias_momentum_buffer), given(lr_tensor), lr, momentum,
                    dampening, weight_decay, nesterov, maximize, weight_first_step, bias_first_step, weight_frozen,
                    bias_frozen, skip_nonfinite});
+}
+
+void take_step(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Sgd& sgd,
+               const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss) {
+  Gradients gradients;
+  gradients.weight = loss;  // wanted
+  if (!Products::suit(op, backend, device, problem, gradients))
+    return backend.sgd_step(op, device, problem, sgd, weight, bias, skip, loss);
+  const Products products(op, backend, device, problem, sgd, weight, skip.nonfinite);
+  Parameter rest = weight;
+  rest.frozen |= products.weight_updated();
+  backend.finish_sgd_step(op, device, problem, products.sums(), sgd, rest, bias, skip, loss);
 }
 
 at::Tensor sgd_step(const Operands& operands, std::string_view loss, double delta, std::string_view reduction,
@@ -42,18 +53,8 @@ at::Tensor sgd_step(const Operands& operands, std::string_view loss, double delt
             a.weight_frozen);
   Updated b(operands.linear_bias, has_momentum ? a.bias_momentum_buffer : nullptr, a.bias_first_step, a.bias_frozen);
   at::Tensor value = backend.empty({}, scalar_type_of(loss_dtype(checked.problem)), device);
-  Gradients gradients;
-  gradients.weight = value.data_ptr();  // wanted
-  if (Products::suit(op.data(), backend, device, checked.problem, gradients)) {
-    const Products products(op.data(), backend, device, checked.problem, sgd, w.parameter, a.skip_nonfinite);
-    Parameter weight = w.parameter;
-    weight.frozen |= products.weight_updated();
-    backend.finish_sgd_step(op.data(), device, checked.problem, products.sums(), sgd, weight, b.parameter,
-                            a.skip_nonfinite, value.data_ptr());
-  } else {
-    backend.sgd_step(op.data(), device, checked.problem, sgd, w.parameter, b.parameter, a.skip_nonfinite,
-                     value.data_ptr());
-  }
+  take_step(op.data(), backend, device, checked.problem, sgd, w.parameter, b.parameter, {a.skip_nonfinite, nullptr},
+            value.data_ptr());
   w.finish();
   b.finish();
   return value;

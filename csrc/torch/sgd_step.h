@@ -3,6 +3,7 @@
 
 #include <string_view>
 
+#include "backend.h"
 #include "check.h"
 
 namespace linreg::torch_ops {
@@ -11,7 +12,11 @@ namespace linreg::torch_ops {
 at::Tensor sgd_step(const Operands& operands, std::string_view loss, double delta, std::string_view reduction,
                     const SgdArguments& sgd);
 
-// The same through the dispatcher, whatever the tensors are.
+// One step on a checked problem, by matrix products or by the device's own kernel; writes the loss.
+void take_step(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Sgd& sgd,
+               const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss);
+
+// sgd_step through the dispatcher, whatever the tensors are.
 at::Tensor sgd_step_dispatched(const Operands& operands, std::string_view loss, double delta,
                                std::string_view reduction, const SgdArguments& sgd);
 

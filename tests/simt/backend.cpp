@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "csrc/torch/check.h"
+#include "csrc/torch/run_steps.h"
 
 namespace linreg::torch_ops {
 namespace {
@@ -42,10 +43,10 @@ void linear_loss(const char* op, c10::Device, Problem& problem, const Gradients&
 }
 
 void sgd_step(const char* op, c10::Device, Problem& problem, const Sgd& sgd, const Parameter& weight,
-              const Parameter& bias, bool skip_nonfinite, void* loss) {
+              const Parameter& bias, const Skip& skip, void* loss) {
   size_t bytes = 0;
   check(op, cuda::sgd_workspace(problem, bytes));
-  check(op, cuda::sgd_step(problem, sgd, weight, bias, skip_nonfinite, loss, workspace(bytes).get(), nullptr));
+  check(op, cuda::sgd_step(problem, sgd, weight, bias, skip, loss, workspace(bytes).get(), nullptr));
 }
 
 bool by_products(const char* op, c10::Device, const Problem& problem, const Gradients& gradients) {
@@ -67,12 +68,43 @@ void finish_linear_loss(const char* op, c10::Device, const Problem& problem, con
 }
 
 void finish_sgd_step(const char* op, c10::Device, const Problem& problem, const ProductSums& sums, const Sgd& sgd,
-                     const Parameter& weight, const Parameter& bias, bool skip_nonfinite, void* loss) {
-  check(op, cuda::finish_sgd_step(problem, sums, sgd, weight, bias, skip_nonfinite, loss, nullptr));
+                     const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss) {
+  check(op, cuda::finish_sgd_step(problem, sums, sgd, weight, bias, skip, loss, nullptr));
 }
 
-constexpr Backend kBackend = {empty,       set_lr,    linear_loss,        sgd_step,
-                              by_products, residuals, finish_linear_loss, finish_sgd_step};
+void gather(const char* op, c10::Device, const Problem& problem, const int64_t* order, const Problem& batch) {
+  check(op, cuda::gather(problem, order, batch, nullptr));
+}
+
+void end_run(const RunCall& call) {
+  check(call.op, cuda::end_run(call.run, call.stop_nonfinite, {call.losses.data_ptr(), dtype_of(call.losses)},
+                               {call.validation_losses.data_ptr(), dtype_of(call.validation_losses)},
+                               call.done.mutable_data_ptr<int64_t>(), nullptr));
+}
+
+bool resides(const RunCall& call) {
+  bool yes = false;
+  size_t bytes = 0;
+  check(call.op, cuda::resident_workspace(call.problem, call.run, yes, bytes));
+  return yes;
+}
+
+void resident_steps(const RunCall& call, const Run& run, const void* before, void* losses) {
+  bool yes = false;
+  size_t bytes = 0;
+  check(call.op, cuda::resident_workspace(call.problem, run, yes, bytes));
+  const auto memory = workspace(bytes);
+  check(call.op, cuda::resident_steps(call.problem, run, call.sgd, call.weight, call.bias, call.stop_nonfinite, before,
+                                      losses, memory.get(), nullptr));
+}
+
+void sgd_run(RunCall& call);
+
+constexpr Backend kBackend = {empty,       set_lr,    linear_loss,        sgd_step,        sgd_run,
+                              by_products, residuals, finish_linear_loss, finish_sgd_step, gather,
+                              end_run,     resides,   resident_steps};
+
+void sgd_run(RunCall& call) { take_steps(kBackend, call); }
 
 }  // namespace
 

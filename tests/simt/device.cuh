@@ -35,6 +35,10 @@ LINREG_DEVICE double shuffle_xor(double value, int mask, simt::Place place = sim
   return simt::shuffle(value, thread_index() % 32 ^ mask, "shuffle_xor", place);
 }
 
+LINREG_DEVICE float shuffle_xor(float value, int mask, simt::Place place = simt::Place::current()) {
+  return float(shuffle_xor(double(value), mask, place));
+}
+
 LINREG_DEVICE double shuffle(double value, int lane, simt::Place place = simt::Place::current()) {
   return simt::shuffle(value, lane, "shuffle", place);
 }
@@ -89,6 +93,13 @@ LINREG_DEVICE double published(const double* from, simt::Place place = simt::Pla
 
 LINREG_DEVICE void fence(simt::Place place = simt::Place::current()) { simt::fence(place); }
 
+LINREG_DEVICE void signal(double* to, double value, simt::Place place = simt::Place::current()) {
+  simt::signal(to, value, place);
+}
+LINREG_DEVICE double signalled(const double* from, simt::Place place = simt::Place::current()) {
+  return simt::signalled(from, place);
+}
+
 LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count, simt::Place place = simt::Place::current()) {
   return simt::arrive_last(counter, count, place);
 }
@@ -106,21 +117,26 @@ constexpr int kClusterSizes = 5;
 
 struct Limits {
   int multiprocessors = 0;
+  int shared_bytes = 0;
+  bool cooperative = true;
   int clusters[kClusterSizes] = {};
 };
 
 constexpr int kCounters = 256;
 constexpr int kMaxThreads = 512;
+constexpr int kSharedUnasked = 48 << 10;
 
 struct Launch {
   int blocks, threads, cluster;
   int shared_bytes;
   void* stream;
+  bool cooperative = false;
 };
 
 inline const char* limits(Limits& limits) {
   const simt::Settings& settings = simt::settings();
   limits.multiprocessors = settings.multiprocessors;
+  limits.shared_bytes = simt::kSharedBytes;
   for (int i = 0; i < kClusterSizes; ++i) {
     const int at_once = settings.multiprocessors >> i;
     limits.clusters[i] = 1 << i > settings.max_cluster ? 0 : at_once > 1 ? at_once : 1;
@@ -135,7 +151,7 @@ inline const char* counters(void* stream, unsigned*& counters) {
 
 template <class... Parameters>
 const char* launch(void (*kernel)(Parameters...), const Launch& l, const Parameters&... arguments) {
-  return simt::run_grid({l.blocks, l.threads, l.cluster, l.shared_bytes}, [&] { kernel(arguments...); });
+  return simt::run_grid({l.blocks, l.threads, l.cluster, l.shared_bytes, l.cooperative}, [&] { kernel(arguments...); });
 }
 
 }  // namespace linreg::cuda

@@ -90,6 +90,18 @@ void fence(Place place) {
   std::erase(t.block->publishers, &t);
 }
 
+void signal(double* to, double value, Place place) {
+  fence(place);
+  *to = value;
+  grid->progress();
+}
+
+double signalled(const double* from, Place place) {
+  set_call(current_thread(), "signalled", place);
+  grid->yield(true);
+  return *from;
+}
+
 bool arrive_last(unsigned* counter, unsigned count, Place place) {
   set_call(current_thread(), "arrive_last", place);
   grid->sometimes_yield();

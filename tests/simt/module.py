@@ -14,8 +14,8 @@ from torch.utils import cpp_extension
 from .build import HERE, ROOT, build
 
 SOURCES = [  # of csrc/torch
-    "autograd.cpp", "check.cpp", "linear_loss.cpp", "module.cpp", "products.cpp", "sgd_run.cpp", "sgd_step.cpp",
-    "train_step.cpp",
+    "autograd.cpp", "check.cpp", "linear_loss.cpp", "module.cpp", "products.cpp", "run_steps.cpp", "sgd_run.cpp",
+    "sgd_step.cpp", "train_step.cpp",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@
 namespace linreg::simt {
 namespace {
 
-constexpr int kThreadsPerMultiprocessor = 1024, kSharedBytesPerMultiprocessor = 96 << 10;
+constexpr int kThreadsPerMultiprocessor = 1024;
 
 std::mutex device;
 uint64_t launches = 0, launches_since_seed = 0;
@@ -32,7 +32,9 @@ std::string invalid(const Shape& s) {
   if (s.cluster < 1 || s.cluster > max_cluster)
     return "a cluster of at most " + std::to_string(max_cluster) + " blocks" + is(s.cluster);
   if (s.blocks % s.cluster) return "whole clusters of " + std::to_string(s.cluster) + " blocks" + is(s.blocks);
-  if (s.shared_bytes < 0 || s.shared_bytes > 48 << 10) return "at most 48 KB of shared memory" + is(s.shared_bytes);
+  if (s.shared_bytes < 0 || s.shared_bytes > kSharedBytes) return "at most 96 KB of shared memory" + is(s.shared_bytes);
+  if (s.cooperative && s.blocks > s.cluster * resident_clusters(s))
+    return "as many blocks as are resident together where they are to wait for each other" + is(s.blocks);
   return "";
 }
 
@@ -72,7 +74,7 @@ unsigned* counters(void* stream, int count) {
 
 int resident_clusters(const Shape& s) {
   const int by_threads = kThreadsPerMultiprocessor / s.threads;
-  const int by_memory = kSharedBytesPerMultiprocessor / std::max(1, s.shared_bytes);
+  const int by_memory = kSharedBytes / std::max(1, s.shared_bytes);
   return std::max(1, settings().multiprocessors * std::min(by_threads, by_memory) / s.cluster);
 }
 

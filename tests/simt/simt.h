@@ -21,10 +21,13 @@ using Place = std::source_location;
 
 struct Shape {
   int blocks, threads, cluster, shared_bytes;
+  bool cooperative = false;  // all blocks have to be resident together
 };
 
 // Null, or what went wrong; valid until this thread's next launch.
 const char* run_grid(const Shape& shape, const std::function<void()>& thread);
+
+constexpr int kSharedBytes = 96 << 10;  // of a block, and of all blocks of a multiprocessor
 
 struct Settings {
   uint64_t seed;        // SIMT_SEED: all else that is random follows from it and the number of launches since
@@ -51,6 +54,8 @@ void store_remote(double* mine, int rank, double value, Place place);
 void publish(double* to, double value);
 double published(const double* from, Place place);
 void fence(Place place);
+void signal(double* to, double value, Place place);
+double signalled(const double* from, Place place);
 bool arrive_last(unsigned* counter, unsigned count, Place place);
 
 // Ends the grid with this message.

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "run_steps.h"
+
+#include <algorithm>
+
+#include "../math/convert.h"
+#include "linear_loss.h"
+#include "sgd_step.h"
+
+namespace linreg::torch_ops {
+namespace {
+
+constexpr int64_t kAlign = 16;  // what words of 16 bytes ask for
+
+// The parameter as the step reads it: where the step before has written it.
+View current(const Parameter& parameter, const View& view) {
+  if (!parameter.value.data || parameter.frozen) return view;
+  return {parameter.value.data, parameter.value.row_stride, 1, parameter.value.dtype};
+}
+
+View shifted(View view, int64_t rows) {
+  if (view.data)
+    view.data = static_cast<const char*>(view.data) + rows * view.row_stride * int64_t(size_of(view.dtype));
+  return view;
+}
+
+// How many numbers a row of `view` holds, given how many it stands for.
+int64_t columns_of(const View& view, int64_t columns) {
+  return !view.data ? 0 : view.col_stride == 0 ? std::min<int64_t>(1, columns) : columns;
+}
+
+int64_t gathered_bytes(const View& view, int64_t columns, int64_t rows) {
+  return (rows * columns_of(view, columns) * int64_t(size_of(view.dtype)) + kAlign - 1) / kAlign * kAlign;
+}
+
+// The rows of a batch, where they lie or gathered into memory for as many as any batch has.
+class Batches {
+ public:
+  Batches(const Backend& backend, const RunCall& call) : backend_(backend), call_(call) {
+    if (!call.run.order) return;
+    const Problem& p = call.problem;
+    const int64_t rows = batch_rows(call.run, 0);
+    memory_ = backend.empty(
+        {gathered_bytes(p.x, p.d, rows) + gathered_bytes(p.y, p.k, rows) + gathered_bytes(p.v, p.k, rows)}, at::kByte,
+        call.device);
+    char* to = static_cast<char*>(memory_.data_ptr());
+    const auto place = [&](const View& view, int64_t columns) -> View {
+      if (!view.data) return view;
+      char* const begin = to;
+      to += gathered_bytes(view, columns, rows);
+      return {begin, columns_of(view, columns), view.col_stride == 0 ? 0 : 1, view.dtype};
+    };
+    gathered_.x = place(p.x, p.d);
+    gathered_.y = place(p.y, p.k);
+    gathered_.v = place(p.v, p.k);
+  }
+
+  Problem at(int64_t step) const {
+    const Run& run = call_.run;
+    const int64_t first = step % run.epoch_steps * run.batch_size;
+    Problem batch = call_.problem;
+    batch.n = batch_rows(run, step % run.epoch_steps);
+    if (run.order) {
+      batch.x = gathered_.x;
+      batch.y = gathered_.y;
+      batch.v = gathered_.v;
+      const int64_t* const order = run.order + step / run.epoch_steps * run.order_stride + first;
+      backend_.gather(call_.op, call_.device, call_.problem, order, batch);
+    } else {
+      batch.x = shifted(batch.x, first);
+      batch.y = shifted(batch.y, first);
+      batch.v = shifted(batch.v, first);
+    }
+    return batch;
+  }
+
+ private:
+  const Backend& backend_;
+  const RunCall& call_;
+  at::Tensor memory_;
+  Problem gathered_;
+};
+
+// The learning rate number i, where the rule reads it.
+void set_rate(Sgd& sgd, const at::Tensor& rates, int64_t i) {
+  const double* const rate = rates.const_data_ptr<double>() + i;
+  if (rates.is_cpu()) {
+    sgd.lr = *rate;
+  } else {
+    sgd.lr_on_device = rate;
+    sgd.lr_dtype = Dtype::float64;
+  }
+}
+
+}  // namespace
+
+at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {
+  if (tensor.device() == device) return tensor;
+  return tensor.pin_memory().to(device, /*non_blocking=*/true);  // from memory that pages, a copy waits for the stream
+}
+
+namespace {
+
+void validate(const Backend& backend, RunCall& call, char*& loss) {
+  compute_loss(call.op, backend, call.device, *call.validation, {}, loss);
+  loss += size_of(loss_dtype(*call.validation));
+}
+
+// Each step a launch or a few.
+void take_one_by_one(const Backend& backend, RunCall& call) {
+  const Run& run = call.run;
+  const Batches batches(backend, call);
+  char* loss = static_cast<char*>(call.losses.data_ptr());
+  char* validation_loss = static_cast<char*>(call.validation_losses.data_ptr());
+  Skip skip{call.stop_nonfinite, nullptr};
+  for (int64_t step = run.begin; step < run.end; ++step, loss += size_of(loss_dtype(call.problem))) {
+    Problem batch = batches.at(step);
+    if (call.rates.defined()) set_rate(call.sgd, call.rates, step - run.begin);
+    take_step(call.op, backend, call.device, batch, call.sgd, call.weight, call.bias, skip, loss);
+    if (call.stop_nonfinite) skip.before = loss;
+    call.weight.first_step = call.bias.first_step = false;
+    if (call.validation && (step + 1) % run.epoch_steps == 0) validate(backend, call, validation_loss);
+  }
+}
+
+// As many steps a launch as there are until the next validation.
+void take_resident(const Backend& backend, RunCall& call) {
+  at::Tensor rates;
+  if (call.rates.defined()) rates = on_device(call.rates, call.device);
+  const int64_t size = int64_t(size_of(loss_dtype(call.problem)));
+  char* const losses = static_cast<char*>(call.losses.data_ptr());
+  char* validation_loss = static_cast<char*>(call.validation_losses.data_ptr());
+  Run part = call.run;
+  while (part.begin < call.run.end) {
+    const int64_t epoch_end = (part.begin / part.epoch_steps + 1) * part.epoch_steps,
+                  done = part.begin - call.run.begin;
+    part.end = call.validation ? std::min(call.run.end, epoch_end) : call.run.end;
+    if (rates.defined()) part.lr = rates.const_data_ptr<double>() + done;
+    const void* const before = done > 0 ? losses + (done - 1) * size : nullptr;
+    backend.resident_steps(call, part, before, losses + done * size);
+    call.weight.first_step = call.bias.first_step = false;
+    if (call.validation && part.end == epoch_end) validate(backend, call, validation_loss);
+    part.begin = part.end;
+  }
+}
+
+}  // namespace
+
+void take_steps(const Backend& backend, RunCall& call) {
+  Problem& problem = call.problem;
+  problem.w = current(call.weight, problem.w);
+  problem.b = current(call.bias, problem.b);
+  if (call.validation) call.validation->w = problem.w, call.validation->b = problem.b;
+  at::Tensor order;
+  if (call.order.defined()) {
+    order = on_device(call.order, call.device);
+    call.run.order = order.const_data_ptr<int64_t>();
+  }
+  if (backend.resides(call)) {
+    take_resident(backend, call);
+  } else {
+    take_one_by_one(backend, call);
+  }
+  backend.end_run(call);
+}
+
+}  // namespace linreg::torch_ops
