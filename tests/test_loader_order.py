@@ -30,6 +30,7 @@ from torch.utils.data import (
 
 from linreg_ext import functional, reference
 from linreg_ext.training import DivergenceError, fit, loader_order, make_train_step
+from linreg_ext.training.epochs import Residents
 
 pytestmark = pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
 
@@ -133,10 +134,11 @@ def sgd(model):
 
 
 def run(implementation, make_loader, monkeypatch, *, dtype=torch.float64, epochs=5, make_optimizer=sgd,
-        make_val=None, make_scheduler=None, **options):  # fmt: skip
+        make_val=None, make_scheduler=None, device="cpu", **options):  # fmt: skip
     torch.manual_seed(5)
     data, generator = rows(dtype), torch.Generator().manual_seed(3)
-    model = nn.Linear(3, 2, dtype=dtype)
+    model = nn.Linear(3, 2, dtype=dtype).to(device)
+    options |= {} if device == "cpu" else {"device": device}
     optimizer = make_optimizer(model)
     scheduler = make_scheduler(optimizer) if make_scheduler else None
     loader = make_loader(data, generator)
@@ -190,11 +192,34 @@ def assert_same(ours, theirs, dtype=torch.float64):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("name", LOADERS)
-def test_every_loader(name, validate, dtype, monkeypatch):
+def test_every_loader(name, validate, dtype, device, monkeypatch):
     val = (lambda d, g: DataLoader(Subset(d, range(9)), 4, shuffle=True)) if validate else None
-    ours, theirs = (run(f, LOADERS[name], monkeypatch, make_val=val, dtype=dtype) for f in (fit, reference.fit))
+    options = {"make_val": val, "dtype": dtype, "device": device}
+    ours, theirs = (run(f, LOADERS[name], monkeypatch, **options) for f in (fit, reference.fit))
     assert_same(ours, theirs, dtype)
     assert len(ours.calls) == (1 if name in FOLLOWED else 0), "whole epochs in one call, or none"
+
+
+def test_a_data_set_is_brought_to_the_device_once():
+    """And again when it has changed; where it lies there already, never."""
+    data = TensorDataset(X.clone(), Y.clone())
+    loader, residents = DataLoader(data, 16, shuffle=True), Residents("meta")
+    first, second = (residents.follow("train", loader) for _ in range(2))
+    assert first.x.device == first.y.device == torch.device("meta")
+    assert second.x is first.x
+    assert second.y is first.y
+    data.tensors[0].mul_(2)
+    third = residents.follow("train", loader)
+    assert third.x is not first.x
+    assert third.y is first.y
+    assert Residents("cpu").follow("train", loader).x is data.tensors[0]
+    assert Residents(None).follow("train", loader).x is data.tensors[0]
+
+
+def test_a_loader_may_pin_what_goes_to_a_gpu():
+    loader = DataLoader(rows(torch.float32), 16, pin_memory=True)
+    assert loader_order.follow(loader) is None
+    assert loader_order.follow(loader, pinned=True).length == 50
 
 
 @pytest.mark.parametrize("name", LOADERS)

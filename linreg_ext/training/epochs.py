@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -124,17 +125,51 @@ class FusedEpochs:
             self._train.resume(batches + more)
 
 
-def fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, device: Any) -> FusedEpochs | None:
-    """The next epochs of `train_dl`, if their steps are fused, run on the CPU and come in an order known ahead.
+class Residents:
+    """Data sets where a run goes on: on `device`, copies of their tensors, made again when they have changed."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = None if device is None else torch.empty(0, device=device).device  # with its index
+        self._copies: dict[str, tuple[tuple[Any, ...], Tensor, Tensor]] = {}
+
+    def follow(self, name: str, loader: Any) -> LoaderOrder | None:
+        """The order of a loader, as :func:`follow` has it, through rows on the device; None where it has no room."""
+        order = follow(loader, pinned=self._device is not None and self._device.type == "cuda")
+        if order is None or self._device is None:
+            return order
+        pair = {f"{name} input": order.x, f"{name} target": order.y}
+        stale = {key: t for key, t in pair.items() if t.device != self._device and not self._holds(key, t)}
+        if any(t.is_inference() for t in stale.values()) or not _has_room(stale.values(), self._device):
+            return None
+        for key, t in stale.items():
+            self._copies[key] = _identity(t), t, t.to(self._device)
+        order.x, order.y = (t if t.device == self._device else self._copies[key][2] for key, t in pair.items())
+        return order
+
+    def _holds(self, key: str, tensor: Tensor) -> bool:
+        return key in self._copies and not tensor.is_inference() and self._copies[key][0] == _identity(tensor)
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """What tells a tensor, for as long as it lives, from others and from what it held before."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version
+
+
+def _has_room(tensors: Iterable[Tensor], device: torch.device) -> bool:
+    """Whether copies would leave half of the device's free memory to others."""
+    needed = sum(t.numel() * t.element_size() for t in tensors)
+    return needed == 0 or device.type != "cuda" or 2 * needed <= torch.cuda.mem_get_info(device)[0]
+
+
+def fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, residents: Residents) -> FusedEpochs | None:
+    """The next epochs of `train_dl`, if their steps are fused and come in an order known ahead.
 
     Validation on `val_dl` is part of them where it goes through the same rows every time.
     """
-    if device is not None and torch.device(device).type != "cpu":
-        return None
-    train = follow(train_dl)
+    train = residents.follow("train", train_dl)
     if train is None or train.epoch_steps == 0 or not _is_fused(step, train.x, train.y):
         return None
-    val = None if val_dl is None else follow(val_dl)
+    val = None if val_dl is None else residents.follow("validation", val_dl)
     if val is not None and not (val.once and _is_fused(step, *val.whole())):
         val = None
     return FusedEpochs(step, train, val)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .early_stopping import EarlyStopping
-from .epochs import fused_epochs
+from .epochs import Residents, fused_epochs
 from .evaluate import evaluate
 from .history import History
 from .recorder import Recorder
@@ -37,10 +37,11 @@ def fit(
 ) -> History:
     """Train `model` for `num_epochs` passes over `train_dl`, each batch with the step of :func:`make_train_step`.
 
-    Batches come in the loader's own order, and torch's random generators end where the plain loop would leave them. On
-    the CPU a fused step over a DataLoader of tensors in memory (a TensorDataset, a Subset of one, or a data set whose
-    items are ``self.x[index], self.y[index]``) with torch's own samplers takes whole epochs in one call; anything else
-    is iterated. Ctrl-C ends the run between two steps, with the generators where those steps leave them.
+    Batches come in the loader's own order, and torch's random generators end where the plain loop would leave them. A
+    fused step over a DataLoader of tensors in memory (a TensorDataset, a Subset of one, or a data set whose items are
+    ``self.x[index], self.y[index]``) with torch's own samplers takes whole epochs in one call, on a GPU with the data
+    moved to `device` once where half of its free memory holds them; anything else is iterated. Ctrl-C ends the run
+    between two steps, with the generators where those steps leave them.
 
     Args:
         num_epochs: how many times to go through `train_dl`; >= 0.
@@ -92,11 +93,11 @@ def fit(
     watched = scheduler is not None or stopping is not None or on_epoch_end is not None
 
     bar = _progress_bar(num_epochs, progress)
-    pace = _Pace(bar)
+    pace, residents = _Pace(bar), Residents(device)
     epoch = 0
     try:
         while epoch < num_epochs:
-            fused = fused_epochs(step, train_dl, val_dl, device)
+            fused = fused_epochs(step, train_dl, val_dl, residents)
             if fused is None:
                 count, validated = 1, False
                 _train_epoch(step, train_dl, device, opt, recorder, stop)

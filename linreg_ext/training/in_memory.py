@@ -25,9 +25,11 @@ def tensors_of(dataset: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         pair = dataset.tensors
     else:
         pair = _attributes_of(dataset)
-    if len(pair) != 2 or any(type(t) is not Tensor or t.dim() == 0 or t.device.type != "cpu" for t in pair):
+    if len(pair) != 2 or any(type(t) is not Tensor or t.dim() == 0 for t in pair):
         raise NotInMemoryError
     x, y = pair
+    if x.device != y.device or x.device.type not in ("cpu", "cuda"):
+        raise NotInMemoryError
     count = len(dataset)
     if count > min(len(x), len(y)):
         raise NotInMemoryError

@@ -151,13 +151,18 @@ class LoaderOrder:
         return torch.cat(parts)[:count]
 
 
-def follow(loader: Any) -> LoaderOrder | None:
+def follow(loader: Any, pinned: bool = False) -> LoaderOrder | None:
     """The order of a loader whose batches are rows of two tensors, taken as they are; None for any other.
 
     A sampler or batch sampler of the user's own is not followed: what it yields may depend on the training so far, so
     it has to be asked batch by batch.
+
+    Args:
+        pinned: whether the loader may pin its batches, of tensors on the CPU, since they are to go to a GPU.
     """
-    if type(loader) is not DataLoader or loader.num_workers != 0 or loader.timeout != 0 or loader.pin_memory:
+    if type(loader) is not DataLoader or loader.num_workers != 0 or loader.timeout != 0:
+        return None
+    if loader.pin_memory and not pinned:
         return None
     batches = loader.batch_sampler
     if loader.collate_fn is not default_collate or type(batches) is not BatchSampler:
@@ -165,9 +170,10 @@ def follow(loader: Any) -> LoaderOrder | None:
     if type(batches.sampler) not in (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler):
         return None
     try:
-        return LoaderOrder(loader, *tensors_of(loader.dataset))
+        order = LoaderOrder(loader, *tensors_of(loader.dataset))
     except NotInMemoryError:
         return None
+    return None if loader.pin_memory and order.x.device.type != "cpu" else order
 
 
 def draw_epochs(count: int, train: LoaderOrder, val: LoaderOrder | None) -> Tensor | None:

@@ -69,7 +69,7 @@ class Recorder:
             lr: of every step.
             validation: the losses on the validation rows after the epochs that have ended; empty without.
         """
-        losses = losses.double()
+        losses = losses.double().cpu()
         self._read.append(losses)
         self._lr.append((lr.detach().clone() if isinstance(lr, Tensor) else lr, len(losses)))
         epochs = len(losses) // len(rows)
