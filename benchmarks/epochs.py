@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Many full-batch epochs over a few rows: every loop that users would write, from the same start each time."""
+"""Many epochs over a few rows: every loop that users would write, from the same start each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import peers, peers_jax
 from .availability import installed
 from .clocks import Variant
 from .names import NAME
-from .problem import Problem
+from .problem import Expected, Problem
 
 NEAR = 0.05  # solvers of other kinds go their own way to where 1000 epochs lead
 
@@ -41,18 +41,19 @@ def sgd_step(problem: Problem, epochs: int) -> Variant:
         x, y, w, b, lr = problem.x, problem.y, problem.weight.clone(), problem.bias.clone(), problem.lr
         return lambda: linreg_ext.sgd_step_(x, w, y, linear_bias=b, lr=lr), {"weight": w, "bias": b}
 
-    return _loop(start, epochs, "ours")
+    return _loop(start, epochs, "ours", problem)
 
 
-def sgd_run(problem: Problem, epochs: int) -> Variant:
+def sgd_run(problem: Problem, epochs: int, batch_size: int | None = None) -> Variant:
     """linreg_ext.sgd_run_, all epochs in one call."""
     last: dict[str, Tensor] = {}
 
     def run() -> None:
         w, b = last["weight"], last["bias"] = problem.weight.clone(), problem.bias.clone()
-        linreg_ext.sgd_run_(problem.x, w, problem.y, linear_bias=b, epochs=epochs, lr=problem.lr)
+        options = {"epochs": epochs, "batch_size": batch_size, "lr": problem.lr}
+        linreg_ext.sgd_run_(problem.x, w, problem.y, linear_bias=b, **options)
 
-    return Variant(run, lambda: last, role="ours")
+    return Variant(run, lambda: last, role="ours", finish=problem.wait)
 
 
 def eager(problem: Problem, epochs: int) -> Variant:
@@ -62,7 +63,17 @@ def eager(problem: Problem, epochs: int) -> Variant:
         model, step = peers.training_loop(problem)
         return step, {"weight": model.weight, "bias": model.bias}
 
-    return _loop(start, epochs, "peer")
+    return _loop(start, epochs, "peer", problem)
+
+
+def mini_batches(problem: Problem, batch_size: int) -> dict[str, Expected]:
+    """The parameters after one epoch in batches, in float64."""
+    weight, bias = problem.weight.double(), problem.bias.double()
+    for x, y in zip(problem.x.split(batch_size), problem.y.split(batch_size), strict=True):
+        batch = Problem(x, y, problem.weight, problem.bias, problem.lr)
+        _, of_weight, of_bias = batch.gradients(weight, bias)
+        weight, bias = weight - problem.lr * of_weight, bias - problem.lr * of_bias
+    return {"weight": Expected(weight, problem.weight.double()), "bias": Expected(bias, problem.bias.double())}
 
 
 def stepping(name: str) -> Callable[[Problem, int], Variant]:
@@ -139,7 +150,9 @@ LOOPS: dict[str, Callable[[Problem, int], Variant]] = {
 }
 
 
-def _loop(start: Callable[[], tuple[Callable[[], object], dict[str, Tensor]]], epochs: int, role: str) -> Variant:
+def _loop(
+    start: Callable[[], tuple[Callable[[], object], dict[str, Tensor]]], epochs: int, role: str, problem: Problem
+) -> Variant:
     last: dict[str, dict[str, Tensor]] = {}
 
     def run() -> None:
@@ -147,7 +160,7 @@ def _loop(start: Callable[[], tuple[Callable[[], object], dict[str, Tensor]]], e
         for _ in range(epochs):
             step()
 
-    return Variant(run, lambda: last["parameters"], role=role)
+    return Variant(run, lambda: last["parameters"], role=role, finish=problem.wait)
 
 
 def _coefficients(model: object) -> dict[str, Tensor]:

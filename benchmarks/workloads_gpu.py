@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from . import launches, memory, ours, workloads_cpu
+from . import epochs, launches, memory, ours, workloads_cpu
 from .clocks import Variant
 from .harness import Bench, Case, Maker
-from .names import BWREAD, NAME, PRODUCTS
+from .names import BWREAD, NAME, PRODUCTS, RUN_BATCHES, RUN_EPOCHS
 from .peers import STEPS
 from .problem import Problem
 
@@ -137,6 +137,44 @@ def loss(bench: Bench) -> None:
     workloads_cpu.loss(bench, "loss", "G13", _problem(bench, 128))
 
 
+def runs(bench: Bench) -> None:
+    """Many full-batch epochs in one call, beside graphs of as many steps: data of one block, and of all of them."""
+    count = 20 if bench.quick else RUN_EPOCHS
+    for id, n, d in (("G8", 2**13, 1), ("G8", 2**11, 8), ("G8", 2**9, 32), ("G7", 2**16, 16), ("G7", 2**16, 100)):
+        problem = Problem.random(n // 64 if bench.quick else n, d, device=bench.device, noise=0.1)
+        case = Case("runs", id, f"{count} epochs of {problem.n:,} × {d}", problem.n, d)
+        _compare_runs(bench, case, problem, count)
+
+
+def run_from_python(bench: Bench) -> None:
+    """1000 epochs over 100 rows of one feature, until the GPU is done."""
+    count = 20 if bench.quick else 1000
+    problem = Problem.random(100, 1, device=bench.device, noise=0.1)
+    case = Case("run from Python", "G9", f"{count:,} epochs of 100 × 1, from Python", 100, 1)
+    _compare_runs(bench, case, problem, count, _by_the_wall_clock)
+
+
+def _compare_runs(
+    bench: Bench,
+    case: Case,
+    problem: Problem,
+    count: int,
+    timed: Callable[[dict[str, Maker]], dict[str, Maker]] = lambda makers: makers,
+) -> None:
+    loops = {name: epochs.LOOPS[name] for name in (f"{NAME} sgd_run_", f"{NAME} sgd_step_", "eager")}
+    makers = {name: functools.partial(make, problem, count) for name, make in loops.items()}
+    bench.compare(case, timed(makers), problem.after_steps(count), tolerance=1e-4)
+
+
+def mini_batches(bench: Bench) -> None:
+    """One epoch over 64 MB in batches of 256 rows of 256 features."""
+    size, batches = 256, 4 if bench.quick else RUN_BATCHES
+    problem = Problem.random(size * batches, size, device=bench.device)
+    case = Case("mini-batches", "G10", f"{batches} batches of {size} × {size}", problem.n, size)
+    make = functools.partial(epochs.sgd_run, problem, 1, size)
+    bench.compare(case, {f"{NAME} sgd_run_": make}, epochs.mini_batches(problem, size), tolerance=1e-4)
+
+
 def sizes(bench: Bench) -> None:
     """One step on 8 features and ever more rows: how the gain depends on the size."""
     for n in (32, 2**9) if bench.quick else (32, 2**10, 2**15, 2**20, 2**25):
@@ -153,6 +191,9 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "products": products,
     "launch": launch,
     "order": order,
+    "runs": runs,
+    "run from Python": run_from_python,
+    "mini-batches": mini_batches,
     "sizes": sizes,
     "memory": memory.measure,
 }

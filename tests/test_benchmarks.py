@@ -56,7 +56,7 @@ def test_every_workload_writes_whole_rows(workload, tmp_path, capsys):
     assert "refused" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("workload", ["wide", "several", "order", "loss"])
+@pytest.mark.parametrize("workload", ["wide", "several", "order", "loss", "runs", "run from Python", "mini-batches"])
 def test_workloads_for_a_gpu_on_the_cpu(workload):
     run = bench(peers=frozenset({"eager"}))
     workloads_gpu.WORKLOADS[workload](run)
