@@ -43,6 +43,7 @@ def main() -> int:
         try:
             check_loss(problem, loss, reduction, options.device)
             check_steps(problem, loss, options.device)
+            check_run(problem, loss, options.device)
         except AssertionError as error:
             wrong += 1
             print(f"WRONG: {name}: {str(error).strip().splitlines()[0]}", flush=True)
@@ -86,6 +87,22 @@ def check_loss(problem: Problem, loss: str, reduction: str, device: str) -> None
             assert_as_accurate(name, ours.cpu().to(plain[name].dtype), plain[name], exact[name])
 
 
+def check_run(problem: Problem, loss: str, device: str) -> None:
+    """Full batches and two epochs of batches in an order, beside the CPU's."""
+    rows, features = problem.input.shape
+    for batch_size, order in ((None, None), (max(1, rows // 3), torch.arange(rows - 1, -1, -1))):
+        results = []
+        for where in ("cpu", device):
+            x, w, y, b, v = (None if t is None else t.clone().to(where) for t in vars(problem).values())
+            buffers = [None, None]
+            losses = linreg_ext.sgd_run_(
+                x, w, y, linear_bias=b, weight=v, loss=loss, order=order, batch_size=batch_size, epochs=2,
+                lr=0.02 / (1 + features), momentum=0.9, momentum_buffers=buffers, stop_nonfinite=True,
+            )  # fmt: skip
+            results.append({"losses": losses, "weight": w, "bias": b, "buffer of weight": buffers[0]})
+        compare("run", *results)
+
+
 def check_steps(problem: Problem, loss: str, device: str) -> None:
     """Three steps with momentum and a learning rate on the device, beside the CPU's."""
     if problem.input.shape[0] == 0:
@@ -105,13 +122,17 @@ def check_steps(problem: Problem, loss: str, device: str) -> None:
             {"weight": w, "bias": b, **dict(zip(("buffer of weight", "buffer of bias"), buffers, strict=True))}
         )
         results[-1] |= {f"loss {i}": value for i, value in enumerate(losses)}
-    for name, ours in results[1].items():
+    compare("steps", *results)
+
+
+def compare(what: str, on_cpu: dict[str, torch.Tensor | None], on_device: dict[str, torch.Tensor | None]) -> None:
+    for name, ours in on_device.items():
         if ours is None:
             continue
-        expected = results[0][name].double()
+        expected = on_cpu[name].double()
         error = (ours.cpu().double() - expected).norm()
         allowed = TOLERANCE[ours.dtype] * (expected.norm() + 1e-3)
-        assert error <= allowed, f"steps: {name} is {error:.2g} from the CPU's, {allowed:.2g} is allowed"
+        assert error <= allowed, f"{what}: {name} is {error:.2g} from the CPU's, {allowed:.2g} is allowed"
 
 
 if __name__ == "__main__":

@@ -243,3 +243,109 @@ def test_a_step_is_one_kernel(shape):
 def test_steps_ask_the_driver_for_no_memory(shape):
     for name, piece in pieces(shape).items():
         assert launches.driver_allocations(piece) == 0, name
+
+
+# Of one block, of all blocks, launched one by one, by matrix products; and how many kernels ten epochs are.
+RUNS = {
+    (700, 8, 1): 2,  # the steps, and the count of those that were taken
+    (257, 20, 3): 2,
+    (200_000, 16, 1): 3,  # before it no block has signalled anything
+    (4099, 101, 1): 11,
+    (129, 65, 130): None,
+}
+
+
+class Run(Step):
+    """Ten epochs of sgd_run_, whose results include every loss."""
+
+    def __call__(self) -> None:
+        self.loss = linreg_ext.sgd_run_(
+            self.problem.input, self.w, self.problem.target, linear_bias=self.b, lr=self.lr, momentum=self.momentum,
+            momentum_buffers=self.buffers, epochs=10,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", RUNS, ids=str)
+def test_runs_beside_each_other_have_the_same_bits(shape):
+    """Blocks that wait for each other do so beside those of other launches."""
+    problem = make(shape)
+    alone = Run(problem)
+    alone()
+    expected = alone.results()
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    torch.cuda.synchronize()
+    found = []
+    for _, stream in zip(range(40), itertools.cycle(streams), strict=False):
+        with torch.cuda.stream(stream):
+            run = Run(problem)
+            run()
+            found.append(run.results())
+    torch.cuda.synchronize()
+    for results in found:
+        assert_same_bits(results, expected)
+
+
+@pytest.mark.parametrize("shape", RUNS, ids=str)
+def test_a_run_does_not_synchronise(shape):
+    runs = [Run(make(shape))]
+    x, w, y, *_ = vars(runs[0].problem).values()
+    for where in ("cpu", "cuda"):
+        order = torch.randperm(len(x)).to(where)
+        options = {"order": order, "batch_size": len(x) // 5, "lr": stable_lr(runs[0].problem)}
+        runs.append(lambda options=options: linreg_ext.sgd_run_(x, w.clone(), y, **options))
+    for run in runs:
+        run()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this mode is a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            run()
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", [shape for shape in RUNS if RUNS[shape]], ids=str)
+def test_kernels_of_a_run(shape):
+    work = launches.device_work(Run(make(shape)), calls=10)
+    assert launches.kernels(work) == 10 * RUNS[shape], dict(work)
+    assert launches.copies_and_fills(work) == launches.waits(work) == 0, dict(work)
+
+
+@pytest.mark.parametrize("shape", RUNS, ids=str)
+def test_graph_of_a_run(shape):
+    captured = Run(make(shape))
+    captured()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured()
+    plain = Run(copy(captured.problem))
+    for tensor, source in zip(captured.results()[1:], (plain.w, plain.b, *plain.buffers), strict=True):
+        source.copy_(tensor)
+    for _ in range(2):
+        graph.replay()
+        plain()
+    assert_same_bits(captured.results(), plain.results())
+
+
+def test_a_row_that_an_order_on_the_device_names_and_there_is_not():
+    for d in (3, 300):  # of one block, and gathered
+        x, w, y, *_ = vars(make((50, d, 1))).values()
+        for wrong in (50, -1, 2**40):
+            order = torch.arange(50, device="cuda")
+            order[20] = wrong
+            losses = linreg_ext.sgd_run_(x, w.clone(), y, order=order, batch_size=10, lr=0.001)
+            assert losses[:2].isfinite().all()
+            assert losses[2:].isnan().all()
+
+
+def test_a_run_that_a_loss_ends():
+    for d in (3, 300):
+        x, w, y, *_ = vars(make((50, d, 1))).values()
+        x[25] = torch.inf
+        kept, twin = w.clone(), w.clone()
+        losses = linreg_ext.sgd_run_(x, kept, y, batch_size=10, epochs=3, lr=0.001, stop_nonfinite=True)
+        first = linreg_ext.sgd_run_(x[:20], twin, y[:20], batch_size=10, lr=0.001)
+        assert len(losses) == 3
+        assert_same_bits([losses[:2], kept], [first, twin])
