@@ -60,6 +60,7 @@ RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (d
 
 def test_runs_without_races():
     passed(run_tests("tests/test_run.py", "-k", RUNS, SIMT_SEED="3", SIMT_MULTIPROCESSORS="3"))
+    passed(run_tests("tests/test_loader_order.py", "-k", "every_loader and float64"))
 
 
 def test_runs_with_sanitizers():
@@ -82,7 +83,11 @@ SABOTAGE = {
 def test_a_kernel_without(removed):
     file, text, instead, word = SABOTAGE[removed]
     sanitize = word == "AddressSanitizer"
-    chosen = ("tests/test_run.py", "-k", "parts") if "run_" in file else ("tests/test_parity.py", "-k", "test_shapes")
+    chosen = (
+        ("tests/test_run.py", "-k", "parts or several")
+        if "run_" in file
+        else ("tests/test_parity.py", "-k", "test_shapes")
+    )
     run = run_tests(*chosen, sanitize=sanitize, replace={file: (text, instead)})
     assert run.returncode != 0, f"{removed} was removed from {file}, and nothing noticed"
     assert any(w in run.stdout + run.stderr for w in word.split("|")), run.stdout[-4000:] + run.stderr[-4000:]

@@ -32,8 +32,6 @@ from linreg_ext import functional, reference
 from linreg_ext.training import DivergenceError, fit, loader_order, make_train_step
 from linreg_ext.training.epochs import Residents
 
-pytestmark = pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
-
 X, Y = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 2, dtype=torch.float64)
 
 

@@ -2,7 +2,6 @@
 """Does PyTorch believe us? opcheck on every operator, and what a direct entry owes those that have none."""
 
 import itertools
-import os
 
 import pytest
 import torch
@@ -61,7 +60,6 @@ def test_arguments_of_the_step_may_be_left_out(device):
         OPS.sgd_step_(p.input, p.linear_weight, p.target)
 
 
-@pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="there is no CUDA kernel for runs yet")
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_opcheck_of_the_run(dtypes, momentum):
