@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``python -m benchmarks.constants``: the constants of this GPU that the designs of the kernels rest on.
 
-Compiles and runs constants.cu, then measures torch's own read and copy, and our step on rows of four widths.
+Compiles and runs constants.cu, then measures torch's own read and copy, our step on four widths, and the steps of runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from . import clocks, machine, ours
+from . import clocks, epochs, machine, ours
+from .names import RUN_EPOCHS
 from .problem import Problem
 from .results import Results, Row
 
@@ -60,6 +61,17 @@ def step_bandwidth(bytes: int) -> list[tuple[str, float, str]]:
     return rates
 
 
+def run_steps() -> list[tuple[str, float, str]]:
+    """What a step takes in a run whose rows stay in shared memory, of one block and of all (csrc/cuda/run_plan.h)."""
+    times = []
+    for n, d in ((100, 1), (2**11, 8), (2**16, 16), (2**17, 48)):
+        variant = epochs.sgd_run(Problem.random(n, d, device="cuda"), RUN_EPOCHS)
+        sample = clocks.graph(variant, 0.02)
+        seconds = sorted(sample() for _ in range(11))[5] / RUN_EPOCHS
+        times.append((f"step of a run on {n} rows of {d} features", 1e6 * seconds, "us"))
+    return times
+
+
 def columns(name: str) -> Row:
     """Where a constant stands among the other rows: a target of its own for what a fixed order costs."""
     row = {"workload": "constants", "case": "constants", "device": "cuda", "variant": name, "role": "bound"}
@@ -85,6 +97,7 @@ def main(arguments: list[str]) -> int:
     record(parse(run.stdout))
     record(torch_bandwidth(2**31))
     record(step_bandwidth(2**31))
+    record(run_steps())
     if run.returncode:
         print(f"constants.cu ended with {run.returncode}", file=sys.stderr)
     return run.returncode
