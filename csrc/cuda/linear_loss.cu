@@ -15,6 +15,7 @@ Pass pass_for(const Problem& problem, const Gradients& gradients, void* loss) {
   pass.target_gradient = gradients.target;
   const bool elements = problem.reduction == Reduction::none;
   pass.elements = elements ? loss : nullptr;
+  pass.elements_dtype = loss_dtype(problem);
   pass.finish.loss = elements ? nullptr : loss;
   pass.finish.gradients = gradients;
   return pass;

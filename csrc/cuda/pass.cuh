@@ -33,7 +33,8 @@ struct Pass {
   bool weight_sum = false;                 // Gᵀ X is wanted
   void* input_gradient = nullptr;          // scale · G W, [n, d] in x's gradient_dtype
   void* target_gradient = nullptr;         // −scale · G, [n, k] in y's gradient_dtype
-  void* elements = nullptr;                // v ℓ(R), [n, k] in its loss_dtype
+  void* elements = nullptr;                // v ℓ(R), [n, k]
+  Dtype elements_dtype = Dtype::float32;   // loss_dtype, found before the launch: finding it in a thread makes it spill
   double scale = 1;                        // of the gradients above and of all sums
   const double* weighted_scale = nullptr;  // in its place: 1 / Σ v, where the gradients above must know it
   Finish finish;

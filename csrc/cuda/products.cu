@@ -52,6 +52,7 @@ const char* residuals(const Problem& rows, const Residuals& wanted, void* worksp
   Pass pass = pass_for(rows);
   if (const char* error = counters(stream, pass.counters)) return error;
   pass.elements = wanted.elements;
+  pass.elements_dtype = loss_dtype(pass.problem);
   pass.target_gradient = wanted.target_gradient;
   pass.scale = wanted.scale;
   pass.weighted_scale = wanted.weighted_scale;

@@ -42,7 +42,7 @@ LINREG_DEVICE double add_residual(double r, double v, double delta, ResidualSums
 template <Loss kLoss>
 LINREG_DEVICE void write_residual(const Pass& pass, double scale, int64_t i, int64_t t, double r, double v) {
   const Problem& p = pass.problem;
-  if (pass.elements) store_number(pass.elements, loss_dtype(p), i * p.k + t, v * loss_value<kLoss>(r, p.delta));
+  if (pass.elements) store_number(pass.elements, pass.elements_dtype, i * p.k + t, v * loss_value<kLoss>(r, p.delta));
   if (pass.target_gradient)
     store_number(pass.target_gradient, gradient_dtype(p.y.dtype), i * p.k + t,
                  -(scale * (v * loss_slope<kLoss>(r, p.delta))));

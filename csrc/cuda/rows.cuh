@@ -138,10 +138,17 @@ class RowsPass {
   LINREG_DEVICE int own() const { return in_row() / (l_.lanes / S::kDots); }
 
   LINREG_DEVICE Wide<S::kX> load_target(int64_t row, int target) const {
-    if (row >= p_.n || target >= p_.k) return 0;
-    const int64_t i = row * p_.y.row_stride + target * p_.y.col_stride;
-    if (sizeof(Stored<S::kX>) == 2 && p_.y.dtype == Dtype::float32) return static_cast<const float*>(p_.y.data)[i];
-    return widen<S::kX>(static_cast<const Stored<S::kX>*>(p_.y.data)[i]);
+    const auto* y = static_cast<const Stored<S::kX>*>(p_.y.data) + row * p_.y.row_stride;
+    if constexpr (sizeof(*y) == 2) {
+      if (p_.y.dtype == Dtype::float32) return load_float_target(row, target);
+    }
+    return row < p_.n && target < p_.k ? widen<S::kX>(y[target * p_.y.col_stride]) : 0;
+  }
+
+  // float32 beside 16-bit rows.
+  LINREG_DEVICE float load_float_target(int64_t row, int target) const {
+    const auto* y = static_cast<const float*>(p_.y.data) + row * p_.y.row_stride;
+    return row < p_.n && target < p_.k ? y[target * p_.y.col_stride] : 0;
   }
 
   template <int kOnes>

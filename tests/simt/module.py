@@ -13,10 +13,7 @@ from torch.utils import cpp_extension
 
 from .build import HERE, ROOT, build
 
-SOURCES = [  # of csrc/torch
-    "autograd.cpp", "check.cpp", "linear_loss.cpp", "module.cpp", "products.cpp", "run_steps.cpp", "sgd_run.cpp",
-    "sgd_step.cpp", "train_step.cpp",
-]  # fmt: skip
+DEVICES = ("cpu.cpp", "cuda.cpp")  # backend.cpp stands for them
 
 
 def build_module(**options: object) -> Path:
@@ -24,7 +21,7 @@ def build_module(**options: object) -> Path:
     includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
     libraries = cpp_extension.library_paths()
     return build(
-        [*(ROOT / "csrc" / "torch" / name for name in SOURCES), HERE / "backend.cpp"],
+        [*(path for path in sorted(ROOT.glob("csrc/torch/*.cpp")) if path.name not in DEVICES), HERE / "backend.cpp"],
         flags=[
             *(f"-isystem{path}" for path in includes), "-DTORCH_EXTENSION_NAME=_C", "-fvisibility=hidden",
             f'-DLINREG_EXT_TORCH_VERSION="{torch.__version__}"', '-DLINREG_EXT_CUDA_VERSION=""',
