@@ -105,6 +105,10 @@ struct Sums {
   Vec loss = {}, bias = {}, weight[kD] = {};
 };
 
+// What slopes are summed in: halves of those of the squared loss, 2r, which are doubled after the last row, to the bit.
+template <Loss kLoss>
+constexpr double kSlopeUnit = kLoss == Loss::mse ? 2 : 1;
+
 // Adds kLanes rows. With `mask` the residuals of lanes that have no row are taken for 0, at which every loss and slope
 // is 0.
 template <Loss kLoss, int kD>
@@ -118,7 +122,7 @@ LINREG_INLINE void add_rows(const Columns& batch, const double* y, int64_t i, co
   Vec loss, slope;
   for (int lane = 0; lane < kLanes; ++lane) {
     loss[lane] = loss_value<kLoss>(double(r[lane]), delta);
-    slope[lane] = loss_slope<kLoss>(double(r[lane]), delta);
+    slope[lane] = kLoss == Loss::mse ? double(r[lane]) : loss_slope<kLoss>(double(r[lane]), delta);
   }
   sums.loss += loss;
   sums.bias += slope;
@@ -152,8 +156,8 @@ LINREG_INLINE void sum_rows(const Columns& batch, const double* y, const double*
     for (int j = 0; j < kD; ++j) sums[0].weight[j] += sums[set].weight[j];
   }
   loss_sum += sum_lanes(sums[0].loss);
-  bias_sum = sum_lanes(sums[0].bias);
-  for (int j = 0; j < kD; ++j) weight_sums[j] = sum_lanes(sums[0].weight[j]);
+  bias_sum = kSlopeUnit<kLoss> * sum_lanes(sums[0].bias);
+  for (int j = 0; j < kD; ++j) weight_sums[j] = kSlopeUnit<kLoss> * sum_lanes(sums[0].weight[j]);
 }
 
 // A parameter while steps are taken, and its momentum buffer: [rows, columns].
