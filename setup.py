@@ -2,6 +2,7 @@
 """Builds `linreg_ext._C`; everything else about the package stands in pyproject.toml."""
 
 import os
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -74,5 +75,10 @@ def extension() -> Extension:
     )
 
 
+if sys.platform != "linux":
+    raise SystemExit(
+        f"linreg_ext: is compiled on Linux only, and this is {sys.platform}: "
+        "set LINREG_EXT_REFERENCE=1 where the sources are, which then run on plain PyTorch"
+    )
 bound_jobs()
 setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})

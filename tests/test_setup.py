@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What setup.py decides: CUDA or not, architectures, jobs, flags, and what it says where it cannot build."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+import torch
+from torch.utils import cpp_extension
+
+SETUP = Path(__file__).parents[1] / "setup.py"
+
+
+@pytest.fixture
+def build(monkeypatch, tmp_path):
+    """Runs setup.py up to where it would compile, on a machine that is described; gives its extension."""
+    toolkit = tmp_path / "cuda"
+    (toolkit / "include").mkdir(parents=True)
+    (toolkit / "include" / "cuda_runtime.h").touch()
+    for name in ("LINREG_EXT_CUDA", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS"):
+        monkeypatch.setenv(name, "")  # so that what setup.py sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("a GPU was looked for"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("a GPU was looked for"))
+    monkeypatch.chdir(SETUP.parent)
+
+    def run(torch_cuda=None, has_toolkit=False, **environment):
+        monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(toolkit) if has_toolkit else None)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        given = []
+        monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.append(arguments))
+        runpy.run_path(str(SETUP))
+        return given[0]["ext_modules"][0]
+
+    return run
+
+
+def test_a_cpu_build_has_fewer_sources(build, capsys):
+    for torch_cuda, has_toolkit, why in (
+        (None, True, "is a CPU build"),
+        ("13.0", False, "there is no CUDA toolkit at"),
+    ):
+        extension = build(torch_cuda, has_toolkit)
+        said = capsys.readouterr().out
+        assert "linreg_ext: building without CUDA: " in said
+        assert why in said
+        assert not [s for s in extension.sources if s.endswith(".cu") or s.endswith("cuda.cpp")]
+    assert build("13.0", True, LINREG_EXT_CUDA="0").sources == extension.sources
+
+
+def test_a_machine_without_a_gpu_builds_for_all_of_them(build, capsys):
+    """Fails where a GPU is looked for: this may be a container that is built on another machine than it runs on."""
+    extension = build("13.0", True)
+    assert "linreg_ext: building with CUDA: torch for CUDA 13.0 and " in capsys.readouterr().out
+    assert {"csrc/cuda/pass.cu", "csrc/torch/cuda.cpp"} < set(extension.sources)
+    first, *_, last = os.environ["TORCH_CUDA_ARCH_LIST"].split(";")
+    assert first == "7.5"
+    assert last.endswith("+PTX")  # for those to come
+
+
+def test_architectures_and_jobs_are_the_users(build):
+    build("13.0", True, TORCH_CUDA_ARCH_LIST="8.6", MAX_JOBS="3")
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.6"
+    assert os.environ["MAX_JOBS"] == "3"
+
+
+def test_jobs_are_bounded_by_memory(build, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 9 * 2**30 // 4096}.get)
+    build()
+    assert os.environ["MAX_JOBS"] == "2"
+
+
+def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(build):
+    for torch_cuda, has_toolkit, words in (
+        (None, False, r"LINREG_EXT_CUDA=1, but torch .* is a CPU build"),
+        ("13.0", False, "LINREG_EXT_CUDA=1, but there is no CUDA toolkit at CUDA_HOME=None"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            build(torch_cuda, has_toolkit, LINREG_EXT_CUDA="1")
+    with pytest.raises(SystemExit, match="LINREG_EXT_CUDA must be 0 or 1, got 'yes'"):
+        build(LINREG_EXT_CUDA="yes")
+
+
+def test_without_torch_it_says_what_to_install(build, monkeypatch):
+    """In the environment that pip isolates, or before torch is there."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        SystemExit, match=r"there is none .*: install torch, then build with `pip install --no-build-is"
+    ):
+        runpy.run_path(str(SETUP))
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_are_told_so(system, build, monkeypatch):
+    monkeypatch.setattr(sys, "platform", system)
+    with pytest.raises(SystemExit, match=f"on Linux only, and this is {system}: set LINREG_EXT_REFERENCE=1 "):
+        build()
+
+
+def test_no_flag_buys_speed_with_wrongness_or_with_a_machine(build):
+    """Of the compilers: what runs on the machine that built it runs on others, and adds in the order that is written."""
+    given = build("13.0", True).extra_compile_args
+    flags = " ".join(given["cxx"] + given["nvcc"])
+    assert "-O3" in flags
+    for flag in ("fast", "march", "mtune", "unsafe", "finite", "reciprocal", "ftz"):
+        assert flag not in flags
