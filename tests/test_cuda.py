@@ -245,6 +245,26 @@ def test_steps_ask_the_driver_for_no_memory(shape):
         assert launches.driver_allocations(piece) == 0, name
 
 
+@pytest.mark.skipif(HAS_CUDA and torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_another_device_than_the_current_one(shape):
+    """Without a guard, a launch goes to the current device, whose kernels cannot reach the tensors."""
+    problem = Problem.random(*shape, DTYPES["float32"])
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        x, w, y, b, _ = (None if t is None else t.to(device) for t in vars(problem).values())
+        lr, buffers = torch.full((), stable_lr(problem), device=device), [None, None]
+        options = {"linear_bias": b, "lr": lr, "momentum": 0.9, "momentum_buffers": buffers}
+        losses = [linreg_ext.linear_mse_loss(x, w, y, linear_bias=b), linreg_ext.sgd_step_(x, w, y, **options)]
+        losses.append(linreg_ext.sgd_run_(x, w, y, batch_size=len(x) // 2, **options))
+        leaf = w.clone().requires_grad_()
+        grads = torch.autograd.grad(linreg_ext.linear_huber_loss(x, leaf, y), leaf)
+        results.append([*losses, w, b, *buffers, *grads])
+        assert all(t.device == torch.device(device) for t in results[-1])
+        assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(*([t.cpu() for t in found] for found in results))
+
+
 # Of one block, of all blocks, launched one by one, by matrix products; and how many kernels ten epochs are.
 RUNS = {
     (700, 8, 1): 2,  # the steps, and the count of those that were taken
