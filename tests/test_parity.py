@@ -112,6 +112,18 @@ def test_a_million_rows(dtypes, device):
     check(Problem.random(1_000_003, 3, 1, dtypes, device=device))
 
 
+def test_several_blocks_of_rows_by_products(device):
+    """A device multiplies 20 MB of rows and predictions at a time, or 1024 rows."""
+    problem = Problem.random(1030, 5100, 33, DTYPES["float32"], device=device)
+    in_double = Problem(*(None if t is None else t.double() for t in vars(problem).values()))
+    ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem)
+    plain = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem)
+    exact = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), in_double)
+    for name, value in exact.items():  # the accuracy rule, in double: so many numbers take longer in more
+        allowed = 2 * (plain[name] - value).norm() + 8 * torch.finfo(torch.float32).eps * value.norm()
+        assert (ours[name] - value).norm() <= allowed, name
+
+
 def test_many_rows_far_from_zero(device):
     """Means of 10⁴ and spreads of 1: sums in float32 alone would lose the spread."""
     problem = Problem.random(200_000, 4, 1, DTYPES["float32"], device=device)
