@@ -21,7 +21,7 @@ MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", 
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
 
-.PHONY: help train test bench examples lint format build sanitize cuda-compile gpu-check clean
+.PHONY: help train test mutants bench examples lint format build sanitize cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +32,9 @@ train: build ## fit the shipped table: progress, coefficients, weights, history 
 
 test: build ## pass the tests
 	$(RUN) -m pytest
+
+mutants: build ## plant small faults in copies of the sources: every one must fail a test; ARGS='--only TEXT', '--list'
+	$(RUN) tests/mutation.py $(ARGS)
 
 examples: build ## run the five tutorial programs, eager and fused side by side
 	$(RUN) -m linreg_ext.examples
