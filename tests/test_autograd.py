@@ -40,6 +40,11 @@ def test_gradcheck_and_gradgradcheck(loss, reduction, weight, bias, device):
 
     assert torch.autograd.gradcheck(function, operands)
     assert torch.autograd.gradgradcheck(function, operands)
+    # Which differentiates the gradients that have a graph, whatever they are: they are those that have none.
+    value = function(*operands)
+    grad_output = torch.rand_like(value)
+    grads = torch.autograd.grad(value, operands, grad_output, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(value, operands, grad_output, create_graph=True), grads)
 
 
 def test_gradcheck_of_a_weight_of_one_dimension(device):
