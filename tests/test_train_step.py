@@ -331,6 +331,12 @@ def test_models_that_are_not_fused_train_as_they_are(model):
     assert_same_training(model, nn.MSELoss(), optimizer, torch.rand(6, 1), torch.rand(6, 1), "eager", rtol=1e-6)
 
 
+def test_a_bias_that_is_broadcast_over_targets_is_not_fused():
+    model, optimizer = Product(3, 2), functools.partial(sgd, lr=0.001)
+    model.b = nn.Parameter(torch.randn(1))
+    assert_same_training(model, nn.MSELoss(), optimizer, torch.rand(6, 3), torch.rand(6, 2), "eager", rtol=1e-6)
+
+
 def raised_to_the_fourth():
     loss = nn.MSELoss()
     loss.forward = lambda prediction, target: ((prediction - target) ** 4).mean()
@@ -343,6 +349,7 @@ def raised_to_the_fourth():
         nn.CrossEntropyLoss(),
         lambda prediction, target: F.mse_loss(prediction, target) * 3,
         lambda prediction, target: F.mse_loss(prediction, target, weight=torch.ones(6, 2) * 2),
+        lambda prediction, target: F.mse_loss(prediction, target, weight=target),
         lambda prediction, target: (prediction - target).mean(),
         lambda prediction, target: ((prediction - target) * (target - prediction)).mean(),
         lambda prediction, target: torch.div(((prediction - target) ** 2).sum(), target.numel(), rounding_mode="floor"),
