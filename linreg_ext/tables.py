@@ -7,20 +7,25 @@ Whatever is wrong with a file is one line that names file, row and column, what 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import os
+import unicodedata
 import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_LONGEST_LINE = 1 << 26  # characters: two million numbers as long as numbers get
 
 
 class TableError(ValueError):
@@ -107,7 +112,7 @@ def _read_text(path: Path, delimiter: str) -> tuple[tuple[str, ...], Tensor]:
     columns: list[array[float]] = []
     blank = line = 0
     with open(path, encoding="utf-8-sig", newline="") as file:  # -sig: a byte order mark is no part of the first name
-        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        rows = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
         try:
             for row in rows:
                 first_line, line = line + 1, rows.line_num  # a quoted field may hold line breaks
@@ -131,6 +136,17 @@ def _read_text(path: Path, delimiter: str) -> tuple[tuple[str, ...], Tensor]:
     if not columns[0]:
         raise TableError(f"{path}: expected rows of numbers below the header, got none")
     return names, torch.stack([torch.frombuffer(column, dtype=torch.float64) for column in columns], dim=1)
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file, none of which may need more memory than a table has in a row."""
+    for number in itertools.count(1):
+        line = file.readline(_LONGEST_LINE)
+        if len(line) == _LONGEST_LINE:
+            raise TableError(f"{path}, row {number}: expected a row of numbers, got {_LONGEST_LINE:,} characters")
+        if not line:
+            return
+        yield line
 
 
 def _header(path: Path, row: list[str]) -> tuple[str, ...]:
@@ -176,19 +192,22 @@ def _read_parquet(path: Path) -> tuple[tuple[str, ...], Tensor]:
         import pyarrow.parquet
     except ImportError:
         raise TableError(f"{path}: reading Parquet needs pyarrow (`pip install pyarrow`)") from None
+    types = pyarrow.types
+    numbers = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
     columns: dict[str, np.ndarray] = {}
     try:
         # ParquetFile and not read_table: that would take folders named key=value for columns.
         with pyarrow.parquet.ParquetFile(path) as file:
-            _distinct(path, tuple(file.schema_arrow.names))
+            schema = file.schema_arrow
+            _distinct(path, tuple(schema.names))
+            for name, kind in zip(schema.names, schema.types, strict=True):
+                if not any(is_number(kind) for is_number in numbers):
+                    raise TableError(f"{path}, column '{name}': expected numbers, got {kind}")
+            _require_memory(path, 8 * file.metadata.num_rows * len(schema.names))
             table = file.read()
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise TableError(f"{path}: expected a Parquet file ({first_line(error)})") from None
-    types = pyarrow.types
     for name, column in zip(table.column_names, table.columns, strict=True):
-        kind = column.type
-        if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)):
-            raise TableError(f"{path}, column '{name}': expected numbers, got {kind}")
         if column.null_count:
             row = column.is_null().to_numpy().argmax() + 1
             raise TableError(f"{path}, row {row}, column '{name}': expected a finite number, got an empty cell")
@@ -218,9 +237,23 @@ def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            _require_memory(path, sum(member.file_size for member in loaded.zip.infolist()))
+            return {name: loaded[name] for name in loaded.files}
+    except TableError:
+        raise
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise TableError(f"{path}: expected NumPy arrays of numbers ({first_line(error)})") from None
+
+
+def _require_memory(path: Path, size: int) -> None:
+    """Raise if `size` bytes of columns, and a table made of them, are more than this machine has.
+
+    A file of a few bytes may say that it unfolds to any number.
+    """
+    if 2 * size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise TableError(f"{path}: expected a table that fits into memory, got {size / 2**30:,.0f} GiB")
 
 
 def _from_matrix(path: Path, matrix: np.ndarray) -> tuple[tuple[str, ...], Tensor]:
@@ -232,6 +265,7 @@ def _from_matrix(path: Path, matrix: np.ndarray) -> tuple[tuple[str, ...], Tenso
 def _from_columns(path: Path, columns: dict[str, np.ndarray]) -> tuple[tuple[str, ...], Tensor]:
     if not columns:
         raise TableError(f"{path}: expected a table, got no columns")
+    _distinct(path, tuple(columns))
     rows = next(iter(columns.values())).shape
     for name, column in columns.items():
         if column.ndim != 1 or column.dtype.kind not in "biuf":
@@ -252,6 +286,9 @@ def _from_columns(path: Path, columns: dict[str, np.ndarray]) -> tuple[tuple[str
 
 
 def _distinct(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:  # a terminal that shows them would obey
+        if any(unicodedata.category(c) == "Cc" and c not in "\t\r\n" for c in name):
+            raise TableError(f"{path}: expected column names without control characters, got {name!r}")
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise TableError(f"{path}: expected different column names, got '{name}' {times} times")

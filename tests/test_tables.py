@@ -158,6 +158,13 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("t.npy", "", "expected NumPy arrays of numbers"),
         ("t.npy", b"\x80\x04K\x01.", "expected NumPy arrays of numbers"),
         ("t.npz", b"PK\x03\x04 cut off", "expected NumPy arrays of numbers"),
+        (
+            "t.csv",
+            '"' + "a" * 200_000 + '"\n1\n',
+            "row 1: expected quoted or plain fields (field larger than field limit",
+        ),
+        ("t.csv", "a,b\n1,2\0\n", ", row 2"),
+        ("t.csv", "a,\x1b]0;b\n1,2\n", "expected column names without control characters, got '\\x1b]0;b'"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
@@ -204,3 +211,28 @@ def test_select_takes_columns_by_name(tmp_path: Path) -> None:
     assert table.select(["c", "a"]).tolist() == [[3, 1], [6, 4]]
     with pytest.raises(TableError, match="expected a column 'd', got a, b, c"):
         table.select(["d"])
+
+
+def test_a_file_that_is_one_endless_line(tmp_path: Path) -> None:
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    with pytest.raises(TableError, match="row 1: expected a row of numbers, got 67,108,864 characters"):
+        read_table(tmp_path / "endless.csv")
+
+
+def test_files_that_unfold_beyond_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the columns are read before anyone has asked how large they are."""
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    zeros = np.zeros(300_000)
+    np.savez_compressed(tmp_path / "t.npz", a=zeros)
+    monkeypatch.setattr(np.lib.format, "read_array", None)
+    assert (tmp_path / "t.npz").stat().st_size < 10_000
+    with pytest.raises(TableError, match=r"t\.npz: expected a table that fits into memory, got 0 GiB"):
+        read_table(tmp_path / "t.npz")
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.table({"a": zeros}), tmp_path / "t.parquet")
+    monkeypatch.setattr(parquet.ParquetFile, "read", None)
+    with pytest.raises(TableError, match=r"t\.parquet: expected a table that fits into memory, got 0 GiB"):
+        read_table(tmp_path / "t.parquet")
