@@ -3,12 +3,14 @@
 #pragma once
 
 #include <omp.h>
+#include <unistd.h>
 #ifdef __SSE2__
 #include <xmmintrin.h>
 #endif
 
 #include <algorithm>
 #include <cstdint>
+#include <thread>
 
 namespace linreg::cpu {
 namespace {
@@ -23,11 +25,8 @@ inline unsigned float_mode() { return 0; }
 inline void set_float_mode(unsigned) {}
 #endif
 
-// Calls body(thread, threads) on at most `limit` threads; inside another parallel region on one.
 template <class Body>
-void run_threaded(int64_t limit, const Body& body) {
-  if (limit == 1) return body(int64_t(0), int64_t(1));
-  const unsigned mode = float_mode();
+void run_parallel(int64_t limit, unsigned mode, const Body& body) {
 #pragma omp parallel
   {
     const unsigned own_mode = float_mode();
@@ -37,6 +36,21 @@ void run_threaded(int64_t limit, const Body& body) {
     if (thread < threads) body(thread, threads);
     set_float_mode(own_mode);
   }
+}
+
+const pid_t kProcess = getpid();  // that has loaded this library
+
+// Calls body(thread, threads) on at most `limit` threads; inside another parallel region on one.
+template <class Body>
+void run_threaded(int64_t limit, const Body& body) {
+  if (limit == 1) return body(int64_t(0), int64_t(1));
+  const unsigned mode = float_mode();
+  if (getpid() == kProcess) return run_parallel(limit, mode, body);
+  // After a fork, OpenMP would wait for threads that only the parent has. A thread that is new to it gets new ones.
+  std::thread([&] {
+    omp_set_num_threads(int(limit));
+    run_parallel(limit, mode, body);
+  }).join();
 }
 
 }  // namespace
