@@ -2,8 +2,12 @@
 """What is left when a process is killed, a disk is full, a process forks or many threads train: whole files, no
 deadlock, and the same bits. (Loaders that raise: test_fit.py. Ctrl-C: test_run.py, test_loader_order.py.)"""
 
+import itertools
 import os
+import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -16,8 +20,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import linreg_ext
+from linreg_ext.cli import main, run_folder
+from linreg_ext.cli.coefficients import load_weights
 
 FRUIT = Path(linreg_ext.__file__).parent / "data" / "apples_and_oranges.csv"
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
 
 def in_a_fork(function):
@@ -40,6 +50,113 @@ def in_a_fork(function):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     pytest.fail("the forked process hangs")
+
+
+OLD = {"weights.safetensors": b"old weights", "history.csv": b"old history", "plot.png": b"old plot"}
+NEW = {"weights.safetensors": b"new weights", "history.csv": b"new history", "plot.png": b"new plot"}
+
+
+@pytest.mark.parametrize(
+    "new", [NEW, {"weights.pt": b"new weights", "history.csv": b"new history"}], ids=["same", "pt"]
+)
+def test_killed_between_any_two_changes_of_its_folder(new, tmp_path):
+    """Whole files of one fit alone are there, and the same command then works."""
+    for moment in itertools.count(1):
+        place = tmp_path / str(moment)
+        run_folder.write(place, OLD)
+
+        def write_and_die(place=place, moment=moment):
+            changes = itertools.count(1)
+
+            def hook(event, _):
+                if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and next(changes) == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            run_folder.write(place, new)
+
+        status = in_a_fork(write_and_die)
+        found = {name: content for name, content in contents(place).items() if "/" not in name}
+        assert found.items() <= OLD.items() or found.items() <= new.items(), f"killed at change {moment}"
+        assert new is not NEW or "weights.safetensors" in found
+        run_folder.require_writable(place, FRUIT)
+        run_folder.write(place, new)
+        assert contents(place) == new
+        assert len(list(place.iterdir())) == len(new)
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    assert moment > 8
+
+
+def test_killed_while_it_trains(tmp_path, monkeypatch):
+    """The earlier results stay as they were, and the same command, run again, gives what it would have given."""
+    monkeypatch.chdir(tmp_path)
+    once = ["fit", "--epochs", "7", "--out"]
+    assert main([*once, "run"]) == 0
+    before, model = contents("run"), load_weights(Path("run"))
+    command = [sys.executable, "-m", "linreg_ext", "fit", "--epochs", str(2**31 - 1), "--out"]
+    environment = {**os.environ, "PYTHONPATH": str(FRUIT.parents[2])}
+    with subprocess.Popen([*command, "run"], stdout=subprocess.PIPE, env=environment) as process:
+        while not process.stdout.readline().startswith(b"fused"):
+            assert process.poll() is None
+        time.sleep(0.3)
+        process.kill()
+    assert contents("run") == before
+    assert os.listdir("run") == list(before)
+    assert main([*once, "run"]) == 0
+    assert contents("run")["history.csv"] == before["history.csv"]
+    assert torch.equal(load_weights(Path("run")).weight, model.weight)
+
+
+@pytest.fixture
+def _a_full_disk():
+    """No file of this process may have more than 100 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, capsys, request):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--epochs", "3", "--out", "run"]) == 0
+    assert main(["predict", "run", str(FRUIT), "--out", "predicted.csv"]) == 0
+    before = contents(".")
+    capsys.readouterr()
+    request.getfixturevalue("_a_full_disk")
+    for command in (["fit", "--out", "run"], ["fit", "--out", "new"]):
+        assert main(command) == 2
+        assert capsys.readouterr().err == f"linreg_ext: error: --out {command[2]}: File too large\n"
+    assert main(["predict", "run", str(FRUIT), "--out", "predicted.csv"]) == 2
+    assert capsys.readouterr().err == "linreg_ext: error: --out predicted.csv: File too large\n"
+    assert contents(".") == before
+
+
+def test_places_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    """/proc takes no files, even from root; it is found out before a fit trains."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--out", "/proc/new/run"]) == 2
+    out, err = capsys.readouterr()
+    assert err == "linreg_ext: error: --out /proc/new/run: cannot be written (/proc: No such file or directory)\n"
+    assert "Epoch" not in out
+    assert main(["fit", "--epochs", "3", "--out", "run"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "run", str(FRUIT), "--out", "/dev/full"]) == 2
+    assert capsys.readouterr().err == "linreg_ext: error: --out /dev/full: No space left on device\n"
+
+
+def test_predictions_replace_a_file_with_its_mode_and_through_a_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--epochs", "3", "--out", "run"]) == 0
+    Path("real.csv").write_text("before")
+    Path("real.csv").chmod(0o640)
+    Path("link.csv").symlink_to("real.csv")
+    assert main(["predict", "run", str(FRUIT), "--out", "link.csv"]) == 0
+    assert Path("link.csv").is_symlink()
+    assert Path("real.csv").read_text().startswith("apples,oranges\n")
+    assert Path("real.csv").stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir()) == ["link.csv", "real.csv", "run"]
 
 
 def large_problems():

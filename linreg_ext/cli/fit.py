@@ -51,7 +51,10 @@ def fit(args: argparse.Namespace) -> None:
     _print_scores(problem.targets, scores)
     label = f"{args.loss} loss" + (" (standardised targets)" if args.standardize else "")
     files = {**weights_file(model), **_history_file(history), **_plot_file(problem, history, predicted, scores, label)}
-    run_folder.write(place, files)
+    try:
+        run_folder.write(place, files)
+    except OSError as error:
+        raise CommandError(f"--out {place}: {error.strerror or error}") from None
     print(f"\nwrote {place}: {', '.join(files)}")
 
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The folder that a fit leaves: weights, history and plot."""
+"""The folder that a fit leaves: weights, history and plot; and files that are there whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +17,7 @@ from .errors import CommandError
 WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS = "weights.safetensors", "weights.pt"
 HISTORY, PLOT = "history.csv", "plot.png"
 _NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, HISTORY, PLOT}
+_SCRATCH = ".linreg_ext-"  # begins the name of a folder that lies beside what is being written
 
 
 def require_writable(place: Path, table: Path) -> None:
@@ -26,27 +29,54 @@ def require_writable(place: Path, table: Path) -> None:
     if not nearest.is_dir():
         got = "expected a folder, got a file" if nearest == place else f"cannot be written ({nearest} is not a folder)"
         raise CommandError(f"--out {place}: {got}")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise CommandError(f"--out {place}: cannot be written ({nearest} is read-only)")
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise CommandError(f"--out {place}: cannot be written ({nearest}: {error.strerror})") from None
     if nearest != place:
         return
-    names = {entry.name for entry in place.iterdir()}
-    if names and not (names <= _NAMES and HISTORY in names):
+    scratch, names = set(), set()
+    for entry in place.iterdir():
+        (scratch if entry.name.startswith(_SCRATCH) else names).add(entry.name)
+    if names and not (names <= _NAMES and (HISTORY in names or scratch)):  # scratch: of a fit that was killed
         raise CommandError(f"--out {place}: is a folder of something else than an earlier fit, and is left as it is")
     if table.parent.samefile(place) or table.resolve().parent.samefile(place):
         raise CommandError(f"--out {place}: the table {table} lies in it and would be lost")
 
 
 def write(place: Path, files: Mapping[str, bytes]) -> None:
-    """Replace what an earlier fit left in `place`, once all of the new is on the disk."""
+    """Replace what an earlier fit left in `place`, once all of the new is written; the weights come first in `files`.
+
+    Killed at any moment, it leaves weights, each file whole, and no files of two fits side by side.
+    """
     place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".linreg_ext-", dir=place) as scratch:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place) as scratch:
         for name, content in files.items():
             Path(scratch, name).write_bytes(content)
-        for name in _NAMES - files.keys():
+        for name in _NAMES - {next(iter(files))}:
             (place / name).unlink(missing_ok=True)
         for name in files:
             os.replace(Path(scratch, name), place / name)
+    for left in place.glob(f"{_SCRATCH}*"):  # by one that was killed
+        shutil.rmtree(left)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the place of `path` once it is written to its end. What is no file, as a pipe is not, is
+    written to as it is."""
+    place = path.resolve()  # the file that a link leads to
+    if place.exists() and not place.is_file():
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place.parent) as scratch:
+        new = Path(scratch, place.name)
+        with open(new, "w", encoding="utf-8", newline="") as file:
+            yield file
+        if place.exists():
+            shutil.copymode(place, new)
+        os.replace(new, place)
 
 
 def write_csv(file: TextIO, header: Sequence[str], rows: Iterable[Sequence[float]]) -> None:
