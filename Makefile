@@ -14,10 +14,12 @@ HAS_TORCH := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(
 LEND := import site, sys; print("\n".join([*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]))
 # What must be there and what makes `make train` nicer: plots, Parquet, safetensors, a progress bar, more tests.
 NEEDED := setuptools numpy ninja pybind11 pytest
-WANTED := tqdm matplotlib safetensors pyarrow hypothesis scikit-learn
+WANTED := tqdm matplotlib safetensors pyarrow hypothesis scikit-learn pytest-xdist
 LINTERS := ruff clang-format
-MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", "clang-format": "clang_format"}; \
+MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", "clang-format": "clang_format", "pytest-xdist": "xdist"}; \
 	print(*(n for n in sys.argv[1:] if not u.find_spec(names.get(n, n))))
+# The tests on all cores where pytest-xdist is there; a file's tests share what they build.
+WORKERS := import importlib.util as u; print("-n auto --maxprocesses 8 --dist loadfile" if u.find_spec("xdist") else "")
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
 
@@ -31,7 +33,7 @@ train: build ## fit the shipped table: progress, coefficients, weights, history 
 	$(RUN) -m linreg_ext fit
 
 test: build ## pass the tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest $$($(RUN) -c '$(WORKERS)') $(ARGS)
 
 mutants: build ## plant small faults in copies of the sources: every one must fail a test; ARGS='--only TEXT', '--list'
 	$(RUN) tests/mutation.py $(ARGS)

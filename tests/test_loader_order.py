@@ -367,7 +367,7 @@ def test_ctrl_c_leaves_generators_where_the_steps_left_them():
         {"num_workers": 1}, {"pin_memory": True}, {"collate_fn": lambda batch: batch}, {"batch_size": None},
         {"timeout": 1, "num_workers": 1},
     ],
-    ids=str,
+    ids=" and ".join,
 )  # fmt: skip
 def test_loaders_that_are_not_followed(change):
     assert loader_order.follow(DataLoader(rows(torch.float32), **{"batch_size": 4})) is not None

@@ -44,7 +44,8 @@ def build(
     Args:
         sources: more files to compile: of csrc or this folder as they are after `replace`, or any others.
         kernels: whether csrc/cuda/*.cu are compiled.
-        sanitize: with AddressSanitizer and UBSan; who loads the library needs `sanitizer_environment()`.
+        sanitize: `*.cu` and the interpreter with AddressSanitizer and UBSan; who loads the library needs
+            `sanitizer_environment()`.
         races: with the detector of races on shared memory, in `*.cu`.
         replace: text to be replaced, by file: `{"csrc/cuda/reduce.cuh": ("sync_block();", "")}`, or a list of such pairs. For
             files of csrc and tests/simt.
@@ -69,7 +70,9 @@ def build(
 
     def compile_one(path: Path) -> Path:
         staged = stage / staged_name(path)
-        command = [COMPILER, *FLAGS, f"-I{stage}", f"-I{stage}/csrc/cuda", *(SANITIZE if sanitize else [])]
+        command = [COMPILER, *FLAGS, f"-I{stage}", f"-I{stage}/csrc/cuda"]
+        if sanitize and (path.suffix == ".cu" or path in machinery):
+            command += SANITIZE
         if path.suffix == ".cu":
             command += ["-x", "c++", *(NOTE_ACCESSES if races else [])]
         if path not in machinery:
