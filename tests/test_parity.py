@@ -107,6 +107,29 @@ def test_near_convergence(shape, noise, dtypes, device):
     check(Problem.random(*shape, dtypes, noise=noise, device=device))
 
 
+@pytest.mark.parametrize("dtypes", [DTYPES[name] for name in DTYPES if "16" in name], ids=lambda d: f"{d[0]} {d[1]}")
+@pytest.mark.parametrize("shape", [(300, 4, 1), (90, 31, 9), (60, 130, 2), (90, 64, 40)], ids=str)
+def test_a_residual_of_16_bit_rows_keeps_its_digits(shape, dtypes, device):
+    """Targets miss predictions by their own rounding alone, so that a prediction rounded as they are would leave nothing
+    of the residual. The accuracy rule forgives that, since PyTorch rounds it; here a hundredth has to be right, of the
+    loss, and of gradients as autograd gets them and as a step and a run put them into new momentum."""
+    problem = Problem.random(*shape, dtypes, noise=0.0, device=device)
+    for tensor in (problem.linear_weight, problem.linear_bias, problem.target):
+        tensor.mul_(16)  # which is exact, and keeps results from being subnormal
+    exact = oracle(problem, "mse", 1.0, "mean")
+    found = [("autograd", loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem))]
+    for take in (linreg_ext.sgd_step_, linreg_ext.sgd_run_):
+        w, b, buffers = problem.linear_weight.clone(), problem.linear_bias.clone(), [None, None]
+        options = {"linear_bias": b, "lr": 0.0, "momentum": 0.9, "momentum_buffers": buffers}
+        loss = take(problem.input, w, problem.target, **options).reshape(())
+        found.append((take.__name__, {"loss": loss, "linear_weight": buffers[0], "linear_bias": buffers[1]}))
+    for way, results in found:
+        for name, ours in results.items():
+            value = torch.from_numpy(exact[name].value.astype("float64"))
+            error = (ours.double().cpu() - value).norm() / value.norm()
+            assert error < 0.01, f"{way} {name}: {error}"
+
+
 @pytest.mark.parametrize("dtypes", [DTYPES["float32"], DTYPES["bfloat16"]], ids=["float32", "bfloat16"])
 def test_a_million_rows(dtypes, device):
     check(Problem.random(1_000_003, 3, 1, dtypes, device=device))
@@ -313,6 +336,21 @@ def test_a_weight_of_zero_does_not_hide_a_nan(d, k, device):
     x, w, y = torch.ones(2, d, device=device), torch.ones(k, d, device=device), torch.zeros(2, k, device=device)
     y[1] = math.nan
     assert linreg_ext.linear_mse_loss(x, w, y, weight=torch.tensor([1.0, 0.0], device=device)).isnan()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["input", "target"])
+@pytest.mark.parametrize("shape", [(9, 3, 1), (9, 20, 2), (40, 9, 34)], ids=str)
+def test_a_row_of_weight_zero_is_not_left_out_of_the_gradients(value, where, shape, device):
+    """0 · nan and 0 · inf are nan, as in PyTorch; a kernel that skipped such rows would hide what is wrong with them."""
+    for loss in LOSSES:
+        problem = Problem.random(*shape, DTYPES["float32"], weight="row columns", device=device)
+        getattr(problem, where)[4] = value
+        problem.weight[4] = 0.0
+        ours = loss_and_grads(lambda p: fused_loss(p, loss, 1.0, "sum"), problem)  # noqa: B023
+        plain = loss_and_grads(lambda p: plain_loss(p, loss, 1.0, "sum"), problem)  # noqa: B023
+        for name in ours:
+            assert torch.equal(ours[name].isnan(), plain[name].isnan()), f"{loss}: {name}"
 
 
 @pytest.mark.parametrize(
