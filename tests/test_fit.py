@@ -3,6 +3,7 @@
 
 import copy
 import functools
+import itertools
 import math
 import re
 
@@ -183,15 +184,34 @@ def test_divergence_stops_with_the_last_finite_parameters(level):
     assert not nn.MSELoss()(model(X[batch]), Y[batch]).isfinite()
 
 
-def test_a_first_step_that_diverges_leaves_no_state():
+@pytest.mark.parametrize(
+    "make", [list, lambda batch: DataLoader(TensorDataset(*batch[0]), 25)], ids=["list", "DataLoader"]
+)
+def test_a_first_step_that_diverges_leaves_no_state(make):
+    """Fails where a momentum buffer that nothing has been written to is taken for that of a second step."""
     model = nn.Linear(3, 2)
     optimizer = sgd(model)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(DivergenceError, match="at step 1:"):
-        linreg_ext.fit(1, model, nn.MSELoss(), optimizer, [(X * math.inf, Y)])
+        linreg_ext.fit(1, model, nn.MSELoss(), optimizer, make([(X * math.inf, Y)]))
     assert not optimizer.state_dict()["state"]
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_data_is_only_read():
+    x, y, v = X.clone(), Y.clone(), torch.rand(50)
+    data = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True), [(x, y)]
+    for loader, momentum in itertools.product(data, (0.0, 0.9)):
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+        linreg_ext.fit(2, model, nn.MSELoss(), optimizer, loader, val_dl=loader)
+    w, kept, order = torch.zeros(2, 3), v.clone(), torch.randperm(50)
+    linreg_ext.sgd_run_(x, w, y, weight=v, order=order, batch_size=7, lr=0.1)
+    for tensor, before in ((x, X), (y, Y), (v, kept)):
+        assert torch.equal(tensor, before)
+        assert tensor._version == 0
+    assert order.sort().values.equal(torch.arange(50))
 
 
 def test_divergence_can_be_let_go_on():

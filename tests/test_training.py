@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, Exact, Problem, assert_as_accurate, oracle
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import linreg_ext
 from linreg_ext import reference
@@ -178,6 +179,34 @@ def test_the_first_step_is_kept_for_each_parameter():
             linreg_ext.sgd_step_(problem.input, w, target, momentum_buffers=buffers, **options)
         torch.testing.assert_close(w, model.weight.detach(), rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(b, model.bias.detach(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("way", ["steps", "fit"])
+def test_a_parameter_that_thaws_after_a_checkpoint_takes_its_first_step_then(way, tmp_path):
+    """What is saved of a frozen bias is that it has no buffer: not zeros, which dampening would be applied to."""
+    x, y = torch.randn(40, 5, dtype=torch.float64), torch.randn(40, 2, dtype=torch.float64)
+    options, ends = {"lr": 0.05, "momentum": 0.9, "dampening": 0.5}, []
+    for library in (linreg_ext, reference):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 2, dtype=torch.float64)
+        optimizer = torch.optim.SGD(model.parameters(), **options)
+        model.bias.requires_grad_(False)
+        for thawed in (False, True):
+            if way == "fit":
+                library.fit(4, model, nn.MSELoss(), optimizer, DataLoader(TensorDataset(x, y), 40), progress=False)
+            else:
+                step = library.make_train_step(model, nn.MSELoss(), optimizer)
+                for _ in range(4):
+                    step(x, y)
+            assert ("momentum_buffer" in optimizer.state.get(model.bias, {})) == thawed
+            torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
+            model = nn.Linear(5, 2, dtype=torch.float64)
+            optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
+            weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+            model.load_state_dict(weights)
+            optimizer.load_state_dict(state)
+        ends.append([model.state_dict(), optimizer.state_dict()["state"]])
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-13)
 
 
 def test_buffers_appear_where_there_were_none_and_only_then():
