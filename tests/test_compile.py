@@ -168,6 +168,23 @@ def test_the_first_step_compiled_hands_over_its_momentum(device):
         assert torch.equal(eager, traced)
 
 
+def test_a_learning_rate_is_not_frozen_in_what_is_compiled(device):
+    """A float is compiled anew for every value, as by PyTorch's own optimizers; a tensor is read at every step."""
+    problem = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
+
+    def step(w, lr):
+        return linreg_ext.sgd_step_(problem.input, w, problem.target, lr=lr)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for rates in ((0.1, 0.2, 0.05), [torch.tensor(lr, device=device) for lr in (0.1, 0.2, 0.05)]):
+        ours, twin = problem.linear_weight.clone(), problem.linear_weight.clone()
+        for i, lr in enumerate(rates):
+            tensors = isinstance(lr, torch.Tensor)
+            with torch.compiler.set_stance("fail_on_recompile" if tensors and i else "default"):
+                assert torch.equal(compiled(ours, lr), step(twin, lr))
+            assert torch.equal(ours, twin)
+
+
 @pytest.mark.skipif(not RUNS, reason="there is no CUDA kernel for runs yet")
 def test_runs_in_one_graph():
     problem = Problem.random(9, 5, 2, DTYPES["float32"])

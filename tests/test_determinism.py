@@ -80,6 +80,21 @@ def test_same_bits_from_several_python_threads():
     assert not different
 
 
+@pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled:UserWarning")
+def test_pytorchs_deterministic_mode_refuses_and_changes_nothing(device):
+    """It fills memory that nothing has been written to with nans, such as a new momentum buffer."""
+    for shape in ((400, 9, 2), (300, 64, 40)):
+        problem = Problem.random(*shape, DTYPES["float32"], device=device)
+        once = results(problem)
+        torch.use_deterministic_algorithms(True)
+        try:
+            again = results(problem)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert once[0].isfinite()
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
 def test_a_learning_rate_of_zero_leaves_the_bits_alone(device):
     for dtypes in DTYPES.values():
         problem = Problem.random(50, 6, 2, dtypes, device=device)

@@ -35,6 +35,17 @@ def expanded(name, shape):
     return change
 
 
+def buffers(change):
+    """Momentum buffers that `change` puts into the memory of something else."""
+
+    def with_buffers(arguments):
+        arguments["momentum"] = 0.9
+        arguments["momentum_buffers"] = [torch.zeros(1, 3), torch.zeros(1)]
+        change(arguments, arguments["momentum_buffers"])
+
+    return with_buffers
+
+
 # what is changed in a good call -> the error and its words. A function changes the arguments in place.
 LOSS_CASES = [
     ({"target": torch.zeros(32)}, RuntimeError, "target must have shape [32, 1], got [32]"),
@@ -90,6 +101,9 @@ STEP_CASES = [
     (shared("linear_weight", of="target"), RuntimeError, "linear_weight must not overlap target in memory"),
     (shared("linear_bias", of="linear_weight"), RuntimeError, "linear_weight must not overlap linear_bias in memory"),
     (shared("linear_bias", of="target"), RuntimeError, "linear_bias must not overlap target in memory"),
+    (buffers(lambda a, b: b.__setitem__(0, a["linear_weight"])), RuntimeError, "linear_weight must not overlap momentum_buffers[0] in memory"),
+    (buffers(lambda a, b: b.__setitem__(1, b[0][0, 2:])), RuntimeError, "momentum_buffers[0] must not overlap momentum_buffers[1] in memory"),
+    (buffers(lambda a, b: b.__setitem__(1, a["target"][0])), RuntimeError, "momentum_buffers[1] must not overlap target in memory"),
     (expanded("linear_weight", (1, 3)), RuntimeError, "linear_weight must not overlap itself in memory (is it expanded?)"),
 ]  # fmt: skip
 

@@ -97,12 +97,13 @@ OWN = torch.backends.cpu.get_cpu_capability().lower()  # what all other tests ru
 
 @pytest.mark.parametrize("capability", CAPABILITIES[: CAPABILITIES.index(OWN)] if OWN in CAPABILITIES else CAPABILITIES)
 def test_every_lesser_instruction_set_passes_the_values(capability):
-    """The capability is read once a process, so each has one of its own."""
+    """The capability is read once a process, so each has one of its own, whose fresh memory is not zeros."""
     tests = Path(__file__).parent
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests / "test_values.py",
          tests / "test_parity.py::test_shapes", tests / "test_parity.py::test_near_convergence"],
-        cwd=tests.parent, capture_output=True, text=True, env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        cwd=tests.parent, capture_output=True, text=True,
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability, "MALLOC_PERTURB_": "90"},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:]
     assert re.search(r"\[100%\]", result.stdout)

@@ -141,6 +141,12 @@ def result_of_an_operation(run, patch):
     run.model.linear.weight.mul_(run.scale)
 
 
+def gradient_scale(run, patch):
+    """As a GradScaler leaves it with an optimizer that divides by it."""
+    run.optimizer.param_groups[0]["fused"] = True
+    run.optimizer.grad_scale, run.optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+
+
 EAGER = {
     "class of the loss": lambda run, patch: setattr(run.loss, "__class__", type("Mine", (nn.SmoothL1Loss,), {})),
     "forward of the loss's class": lambda run, patch: patch.setattr(
@@ -198,6 +204,7 @@ GRADIENTS = {
     "a frozen weight with a gradient": frozen_with_a_gradient,
     "a gradient of zeros": lambda run, patch: run.optimizer.zero_grad(set_to_none=False)
     or setattr(run.model.linear.weight, "grad", torch.zeros(1, 3)),
+    "a gradient scale": gradient_scale,
     "settings that are tensors": lambda run, patch: run.optimizer.param_groups[0].update(
         foreach=False, weight_decay=torch.tensor(0.1)
     ),

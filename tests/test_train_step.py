@@ -562,6 +562,8 @@ def test_data_that_the_kernels_do_not_take_is_left_to_pytorch():
     x = torch.randn(6, 3)
     for batch in ((x, torch.randint(5, (6, 2))), (x, torch.randn(6, 2).double()), (x.to_sparse(), torch.randn(6, 2))):
         assert_same_training(nn.Linear(3, 2), nn.MSELoss(), sgd, *batch, "eager")
+    batch = torch.randn(6, 3, dtype=torch.complex64), torch.randn(6, 2, dtype=torch.complex64)
+    assert_same_training(nn.Linear(3, 2, dtype=torch.complex64), nn.L1Loss(), sgd, *batch, "eager")
     model = Flat(3)
     step = make_train_step(model, nn.MSELoss(), sgd(model))
     with pytest.raises(RuntimeError, match=r"target must have shape \[6\], got \[6, 1\]"):
