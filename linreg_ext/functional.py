@@ -278,7 +278,8 @@ def sgd_step_(
         weight: one value an element of target or one a row; the mean divides by its sum.
         loss: ``"mse"``, ``"l1"``, ``"huber"`` or ``"smooth_l1"``.
         delta: the threshold of huber (> 0), the beta of smooth_l1 (>= 0).
-        lr: a float, or a 1-element float32 or float64 tensor, which is read where it lives.
+        lr: a float, or a 1-element float32 or float64 tensor, which is read where it lives. torch.compile compiles anew
+            for every float, and once for a tensor.
         momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
         momentum_buffers: with momentum, a list [buffer of linear_weight, buffer of linear_bias] that carries the
             state from step to step. A None entry says that this parameter has not stepped yet; the call puts its new
