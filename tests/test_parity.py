@@ -155,6 +155,16 @@ def test_many_rows_far_from_zero(device):
     check(problem)
 
 
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_gradients_of_many_rows_are_not_summed_in_float_alone(k, device):
+    """All terms have one sign: float32 alone would lose a digit over as many of them."""
+    x, y = torch.rand(300_000, 9, device=device) + 1, -torch.rand(300_000, k, device=device) - 1
+    problem = Problem(x, torch.zeros(k, 9, device=device), y, torch.zeros(k, device=device))
+    ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem, of="linear_")["linear_weight"]
+    exact = 2 / y.numel() * -y.double().t() @ x.double()
+    assert (ours - exact).norm() <= 2 * torch.finfo(torch.float32).eps * exact.norm()
+
+
 @pytest.mark.parametrize("k", [1, 5, 16])
 def test_sums_that_only_a_mean_has_in_range(k):
     """Rows and residuals of 1e18: sums over hundreds of rows would be inf before they are divided."""
@@ -220,6 +230,18 @@ def test_layouts_give_the_bits_of_contiguous_operands(layout, shape, dtypes, dev
         assert_same_wherever(ours, twin)
     for before, after in zip(copies, vars(strided).values(), strict=True):
         assert torch.equal(before, after), "an input was modified"
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("k", [1, 5])
+def test_rows_with_gaps_give_the_same_bits_where_only_sums_are_wanted(k, dtypes, device):
+    x, w, y, b, _ = vars(Problem.random(70, 40, k, dtypes, device=device)).values()
+    arguments = (w, y, b, None, "mse", 1.0, "mean", [False, True, True, False])
+    gaps = (w, rows_with_gaps(y) if k > 1 else y, *arguments[2:])
+    _, expected = torch.ops.linreg_ext.linear_loss_grads(x, *arguments)
+    _, ours = torch.ops.linreg_ext.linear_loss_grads(rows_with_gaps(x), *gaps)
+    for grad, twin in zip(ours, expected, strict=True):
+        assert_same_wherever(grad, twin)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
@@ -326,6 +348,19 @@ def test_special_values_travel_as_in_pytorch(value, loss, where, shape, device):
         assert torch.equal(ours[name].isinf(), plain[name].isinf()), name
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_special_values_where_only_sums_are_wanted(value, device):
+    operands = ("input", "target", "linear_weight", "linear_bias")
+    for shape, loss, where in itertools.product([(37, 5, 1), (37, 20, 1), (37, 20, 5)], LOSSES, operands):
+        problem = Problem.random(*shape, DTYPES["float32"], device=device)
+        getattr(problem, where).flatten()[3 % getattr(problem, where).numel()] = value
+        ours = loss_and_grads(lambda p, loss=loss: fused_loss(p, loss, 1.0, "sum"), problem, of="linear_")
+        plain = loss_and_grads(lambda p, loss=loss: plain_loss(p, loss, 1.0, "sum"), problem, of="linear_")
+        for name in ours:
+            assert torch.equal(ours[name].isnan(), plain[name].isnan()), (name, shape, loss, where)
+            assert torch.equal(ours[name].isinf(), plain[name].isinf()), (name, shape, loss, where)
+
+
 def test_what_overflows_only_in_between_does_not_overflow(device):
     x, w, y = (torch.tensor([[value]], device=device) for value in (3e38, 2.0, 3e38))
     assert linreg_ext.linear_l1_loss(x, w, y).item() == torch.tensor(3e38).item()
@@ -390,12 +425,15 @@ def test_every_16_bit_number_is_read_and_written_as_it_is(dtype, d, device):
 
 
 def test_a_result_is_rounded_to_16_bits_once(device):
-    """1 + 2⁻¹¹ is a tie in float16; what is added to it, 2⁻³⁸, is lost in float32."""
-    x = torch.tensor([[1.0, 2.0**-11, 2.0**-24]], device=device).half()
-    w = torch.tensor([[1.0, 1.0, 2.0**-14]], device=device).half()
-    y = torch.zeros(1, 1, device=device).half()
-    assert linreg_ext.linear_l1_loss(x, w, y).item() == 1 + 2**-10
-    assert linreg_ext.linear_l1_loss(x[:, :2], w[:, :2].contiguous(), y).item() == 1.0
+    """1 + 2⁻¹¹ is a tie in float16, 1 + 2⁻⁸ in bfloat16; what is added to it, 2⁻³⁸, is lost in float32."""
+    for dtype, half in ((torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)):
+        x = torch.tensor([[1.0, half, 2.0**-24]], device=device).to(dtype)
+        w = torch.tensor([[1.0, 1.0, 2.0**-14]], device=device).to(dtype)
+        y = torch.zeros(1, 1, device=device).to(dtype)
+        assert linreg_ext.linear_l1_loss(x, w, y).item() == 1 + 2 * half
+        assert linreg_ext.linear_l1_loss(x[:, :2], w[:, :2].contiguous(), y).item() == 1.0
+        w[0, 1] = 3  # from an odd number up
+        assert linreg_ext.linear_l1_loss(x[:, :2], w[:, :2].contiguous(), y).item() == 1 + 4 * half
 
 
 def test_the_reference_has_every_public_function():

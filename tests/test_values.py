@@ -109,10 +109,13 @@ def test_sgd_rule_by_hand(module, options, first, second):
 def test_derivatives_at_zero_and_at_nan_are_pytorchs(module):
     x = torch.ones(2, 1)
     y = torch.tensor([[1.0], [math.nan]])
-    for loss, at_nan in (("l1", 0.0), ("mse", math.nan), ("huber", math.nan), ("smooth_l1", math.nan)):
+    for loss, at_nan, options in (
+        ("l1", 0.0, {}), ("mse", math.nan, {}), ("huber", math.nan, {}), ("smooth_l1", math.nan, {}),
+        ("smooth_l1", 0.0, {"beta": 0.0}),
+    ):  # fmt: skip
         w = torch.ones(1, 1, requires_grad=True)
         target = y.clone().requires_grad_()
-        getattr(module, f"linear_{loss}_loss")(x, w, target, reduction="sum").backward()
+        getattr(module, f"linear_{loss}_loss")(x, w, target, reduction="sum", **options).backward()
         torch.testing.assert_close(target.grad.flatten(), torch.tensor([0.0, at_nan]), equal_nan=True)
 
 
