@@ -142,6 +142,17 @@ def test_history_and_epoch_loss_by_rows():
     torch.testing.assert_close(history.epoch_loss, history.step_loss.view(3, 4) @ rows / 50)
 
 
+def test_history_keeps_the_rates_that_a_tensor_had():
+    """A scheduler changes such a rate in place."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    for batches in ([(X, Y)] * 2, DataLoader(TensorDataset(X, Y), batch_size=25)):
+        optimizer.param_groups[0]["lr"].fill_(0.5)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        history = linreg_ext.fit(3, model, nn.MSELoss(), optimizer, batches, scheduler=scheduler)
+        assert history.lr.tolist() == [0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+
+
 def test_log_lines_are_the_tutorials(capsys):
     model = nn.Linear(3, 2)
     loader = DataLoader(TensorDataset(X, Y), batch_size=25)
