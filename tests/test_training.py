@@ -295,6 +295,21 @@ def test_a_step_object_survives_load_state_dict_and_new_settings():
     assert step.explain().startswith("fused")
 
 
+@pytest.mark.parametrize("shape", [(20, 600, 1), (70, 1030, 66)], ids=str)
+def test_steps_of_many_parameters(shape, device):
+    """So many that they are updated in pieces, and on several threads."""
+    torch.set_num_threads(3)
+    ours = Problem.random(*shape, (torch.float64, torch.float64), device=device)
+    twin = Problem(*(None if t is None else t.clone() for t in vars(ours).values()))
+    buffers = [None, None], [None, None]
+    for _ in range(2):
+        for p, step, buffer in zip((ours, twin), (linreg_ext.sgd_step_, reference.sgd_step_), buffers, strict=True):
+            options = {"linear_bias": p.linear_bias, "lr": 0.01, "momentum": 0.9, "momentum_buffers": buffer}
+            step(p.input, p.linear_weight, p.target, **options)
+    torch.testing.assert_close(ours.linear_weight, twin.linear_weight, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(buffers[0][0], buffers[1][0], rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(
     "options",
