@@ -177,6 +177,21 @@ def test_a_run_stops_with_the_last_finite_parameters(d, momentum, device):
     assert torch.equal(losses[:-1], torch.cat([first, second]))
     assert torch.equal(kept, twin)
     assert not momentum or torch.equal(buffers[0], twin_buffers[0])
+    # What is not reached has no loss.
+    operands, rule = (x, w.clone(), y, *[None] * 4, orders, None, None), ("mse", 1.0, "mean", None, options["lr"])
+    parts = []
+    functional.sgd_run(
+        operands,
+        (16, False, 2),
+        range(8),
+        (*rule, 0.0, 0.0, 0.0, False, False),
+        [False] * 2,
+        (False, False),
+        True,
+        parts,
+    )
+    assert [len(parts), int(parts[0][2]), len(parts[0][0])] == [1, 6, 8]
+    assert parts[0][0].isnan().tolist() == [False] * 7 + [True]
     # A first step that is not taken leaves everything, and goes on where it is not to stop.
     kept, buffers = w.clone(), [None, None]
     losses = linreg_ext.sgd_run_(x * torch.inf, kept, y, stop_nonfinite=True, momentum_buffers=buffers, **options)
@@ -192,9 +207,10 @@ def test_validation_after_every_epoch(shape, device):
     problem, rows = (Problem.random(*shape, DTYPES["float32"], device=device) for _ in range(2))
     x, w, y, b, _ = vars(problem).values()
     twin, twin_bias = w.clone(), b.clone()
-    rule = ("mse", 1.0, "mean", None, 0.01, 0.0, 0.0, 0.0, False, False)
-    operands = (x, w, y, b, None, None, None, None, rows.input, rows.target)
     epoch = -(-len(x) // 16)
+    rates = torch.linspace(0.01, 0.001, 3 * epoch)
+    rule = ("mse", 1.0, "mean", rates, 0.0, 0.0, 0.0, 0.0, False, False)
+    operands = (x, w, y, b, None, None, None, None, rows.input, rows.target)
     steps = range(2, 3 * epoch)  # begins within an epoch and ends with one
     parts = []
     functional.sgd_run(operands, (16, False, 3), steps, rule, [False, False], (False, False), False, parts)
@@ -202,7 +218,7 @@ def test_validation_after_every_epoch(shape, device):
     expected = []
     for step in steps:
         batch = slice(step % epoch * 16, step % epoch * 16 + 16)
-        linreg_ext.sgd_step_(x[batch], twin, y[batch], linear_bias=twin_bias, lr=0.01)
+        linreg_ext.sgd_step_(x[batch], twin, y[batch], linear_bias=twin_bias, lr=rates[step].item())
         if (step + 1) % epoch == 0:
             expected.append(linreg_ext.linear_mse_loss(rows.input, twin, rows.target, linear_bias=twin_bias))
     assert_same([[validation], [torch.stack(expected)]])
@@ -336,7 +352,7 @@ def test_a_run_over_rows_in_shared_memory_is_one_launch():
 
 def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):
     problem = Problem.random(100_000, 7, 1, DTYPES["float32"])
-    order = shuffled(100_000, 2)
+    order, rates = shuffled(100_000, 2), torch.linspace(0.1, 0.03, 8)
     results = []
     for threads, stretch in ((1, 10.0), (2, 1e-9), (3, 0.03)):
         torch.set_num_threads(threads)
@@ -345,7 +361,7 @@ def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):
         w = problem.linear_weight.clone()
         buffers = [None, None]
         losses = linreg_ext.sgd_run_(
-            problem.input, w, problem.target, order=order, batch_size=30_000, lr=0.1, momentum=0.9,
+            problem.input, w, problem.target, order=order, batch_size=30_000, lr=rates, momentum=0.9,
             momentum_buffers=buffers,
         )  # fmt: skip
         results.append((losses, w, buffers[0]))
