@@ -35,7 +35,7 @@ train: build ## fit the shipped table: progress, coefficients, weights, history 
 test: build ## pass the tests
 	$(RUN) -m pytest $$($(RUN) -c '$(WORKERS)') $(ARGS)
 
-mutants: build ## plant small faults in copies of the sources: every one must fail a test; ARGS='--only TEXT', '--list'
+mutants: $(VENV)/.torch ## plant small faults in copies of the sources: every one must fail a test; ARGS='--only TEXT', '--list'
 	$(RUN) tests/mutation.py $(ARGS)
 
 examples: build ## run the five tutorial programs, eager and fused side by side

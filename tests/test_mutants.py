@@ -24,6 +24,7 @@ def names_of_tests_in(file):
 
 
 def test_every_mutant_is_another_program():
+    assert len(MUTANTS) >= 40
     assert not [name for name, count in Counter(mutant.name for mutant in MUTANTS).items() if count > 1]
     for mutant in MUTANTS:
         text = planted(mutant, text_of(mutant.file))

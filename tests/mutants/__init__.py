@@ -2,8 +2,11 @@
 """Small faults that the test suite has to notice, one at a time: tests/mutation.py plants them, `make mutants` runs it."""
 
 from .cuda import CUDA
+from .kernels import KERNELS
 from .mutant import Mutant
+from .python import PYTHON
+from .tensors import TENSORS
 
-MUTANTS: tuple[Mutant, ...] = (*CUDA,)
+MUTANTS: tuple[Mutant, ...] = (*KERNELS, *TENSORS, *PYTHON, *CUDA)
 
 __all__ = ["MUTANTS", "Mutant"]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Faults of the mathematics in csrc/math and of the CPU kernels in csrc/cpu."""
+
+from .mutant import Mutant
+
+VALUES = "tests/test_values.py::"
+PARITY = "tests/test_parity.py::"
+RUN = "tests/test_run.py::"
+DETERMINISM = "tests/test_determinism.py::"
+
+BY_HAND = (VALUES + "test_loss_and_gradients_by_hand",)
+RULE = (VALUES + "test_sgd_rule_by_hand",)
+WEIGHTS = (PARITY + "test_losses_reductions_weights",)
+LAYOUTS = (PARITY + "test_layouts_give_the_bits_of_contiguous_operands",)
+GAPS = (PARITY + "test_rows_with_gaps_give_the_same_bits_where_only_sums_are_wanted",)
+MANY_ROWS = (PARITY + "test_a_large_row_hides_few_others_from_a_sum",)
+ROUNDED = (PARITY + "test_a_result_is_rounded_to_16_bits_once",)
+STEPS = (RUN + "test_every_step_is_a_single_step[cpu-plain-float32]",)
+NESTEROV = (RUN + "test_every_step_is_a_single_step[cpu-momentum, weight decay, nesterov-float32]",)
+OPTION = ("tests/test_training.py::test_every_step_of_every_option[plain-float32]",)
+STOPS = (RUN + "test_a_run_stops_with_the_last_finite_parameters",)
+PIECES = ("tests/test_training.py::test_steps_of_many_parameters",)
+THREADS = (DETERMINISM + "test_same_bits_for_any_number_of_threads[cpu-(100003, 7, 2)-float32]",)
+
+
+def shape(n: int, d: int, k: int) -> tuple[str, ...]:
+    """The parity of one shape."""
+    return (f"{PARITY}test_shapes[cpu-({n}, {d}, {k})-float32]",)
+
+
+KERNELS = (
+    # Losses. (Of vectors: GCC 12 does not compile a comparison of them that is used on both sides of a choice.)
+    Mutant("loss: mse's slope without its 2", "csrc/math/loss.h", "S(2)", "S(1)", BY_HAND),
+    Mutant("loss: the slope of an absolute error is 2", "csrc/math/loss.h", "S(1)", "S(2)", BY_HAND),
+    Mutant("loss: huber's line begins at another height", "csrc/math/loss.h", "S(0.5)", "S(1)", BY_HAND,
+           within="delta * (z - S(0.5) * delta)"),
+    Mutant("loss: smooth_l1's slope is not divided by beta", "csrc/math/loss.h", "delta", "S(1)", BY_HAND,
+           within="one : r / delta"),
+    Mutant("loss: smooth_l1 of beta 0 divides by it", "csrc/math/loss.h", "delta == 0", "false",
+           (VALUES + "test_derivatives_at_zero_and_at_nan_are_pytorchs",)),
+    # Reductions.
+    Mutant("reduction: a mean is a sum", "csrc/math/reduction.h", "1.0 / total", "1.0", BY_HAND),
+    Mutant("reduction: a weighted mean is by the elements", "csrc/math/reduction.h",
+           "p.v.data ? weight_total : double(p.n) * double(p.k)", "double(p.n) * double(p.k)",
+           (VALUES + "test_weighted_mean_divides_by_the_sum_of_weights",)),
+    Mutant("reduction: the last weights of a row are left out", "csrc/cpu/pass.cpp",
+           "for (; i < count; ++i) lanes[i & 3] += values[i];", "",
+           (VALUES + "test_weighted_mean_divides_by_the_sum_of_weights",)),
+    Mutant("reduction: a small step is by the rows alone", "csrc/cpu/small_steps.h",
+           "1.0 / (double(columns.n) * double(k))", "1.0 / double(columns.n)", OPTION),
+    # The rule.
+    Mutant("rule: decay goes before maximize", "csrc/math/sgd.h",
+           "if (sgd.maximize) g = -g;\n  if (sgd.weight_decay != 0) g += T(sgd.weight_decay) * p;",
+           "if (sgd.weight_decay != 0) g += T(sgd.weight_decay) * p; if (sgd.maximize) g = -g;", RULE),
+    Mutant("rule: the first step is dampened", "csrc/math/sgd.h",
+           "first_step ? g : T(sgd.momentum) * buffer + (T(1) - T(sgd.dampening)) * g",
+           "T(sgd.momentum) * buffer + (T(1) - T(sgd.dampening)) * g", RULE),
+    Mutant("rule: nesterov forgets the momentum", "csrc/math/sgd.h", "g + T(sgd.momentum) * buffer", "g + buffer",
+           RULE),
+    # 16-bit numbers.
+    Mutant("convert: bfloat16 is cut off", "csrc/math/convert.h", "bits + 0x7fff + (bits >> 16 & 1)", "bits", ROUNDED),
+    Mutant("convert: ties of float16 go up", "csrc/math/convert.h", "magnitude >> 13 & 1", "1", ROUNDED),
+    Mutant("convert: a double is rounded twice", "csrc/math/convert.h", "(away ? bits - 1 : bits) | 1", "bits",
+           ROUNDED),
+    # Rows with lanes along features.
+    Mutant("rows: a lane beyond the last row counts", "csrc/cpu/rows.h", "rows - i", "rows - i + 1", shape(1, 5, 1),
+           within="lane < rows - i"),
+    Mutant("rows: the last row is left out", "csrc/cpu/rows.h",
+           "smaller((chunk + 1) * plan.chunk_rows, problem.n)", "smaller((chunk + 1) * plan.chunk_rows, problem.n - 1)",
+           shape(1, 5, 1)),
+    Mutant("rows: the target's gradient has the other sign", "csrc/cpu/rows.h", "-1.0", "1.0", WEIGHTS),
+    Mutant("rows: the width is taken for the stride", "csrc/cpu/rows.h", "p_.x.row_stride", "p_.d", LAYOUTS,
+           within="const int64_t ldx = p_.x.row_stride, ahead = ahead_of(ldx);"),
+    Mutant("rows: the width is taken for a tile's stride", "csrc/cpu/rows.h", "p_.x.row_stride", "p_.d", GAPS,
+           within="const int64_t ldx = p_.x.row_stride, d = p_.d"),
+    Mutant("rows: float sums of one target are not flushed", "csrc/cpu/rows.h", "(i + kRows) % kBlockRows == 0",
+           "false", MANY_ROWS),
+    Mutant("rows: float sums are not flushed", "csrc/cpu/rows.h", "unflushed + plan_.group_rows > kBlockRows", "false",
+           MANY_ROWS),
+    Mutant("rows: the input's gradient has the first target's slope", "csrc/cpu/rows.h",
+           "slopes_[t * plan_.ld + i]", "slopes_[i]", WEIGHTS),
+    Mutant("tiles: the last feature is not multiplied", "csrc/cpu/tiles.h", "d - j", "d - j - 1", shape(1, 17, 3),
+           within="to = load_first<Wide>(from, d - j); });"),
+    Mutant("tiles: the last feature has no gradient", "csrc/cpu/tiles.h", "d - j", "d - j - 1", shape(1, 17, 3),
+           within="to = load_first<V>(from, d - j); });"),
+    Mutant("tiles: rows that fill no tile are left out", "csrc/cpu/tiles.h",
+           "for (; r < rows; ++r) tile.template operator()<1, 1>(r, t);", "", shape(1, 17, 3)),
+    # Rows with lanes along rows.
+    Mutant("columns: the last row is not loaded", "csrc/cpu/columns.h", "rows - done", "rows - done - 1", shape(1, 5, 1),
+           within="x.dtype, rows - done, columns"),
+    Mutant("narrow: rows have no bias", "csrc/cpu/narrow.h", "bias", "0.0", shape(31, 5, 1), within="(prediction + bias)"),
+    Mutant("narrow: the slope is not scaled", "csrc/cpu/narrow.h", "g *= scale;", "", shape(31, 5, 1)),
+    # Several targets.
+    Mutant("targets: the width is taken for Y's stride", "csrc/cpu/targets.h", "p_->y.row_stride", "k", GAPS,
+           within="ldk = plan_->ldk, ldy = p_->y.row_stride"),
+    Mutant("targets: what is behind the last target counts", "csrc/cpu/targets.h", "k - t", "kLanes",
+           (PARITY + "test_special_values_where_only_sums_are_wanted",), within="v = lane < k - t ?"),
+    Mutant("targets: float sums are not flushed", "csrc/cpu/targets.h", "unflushed >= kTargetsBlockRows", "false",
+           MANY_ROWS),
+    # The pass.
+    Mutant("pass: chunks depend on the threads", "csrc/cpu/plan.h", "ceil_div(p.n, wanted)",
+           "ceil_div(p.n, std::min<int64_t>(wanted, p.threads))", THREADS),
+    Mutant("pass: only the last chunk counts", "csrc/cpu/pass.cpp", "sums[i] += more[i]", "sums[i] = more[i]",
+           (PARITY + "test_every_element_of_many_rows",)),
+    Mutant("pass: the bias lies without gaps", "csrc/cpu/pass.cpp", "problem.b.col_stride", "1", LAYOUTS),
+    Mutant("pass: threads have the float mode that they had", "csrc/cpu/threads.h", "set_float_mode(mode);", "",
+           (DETERMINISM + "test_same_bits_for_any_number_of_threads_when_subnormals_are_flushed",)),
+    # Matrix products.
+    Mutant("products: only the last block of rows counts", "csrc/cpu/products.cpp", "row > first", "false", shape(5003, 9, 34)),
+    Mutant("products: the bias's gradient knows no weights", "csrc/cpu/product_rows.h",
+           "slope_sums[t] += slopes[t];", "slope_sums[t] += scale * loss_slope<kLoss>(r, delta);", WEIGHTS),
+    Mutant("products: W is taken to be contiguous", "csrc/cpu/products.cpp", "w_.row_stride", "p_.d", LAYOUTS),
+    Mutant("products: targets beyond a piece are the first ones", "csrc/cpu/product_rows.h", "i * block.targets + j",
+           "i * block.targets", shape(9, 6, 700)),
+    Mutant("products: a sum over chunks leaves the last out", "csrc/cpu/product_rows.h", "part < parts",
+           "part + (parts > 1) < parts", shape(300, 65, 257)),
+    # Steps.
+    Mutant("step: is taken though its loss is not finite", "csrc/cpu/sgd_step.cpp",
+           "skip_nonfinite && !std::isfinite(load_one<double>(loss, loss_dtype(problem)))", "false", STOPS),
+    Mutant("step: columns beyond a piece are the first ones", "csrc/cpu/sgd_step.cpp",
+           "j * int64_t(size_of(dtype))", "0", PIECES),
+    Mutant("step: a thread leaves its last row out", "csrc/cpu/sgd_step.cpp", "rows * (thread + 1) / count",
+           "rows * (thread + 1) / count - (count > 1)", PIECES),
+    Mutant("small step: lanes without a row count", "csrc/cpu/small_steps.h", "if (mask) r = Vec(Mask(r) & *mask);", "",
+           OPTION),
+    Mutant("small step: a full batch has the first epoch's order", "csrc/cpu/small_steps.h",
+           "run.epoch_steps == 1 && run.order_stride == 0", "run.epoch_steps == 1",
+           (RUN + "test_rows_may_come_several_times_or_not_at_all",)),
+    Mutant("small step: parameters are not rounded between steps", "csrc/cpu/small_steps.h",
+           "p[i] = rounded(next.p, dtype_);", "p[i] = next.p;", STEPS),
+    Mutant("small step: every step is a first one", "csrc/cpu/small_steps.h", "first_step_ = false;", "", NESTEROV),
+    Mutant("small step: a loss that is not finite is no end", "csrc/cpu/small_steps.h",
+           "if (stop_nonfinite && !__builtin_isfinite(value)) break;", "", STOPS),
+    # Runs.
+    Mutant("run: every step has the first one's rate", "csrc/cpu/small_steps.h", "run.lr[step - run.begin]",
+           "run.lr[0]", (RUN + "test_a_learning_rate_for_every_step",)),
+    Mutant("run: a short last batch takes its last row from no step", "csrc/cpu/sgd_run.cpp",
+           "batch_rows(run, step % run.epoch_steps)",
+           "batch_rows(run, step % run.epoch_steps) - (run.rows % run.batch_size != 0)", STEPS),
+    Mutant("run: weights do not come with their rows", "csrc/cpu/sgd_run.cpp",
+           "batch.v = gather(problem.v, problem.k, order, batch.n, to);", "",
+           (RUN + "test_weights_are_gathered_with_their_rows",)),
+    Mutant("run: goes on after a loss that is not finite", "csrc/cpu/sgd_run.cpp",
+           "if (stop_nonfinite && !std::isfinite(load_one<double>(loss, dtype))) return step - run.begin;", "", STOPS),
+    Mutant("run: every step is a first one", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;", "", NESTEROV,
+           within="return step - run.begin;\n    w.first_step = b.first_step = false;"),
+    Mutant("run: momentum starts anew after validation", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;",
+           "", ("tests/test_loader_order.py::test_every_loader[cpu-in order-True-torch.float32]",),
+           within="break;\n    w.first_step = b.first_step = false;"),
+    Mutant("run: the rates of an epoch are those of the first", "csrc/cpu/sgd_run.cpp", "run.lr + (part.begin - run.begin)",
+           "run.lr", (RUN + "test_validation_after_every_epoch",)),
+)  # fmt: skip
