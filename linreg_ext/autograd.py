@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from . import reference
 from .check import check_problem, check_run, check_sgd, loss_dtype
 
 OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradient can be asked for, in this order
@@ -79,6 +80,45 @@ class LinearLoss(Function):
         )  # fmt: skip
 
 
+def recorded_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    loss: str,
+    delta: float,
+    reduction: str,
+) -> Tensor:
+    """The operator ``linear_loss`` where a derivative may be asked for; ``csrc/torch/derivatives.cpp`` calls it."""
+    arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    if weight is not None and weight.requires_grad:
+        raise RuntimeError(f"linear_{loss}_loss: weight must not require grad, got one that does")
+    if is_transforming():
+        return reference.linear_loss(*arguments)
+    operands = (input, linear_weight, linear_bias, target)
+    return LinearLoss.apply(*arguments, [t is not None and t.requires_grad for t in operands])[0]
+
+
+def recorded_loss_grads(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    loss: str,
+    delta: float,
+    reduction: str,
+    wanted: list[bool],
+) -> tuple[Tensor, list[Tensor]]:
+    """The operator ``linear_loss_grads`` there: its gradients come from plain PyTorch, which differentiates them."""
+    arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    value = torch.ops.linreg_ext.linear_loss(*arguments)
+    of = _wanted_operands(input, linear_weight, target, linear_bias, loss, reduction, wanted)
+    grads = differentiable_grads(torch.ones_like(value), *arguments, wanted)
+    return value, [grad.to(_gradient_dtype(operand)) for grad, operand in zip(grads, of, strict=True)]
+
+
 def _names(wanted: list[bool]) -> list[str]:
     return [name for name, asked in zip(OPERANDS, wanted, strict=True) if asked]
 
@@ -136,7 +176,8 @@ def differentiable_grads(
     reduction: str,
     wanted: list[bool],
 ) -> list[Tensor]:
-    """The gradients that are wanted in plain PyTorch; differentiable in `grad_loss` and in every operand."""
+    """The gradients that are wanted in plain PyTorch, in float32 where operands are 16-bit; differentiable in
+    `grad_loss` and in every operand."""
     compute = torch.float32 if input.dtype.itemsize == 2 else input.dtype
     x, w, y = (tensor.to(compute) for tensor in (input, linear_weight, target))
     r = F.linear(x, w) - y
@@ -166,8 +207,7 @@ def differentiable_grads(
         "linear_bias": lambda: g_rows.sum(0).reshape(linear_bias.shape),
         "target": lambda: -g,
     }
-    dtypes = _dtypes(input, linear_weight, target)
-    return [grads[name]().to(dtypes[name]) for name in _names(wanted)]
+    return [grads[name]() for name in _names(wanted)]
 
 
 def _like(weight: Tensor, rows: Tensor) -> Tensor:
@@ -202,17 +242,31 @@ def _fake_linear_loss_grads(
     wanted: list[bool],
 ) -> tuple[Tensor, list[Tensor]]:
     value = _fake_linear_loss(input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    of = _wanted_operands(input, linear_weight, target, linear_bias, loss, reduction, wanted)
+    return value, [t.new_empty(t.shape, dtype=_gradient_dtype(t)) for t in of]
+
+
+def _wanted_operands(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    loss: str,
+    reduction: str,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """What ``linear_loss_grads`` returns the gradients of; raises as it does where there are none."""
     op = f"linear_{loss}_loss"
     if reduction == "none":
         raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got 'none'")
-    operands = (input, linear_weight, linear_bias, target)
     if wanted[2] and linear_bias is None:
         raise ValueError(f"{op}: linear_bias must be given when its gradient is asked for, got None")
-    return value, [
-        t.new_empty(t.shape, dtype=torch.float32 if t.dtype == torch.float16 else t.dtype)
-        for t, asked in zip(operands, wanted, strict=True)
-        if asked
-    ]
+    operands = (input, linear_weight, linear_bias, target)
+    return [operand for operand, asked in zip(operands, wanted, strict=True) if asked]
+
+
+def _gradient_dtype(operand: Tensor) -> torch.dtype:
+    return torch.float32 if operand.dtype == torch.float16 else operand.dtype
 
 
 def _fake_sgd_step_(

@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import reference
 from ._extension import _C, REFERENCE, has_kernels
 from .autocast import cast, is_autocast, no_autocast
-from .autograd import LinearLoss, is_transforming, register_fakes
+from .autograd import is_transforming, register_fakes
 from .check import check_momentum_buffers, check_problem, require_tensors, run_sizes
 
 if not REFERENCE:
@@ -397,6 +397,7 @@ def sgd_run_(
         {"input": input, "linear_weight": linear_weight, "target": target},
         {"linear_bias": linear_bias, "weight": weight, "order": order},
     )
+    _refuse_transforms("sgd_run_")
     batch_size, epochs, steps = run_sizes(input, order, batch_size, drop_last, epochs)
     buffers = list(check_momentum_buffers(momentum, momentum_buffers, "sgd_run_"))
     first_step = [False, False]
@@ -412,7 +413,6 @@ def sgd_run_(
     parts: list[Stretch] = []
     try:
         if torch.compiler.is_compiling():  # in one piece, and for any number of steps: a range would be for one
-            _refuse_transforms("sgd_run_")
             op = torch.ops.linreg_ext.sgd_run_
             parts.append(op(*tensors, *sizes, 0, steps, *rule, *first_step, *frozen, stop_nonfinite))
         else:
@@ -526,22 +526,8 @@ def linear_loss(
         operands = cast(*operands)
         with no_autocast(input):
             return linear_loss(loss, delta, *operands, reduction)
-    wanted = [False] * 4
-    if torch.is_grad_enabled():
-        wanted = [
-            input.requires_grad,
-            linear_weight.requires_grad,
-            linear_bias is not None and linear_bias.requires_grad,
-            target.requires_grad,
-        ]
-        if weight is not None and weight.requires_grad:
-            raise RuntimeError(f"{op}: weight must not require grad, got one that does")
-    arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
-    if is_transforming():
-        return reference.linear_loss(*arguments)
+    arguments = (*operands, loss, delta, reduction)
     try:
-        if any(wanted):
-            return LinearLoss.apply(*arguments, wanted)[0]
         return torch.ops.linreg_ext.linear_loss(*arguments)
     except RuntimeError as error:
         _refuse(op, error, *arguments)
@@ -561,11 +547,11 @@ def _require_tensors(op: str, input: Any, linear_weight: Any, target: Any, linea
 
 
 def _refuse_transforms(op: str) -> None:
-    """What ``csrc/torch/module.cpp`` says of calls that do not come by Python."""
+    """What ``csrc/torch/plain.h`` says of calls that come by the compiled part."""
     if is_transforming():
         raise RuntimeError(
-            f"{op}: must not be called inside a torch.func transform, which would neither differentiate nor batch a "
-            "step in place; transform linear_mse_loss or a sibling of it"
+            f"{op}: must not be called inside a torch.func transform or forward-mode AD, which would neither "
+            "differentiate nor batch a step in place; transform linear_mse_loss or a sibling of it"
         )
 
 

@@ -346,6 +346,30 @@ def test_both_recorders_give_the_same_bits(loss, dtypes, device):
             assert torch.equal(a, e)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradcheck_of_the_operators_themselves(loss, recorder, device):
+    """Of the loss, and of the gradients beside it, which are differentiable themselves."""
+    if recorder == "LinearLoss":  # one is enough: the operators know nothing of recorders
+        return
+    p = Problem.random(4, 3, 2, FLOAT64, weight="rows", device=device)
+    operands = [t.requires_grad_() for t in p.operands().values()]
+    ops = torch.ops.linreg_ext
+
+    def loss_alone(*t):
+        return ops.linear_loss(*with_options(loss, *t, p.weight, "sum"))
+
+    def loss_and_grads(*t):
+        value, grads = ops.linear_loss_grads(*with_options(loss, *t, p.weight, "mean"), [True] * 4)
+        return (value, *grads)
+
+    assert torch.autograd.gradcheck(loss_alone, operands)
+    assert torch.autograd.gradgradcheck(loss_alone, operands)
+    assert torch.autograd.gradcheck(loss_and_grads, operands)
+    assert torch.equal(loss_alone(*operands), call(loss, *operands, p.weight, "sum"))
+    with pytest.raises(RuntimeError, match="weight must not require grad"):
+        ops.linear_loss(*with_options(loss, *operands, p.weight.requires_grad_(), "sum"))
+
+
 def with_options(loss, x, w, y, b, v, reduction):
     return x, w, y, b, v, loss, {"huber": 0.7, "smooth_l1": 0.7}.get(loss, 1.0), reduction
 

@@ -201,6 +201,17 @@ def test_runs_in_one_graph():
     assert not torch.equal(results[1][1], problem.linear_weight)
 
 
+class Network(nn.Module):
+    """A layer under a fused head."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x, y):
+        return self.layers[1](torch.tanh(self.layers[0](x)), y)
+
+
 class Trainer(nn.Module):
     """A model that takes its own steps: the loss of before, and the mean absolute error of after."""
 
@@ -217,7 +228,12 @@ def exported(device):
     """The trainer for batches of any size, saved and loaded."""
     rows = torch.export.Dim("rows", min=2)
     sample = torch.randn(9, 5, device=device), torch.randn(9, 2, device=device)
-    program = torch.export.export(Trainer(device), sample, dynamic_shapes={"x": {0: rows}, "y": {0: rows}})
+    return saved_and_loaded(
+        torch.export.export(Trainer(device), sample, dynamic_shapes={"x": {0: rows}, "y": {0: rows}})
+    )
+
+
+def saved_and_loaded(program):
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
@@ -239,6 +255,31 @@ def assert_trains(function, device):
 
 def test_export_is_saved_loaded_and_run(device):
     assert_trains(exported(device).module(), device)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_loss_is_trained_like_the_plain_one(strict, device):
+    """An operator without a derivative would leave the loaded program's parameters alone, or raise in backward."""
+    model = nn.ModuleList([nn.Linear(5, 7), linreg_ext.LinearHuberLoss(7, 2, delta=0.5)]).to(device)
+    network = Network(model)
+    rows = torch.export.Dim("rows", min=2)
+    sample = torch.randn(9, 5, device=device), torch.randn(9, 2, device=device)
+    program = torch.export.export(network, sample, dynamic_shapes={"x": {0: rows}, "y": {0: rows}}, strict=strict)
+    loaded = saved_and_loaded(program).module()
+    assert [node.target for node in program.graph.nodes if "linreg_ext" in str(node.target)] == [
+        torch.ops.linreg_ext.linear_loss.default
+    ]
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
+    plain = torch.optim.SGD(network.parameters(), lr=0.1)
+    for n in (9, 4):
+        x, y = torch.randn(n, 5, device=device), torch.randn(n, 2, device=device)
+        losses = loaded(x, y), F.huber_loss(model[1].predict(torch.tanh(model[0](x))), y, delta=0.5)
+        for loss, stepped in zip(losses, (optimizer, plain), strict=True):
+            stepped.zero_grad()
+            loss.backward()
+            stepped.step()
+        torch.testing.assert_close(*losses)
+    torch.testing.assert_close(list(loaded.parameters()), list(network.parameters()))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PyTorch, about itself

@@ -5,10 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import LOSSES
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 import linreg_ext
 
+OPS = torch.ops.linreg_ext
 OPTIONS = {"huber": {"delta": 0.7}, "smooth_l1": {"beta": 0.7}}
 # What of weight, bias, input and target there are many of.
 MANY = {
@@ -105,9 +107,8 @@ def test_transforms_inside_and_outside_of_each_other_and_of_autograd(device):
     leaf = many.clone().requires_grad_()
     vmap(ours)(leaf).sum().backward()
     torch.testing.assert_close(leaf.grad, vmap(grad(plain))(many))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(many[0], many[1])
-        tangent = torch.autograd.forward_ad.unpack_dual(ours(dual)).tangent
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(ours(forward_ad.make_dual(many[0], many[1]))).tangent
     torch.testing.assert_close(tangent, jvp(plain, (many[0],), (many[1],))[1])
 
 
@@ -130,19 +131,59 @@ def test_transforms_that_are_compiled(device):
         torch.testing.assert_close(grad(compiled)(w, b, x, y), grad(plain)(w, b, x, y))
 
 
-@pytest.mark.parametrize("transform", [grad, vmap, lambda f: lambda w: jvp(f, (w,), (w,))], ids=["grad", "vmap", "jvp"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_operators_themselves(reduction, device):
+    """Called by name, the loss and the gradients have the derivatives of plain PyTorch; none would be a silent 0."""
+    at, many = operands(device), torch.randn(4, 2, 3, dtype=torch.float64, device=device)
+    w, b, x, y = at
+
+    def ours(w, b, x, y):
+        if reduction == "none":
+            return OPS.linear_loss(x, w, y, b, None, "mse", 1.0, reduction).sum()
+        value, (g,) = OPS.linear_loss_grads(x, w, y, b, None, "mse", 1.0, reduction, [False, True, False, False])
+        return value + g.sum()
+
+    def plain(w, b, x, y):
+        value = F.mse_loss(F.linear(x, w, b), y, reduction=reduction)
+        return value.sum() if reduction == "none" else value + grad(lambda w: pair("mse")[1](w, b, x, y))(w).sum()
+
+    functions = ours, plain
+    same(lambda f: grad(f, (0, 1, 2, 3))(*at), functions)
+    same(lambda f: vmap(f, (0, None, None, None))(many, b, x, y), functions)
+    same(lambda f: vmap(grad(f), (0, None, None, None))(many, b, x, y), functions)
+    if reduction == "mean":
+        return  # PyTorch itself has no forward mode over gradients of its losses
+    same(lambda f: jvp(f, tuple(at), tuple(at)), functions)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(ours(forward_ad.make_dual(w, many[0]), b, x, y)).tangent
+    torch.testing.assert_close(tangent, jvp(lambda w: plain(w, b, x, y), (w,), (many[0],))[1])
+
+
+def dual(function):
+    def call(w):
+        with forward_ad.dual_level():
+            return function(forward_ad.make_dual(w, torch.ones_like(w)))
+
+    return call
+
+
+TRANSFORMS = {"grad": grad, "vmap": vmap, "jvp": lambda f: lambda w: jvp(f, (w,), (w,)), "dual": dual}
+STEPS = {"sgd_step_": linreg_ext.sgd_step_, "sgd_run_": linreg_ext.sgd_run_, "the operator sgd_step_": OPS.sgd_step_}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_steps_in_place_are_refused(transform, compiled, device):
     """Their loss has no derivative: it would be a 0 that nobody asked for. Nothing is changed."""
     w, _, x, y = operands(device)
-    given = w.expand(3, 2, 3).contiguous() if transform is vmap else w.clone()
+    given = w.expand(3, 2, 3).contiguous() if transform == "vmap" else w.clone()
     before = given.clone()
-    calls = [linreg_ext.sgd_step_, linreg_ext.sgd_run_] if device == "cpu" else [linreg_ext.sgd_step_]
     torch._dynamo.reset()
-    for call in calls:
-        function = transform(lambda w, call=call: call(x, w, y, lr=0.1).sum())
+    for name, call in STEPS.items():
+        function = TRANSFORMS[transform](lambda w, call=call: call(x, w, y, lr=0.1).sum())
         if compiled:
             function = torch.compile(function, backend="aot_eager")
-        with pytest.raises(RuntimeError, match=f"{call.__name__}: must not be called inside a torch.func transform"):
+        name = name.removeprefix("the operator ")
+        with pytest.raises(RuntimeError, match=f"{name}: must not be called inside a torch.func transform or forward"):
             function(given)
     assert torch.equal(given, before)

@@ -80,6 +80,7 @@ struct LinearLossBackward : torch::autograd::Node {
     const at::Tensor grad_loss = std::move(grad_outputs[0]);
     variable_list results(kGradients);
     if (!grad_loss.defined()) return results;
+    const at::ScalarType dtypes[kGradients] = {x.scalar_type(), w.scalar_type(), w.scalar_type(), y.scalar_type()};
     const bool batched = grad_loss.key_set().has(c10::DispatchKey::Batched);  // by is_grads_batched
     if (at::GradMode::is_enabled() || transforming() || batched) {  // the result must be differentiable itself
       pybind11::gil_scoped_acquire gil;
@@ -90,10 +91,9 @@ struct LinearLossBackward : torch::autograd::Node {
       const pybind11::list grads =
           function(grad_loss, x, w, y, optional(b), optional(v), loss, delta, reduction, wanted);
       for (size_t i = 0, next = 0; i < kGradients; ++i)
-        if (wanted[i]) results[i] = grads[next++].cast<at::Tensor>();
+        if (wanted[i]) results[i] = grads[next++].cast<at::Tensor>().to(dtypes[i]);
       return results;
     }
-    const at::ScalarType dtypes[kGradients] = {x.scalar_type(), w.scalar_type(), w.scalar_type(), y.scalar_type()};
     for (size_t i = 0; i < kGradients; ++i)
       if (wanted[i]) results[i] = scaled(grad_loss, gradients[i].unpack(), dtypes[i]);
     return results;

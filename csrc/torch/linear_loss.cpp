@@ -104,10 +104,4 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "loss, float delta, str reduction, bool[4] wanted) -> (Tensor, Tensor[])");
 }
 
-// LinearLoss (linreg_ext/autograd.py) differentiates; what reaches an operator itself is below autograd.
-TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) {
-  m.impl("linear_loss", torch::CppFunction::makeFallthrough());
-  m.impl("linear_loss_grads", torch::CppFunction::makeFallthrough());
-}
-
 }  // namespace linreg::torch_ops

@@ -80,13 +80,6 @@ class Arguments {
   PyObject* const* item_;
 };
 
-// They would take a loss without a gradient for one whose gradient is zero. linreg_ext/functional.py says the same.
-void refuse_transforms(const char* op) {
-  TORCH_CHECK(!in_functorch(), op,
-              ": must not be called inside a torch.func transform, which would neither differentiate nor batch a step "
-              "in place; transform linear_mse_loss or a sibling of it");
-}
-
 PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Arguments a("sgd_step_", 22, items, count);
@@ -115,7 +108,7 @@ PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
 
   const bool direct = plain({&operands.input, &operands.linear_weight, &operands.target, operands.linear_bias,
                              operands.weight, weight_buffer, bias_buffer, sgd.lr_tensor});
-  if (!direct) refuse_transforms("sgd_step_");
+  refuse_transforms("sgd_step_");
   at::Tensor value;
   {
     std::optional<pybind11::gil_scoped_release> released;
@@ -159,7 +152,7 @@ PyObject* sgd_run_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   };
   const bool direct = plain({&input, &linear_weight, &target, given(bias), given(weight), given(weight_buffer),
                              given(bias_buffer), given(order), given(val_input), given(val_target), given(lr_tensor)});
-  if (!direct) refuse_transforms("sgd_run_");
+  refuse_transforms("sgd_run_");
   std::tuple<at::Tensor, at::Tensor, at::Tensor> results;
   {
     const pybind11::gil_scoped_release released;

@@ -46,4 +46,13 @@ inline bool in_functorch() {
 // Whether torch.func or forward-mode AD is at work, as linreg_ext.autograd.is_transforming has it.
 inline bool transforming() { return in_functorch() || torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr; }
 
+// For steps in place: a transform would take a loss without a derivative for one whose derivative is zero.
+// linreg_ext/functional.py says the same of what is compiled.
+inline void refuse_transforms(const char* op) {
+  TORCH_CHECK(
+      !transforming(), op,
+      ": must not be called inside a torch.func transform or forward-mode AD, which would neither differentiate "
+      "nor batch a step in place; transform linear_mse_loss or a sibling of it");
+}
+
 }  // namespace linreg::torch_ops

@@ -115,6 +115,4 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "bool weight_frozen, bool bias_frozen, bool stop_nonfinite) -> (Tensor, Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) { m.impl("sgd_run_", torch::CppFunction::makeFallthrough()); }
-
 }  // namespace linreg::torch_ops

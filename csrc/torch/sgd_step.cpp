@@ -94,6 +94,4 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "bool skip_nonfinite=False) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) { m.impl("sgd_step_", torch::CppFunction::makeFallthrough()); }
-
 }  // namespace linreg::torch_ops
