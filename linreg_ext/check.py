@@ -167,12 +167,24 @@ def check_sgd(
     if lr_tensor is not None:
         read.append(("lr", lr_tensor))
     read += [(name, tensor) for name, tensor in (also_read or {}).items() if tensor is not None]
+    if found := find_overlap(written, read):
+        name, other = found
+        raise RuntimeError(
+            f"{op}: {name} must not overlap itself in memory (is it expanded?)"
+            if name == other
+            else f"{op}: {name} must not overlap {other} in memory"
+        )
+
+
+def find_overlap(written: list[tuple[str, Tensor]], read: list[tuple[str, Tensor]]) -> tuple[str, str] | None:
+    """The names of two tensors that share memory, the first of them written; twice its own for one that is expanded."""
     for i, (name, tensor) in enumerate(written):
         if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise RuntimeError(f"{op}: {name} must not overlap itself in memory (is it expanded?)")
+            return name, name
         for other_name, other in written[i + 1 :] + read:
             if overlap(tensor, other):
-                raise RuntimeError(f"{op}: {name} must not overlap {other_name} in memory")
+                return name, other_name
+    return None
 
 
 def check_run(

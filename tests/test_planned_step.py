@@ -126,12 +126,14 @@ def test_losses(loss, monkeypatch):
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 def test_dtypes(dtypes, monkeypatch):
     data, parameter = dtypes
+    for target in {data, torch.float32} if data.itemsize == 2 else {data}:
 
-    def run():
-        m = nn.Linear(3, 2, dtype=parameter)
-        return Run(m, nn.MSELoss(), sgd(m), torch.randn(6, 3).to(data), torch.randn(6, 2).to(data))
+        def run(target=target):
+            m = nn.Linear(3, 2, dtype=parameter)
+            return Run(m, nn.MSELoss(), sgd(m), torch.randn(6, 3).to(data), torch.randn(6, 2).to(target))
 
-    assert compare(run, monkeypatch) == [False] + 7 * [True]
+        with monkeypatch.context() as patch:
+            assert compare(run, patch) == [False] + 7 * [True]
 
 
 @pytest.mark.parametrize("options", [

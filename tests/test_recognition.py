@@ -147,6 +147,12 @@ def gradient_scale(run, patch):
     run.optimizer.grad_scale, run.optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
 
 
+def one_memory(run, patch):
+    """The last weight is the bias."""
+    whole = torch.randn(3)
+    run.model.linear.weight.data, run.model.linear.bias.data = whole[None], whole[2:]
+
+
 EAGER = {
     "class of the loss": lambda run, patch: setattr(run.loss, "__class__", type("Mine", (nn.SmoothL1Loss,), {})),
     "forward of the loss's class": lambda run, patch: patch.setattr(
@@ -208,6 +214,10 @@ GRADIENTS = {
     "settings that are tensors": lambda run, patch: run.optimizer.param_groups[0].update(
         foreach=False, weight_decay=torch.tensor(0.1)
     ),
+    "weight and bias in one memory": one_memory,
+    "a batch in the memory of the weight": lambda run, patch: setattr(
+        run, "x", run.model.linear.weight.detach().expand(6, 3)
+    ),
 }  # fmt: skip
 FUSED = {
     "foreach": lambda run, patch: run.optimizer.param_groups[0].update(foreach=True),
@@ -231,6 +241,37 @@ def test_the_plain_loop_is_run_as_written(change):
 def test_the_optimizer_steps_for_itself(change):
     """Fails where a fused update passes over hooks, replaced methods or gradients that SGD would have used."""
     assert_steps_are_the_plain_loops(GRADIENTS[change], "gradients")
+
+
+UNUSABLE = {  # by torch.optim.SGD, too
+    "no maximize": lambda run: run.optimizer.param_groups[0].pop("maximize"),
+    "no foreach": lambda run: run.optimizer.param_groups[0].pop("foreach"),
+    "no lr": lambda run: run.optimizer.param_groups[0].pop("lr"),
+    "a state that makes no entries": lambda run: setattr(run.optimizer, "state", {}),
+    "an expanded momentum": lambda run: run.optimizer.state[run.model.linear.weight].update(
+        momentum_buffer=torch.ones(1, 1).expand(1, 3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", UNUSABLE)
+def test_what_sgd_cannot_use_raises_as_in_the_plain_loop(change):
+    """And leaves the same behind; a fused step would go on without, or fail after it has changed the parameters."""
+    results = []
+    for make in (make_train_step, reference.make_train_step):
+        run = Trained()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step = run.train(make)
+            UNUSABLE[change](run)
+            with pytest.raises((KeyError, RuntimeError)) as error:
+                step(run.x, run.y)
+        if make is make_train_step:
+            assert step.explain().startswith("gradients: ")
+        results.append(((type(error.value), str(error.value)), [(p.detach(), p.grad) for p in run.model.parameters()]))
+    (ours, left), (theirs, expected) = results
+    assert ours == theirs
+    torch.testing.assert_close(left, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("change", FUSED)

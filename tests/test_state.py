@@ -172,6 +172,14 @@ def emptied_with_a_new_optimizer(run):
     run.optimizer.param_groups, run.optimizer.state = optimizer.param_groups, optimizer.state
 
 
+def old_checkpoint(run):
+    """Of a PyTorch that did not know all of today's settings."""
+    state = run.optimizer.state_dict()
+    for name in ("nesterov", "maximize", "foreach", "differentiable", "fused"):
+        state["param_groups"][0].pop(name)
+    run.optimizer.load_state_dict(state)
+
+
 def new_data_of_parameters(run):
     for p in run.model.parameters():
         p.data = p.data * 2
@@ -189,6 +197,7 @@ CHANGES = {  # and the level of the steps after them
     "float64, parameters swapped": (swapped_to_double, "fused"),
     "to_empty, optimizer left behind": (emptied, "gradients: a parameter of the model is not the optimizer's"),
     "to_empty": (emptied_with_a_new_optimizer, "fused"),
+    "a checkpoint of an old PyTorch": (old_checkpoint, "fused"),
     "p.data": (new_data_of_parameters, "fused"),
     "share_memory": (shared, "fused"),
 }

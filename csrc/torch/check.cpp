@@ -282,7 +282,26 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
                     " and dampening ", sgd.dampening);
   TORCH_CHECK_VALUE(!std::isnan(sgd.dampening), op, ": dampening must be a number, got nan");
 
-  // The tensors that are written first, then those that are only read.
+  const auto check_buffer = [&](const char* name, const at::Tensor& parameter, const at::Tensor* buffer) {
+    TORCH_CHECK_VALUE(buffer, op, ": ", name, " must be a tensor when momentum != 0, got None");
+    check_dtype(op, name, *buffer, parameter.scalar_type(), parameter.scalar_type());
+    if (buffer->sizes() != parameter.sizes()) wrong_shape(op, name, word(parameter.sizes()), *buffer);
+    TORCH_CHECK(buffer->device() == o.input.device(), op, ": ", name, " must be on ", o.input.device(), ", got ",
+                buffer->device());
+  };
+  if (sgd.momentum != 0 && !sgd.weight_frozen)
+    check_buffer("momentum_buffers[0]", o.linear_weight, sgd.weight_momentum_buffer);
+  if (sgd.momentum != 0 && !sgd.bias_frozen && o.linear_bias)
+    check_buffer("momentum_buffers[1]", *o.linear_bias, sgd.bias_momentum_buffer);
+
+  if (const auto found = find_overlap(o, sgd, also_read)) {
+    TORCH_CHECK(found->other, op, ": ", found->name, " must not overlap itself in memory (is it expanded?)");
+    TORCH_CHECK(false, op, ": ", found->name, " must not overlap ", found->other, " in memory");
+  }
+}
+
+std::optional<Overlap> find_overlap(const Operands& o, const SgdArguments& sgd,
+                                    std::initializer_list<Named> also_read) {
   struct Used {
     const char* name;
     const at::Tensor* tensor;
@@ -292,21 +311,11 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
   const auto add = [&](const char* name, const at::Tensor* tensor) {
     if (tensor) used[count++] = {name, tensor, extent_of(*tensor)};
   };
-  const auto add_buffer = [&](const char* name, const at::Tensor& parameter, const at::Tensor* buffer) {
-    TORCH_CHECK_VALUE(buffer, op, ": ", name, " must be a tensor when momentum != 0, got None");
-    check_dtype(op, name, *buffer, parameter.scalar_type(), parameter.scalar_type());
-    if (buffer->sizes() != parameter.sizes()) wrong_shape(op, name, word(parameter.sizes()), *buffer);
-    TORCH_CHECK(buffer->device() == o.input.device(), op, ": ", name, " must be on ", o.input.device(), ", got ",
-                buffer->device());
-    add(name, buffer);
-  };
   if (!sgd.weight_frozen) add("linear_weight", &o.linear_weight);
   if (!sgd.bias_frozen) add("linear_bias", o.linear_bias);
-  if (sgd.momentum != 0 && !sgd.weight_frozen)
-    add_buffer("momentum_buffers[0]", o.linear_weight, sgd.weight_momentum_buffer);
-  if (sgd.momentum != 0 && !sgd.bias_frozen && o.linear_bias)
-    add_buffer("momentum_buffers[1]", *o.linear_bias, sgd.bias_momentum_buffer);
-  const int written = count;
+  if (sgd.momentum != 0 && !sgd.weight_frozen) add("momentum_buffers[0]", sgd.weight_momentum_buffer);
+  if (sgd.momentum != 0 && !sgd.bias_frozen && o.linear_bias) add("momentum_buffers[1]", sgd.bias_momentum_buffer);
+  const int written = count;  // what follows is only read
   if (sgd.weight_frozen) add("linear_weight", &o.linear_weight);
   if (sgd.bias_frozen) add("linear_bias", o.linear_bias);
   add("input", &o.input);
@@ -318,12 +327,11 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
   for (int i = 0; i < written; ++i) {
     const at::Tensor& tensor = *used[i].tensor;
     for (int64_t dim = 0; dim < tensor.dim(); ++dim)
-      TORCH_CHECK(tensor.stride(dim) != 0 || tensor.size(dim) <= 1, op, ": ", used[i].name,
-                  " must not overlap itself in memory (is it expanded?)");
+      if (tensor.stride(dim) == 0 && tensor.size(dim) > 1) return Overlap{used[i].name, nullptr};
     for (int j = i + 1; j < count; ++j)
-      TORCH_CHECK(!overlap(used[i].extent, used[j].extent), op, ": ", used[i].name, " must not overlap ", used[j].name,
-                  " in memory");
+      if (overlap(used[i].extent, used[j].extent)) return Overlap{used[i].name, used[j].name};
   }
+  return std::nullopt;
 }
 
 Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Device device) {

@@ -55,8 +55,16 @@ struct Named {
   const at::Tensor* tensor;
 };
 
-// Checks the hyper-parameters and the state, and that nothing that is written overlaps itself or anything else that is
-// read, `also_read` included.
+// Two arguments of a step by name, the first of which it writes; `other` is nullptr for one that overlaps itself.
+struct Overlap {
+  const char *name, *other;
+};
+
+// Those that share memory, if any do, `also_read` included.
+std::optional<Overlap> find_overlap(const Operands& operands, const SgdArguments& sgd,
+                                    std::initializer_list<Named> also_read = {});
+
+// Checks the hyper-parameters and the state, and that there is no overlap.
 void check_sgd(std::string_view op, const Operands& operands, std::string_view reduction, const SgdArguments& sgd,
                std::initializer_list<Named> also_read = {});
 

@@ -41,6 +41,7 @@ struct Names {
   PyObject* nesterov = PyUnicode_InternFromString("nesterov");
   PyObject* maximize = PyUnicode_InternFromString("maximize");
   PyObject* differentiable = PyUnicode_InternFromString("differentiable");
+  PyObject* foreach = PyUnicode_InternFromString("foreach");
   PyObject* param_groups = PyUnicode_InternFromString("param_groups");
   PyObject* state = PyUnicode_InternFromString("state");
   PyObject* momentum_buffer = PyUnicode_InternFromString("momentum_buffer");
@@ -157,7 +158,7 @@ bool read_settings(PyObject* group, SgdArguments& sgd, THPObjectPtr& lr_tensor) 
   const auto momentum = number(entry(group, n.momentum)), dampening = number(entry(group, n.dampening)),
              weight_decay = number(entry(group, n.weight_decay));
   PyObject *const nesterov = entry(group, n.nesterov), *const maximize = entry(group, n.maximize);
-  if (!momentum || !dampening || !weight_decay || !nesterov || !maximize) return false;
+  if (!momentum || !dampening || !weight_decay || !nesterov || !maximize || !entry(group, n.foreach)) return false;
   if (!PyBool_Check(nesterov) || !PyBool_Check(maximize) || entry(group, n.differentiable) != Py_False) return false;
   if (!(*momentum >= 0) || !(*weight_decay >= 0) || *dampening != *dampening) return false;
   if (nesterov == Py_True && !(*momentum > 0 && *dampening == 0)) return false;
@@ -207,7 +208,8 @@ bool fit(const Plan& plan, const at::Tensor& x, const at::Tensor& y, const at::T
   const auto data = x.scalar_type(), parameter = w.scalar_type();
   const bool two_bytes = data == at::kHalf || data == at::kBFloat16;
   const bool known = two_bytes || data == at::kFloat || data == at::kDouble;
-  if (!known || y.scalar_type() != data || (parameter != data && !(two_bytes && parameter == at::kFloat))) return false;
+  const auto fits = [&](at::ScalarType dtype) { return dtype == data || (two_bytes && dtype == at::kFloat); };
+  if (!known || !fits(y.scalar_type()) || !fits(parameter)) return false;
   if (x.requires_grad() || y.requires_grad() || x.is_inference() || y.is_inference()) return false;
   const bool scalar = plan.layout == Layout::scalar;
   return !((plan.flat || scalar) && x.dim() != 2) && !(scalar && x.size(1) != 1);
@@ -284,6 +286,7 @@ at::Tensor planned_step(const Plan& plan, PyObject* optimizer, const at::Tensor&
     sgd.weight_frozen = !weight.required;
     sgd.bias_frozen = !bias.required;
     sgd.skip_nonfinite = skip_nonfinite;
+    if (find_overlap(operands, sgd)) return {};
     std::optional<pybind11::gil_scoped_release> released;
     if (takes_long(operands)) released.emplace();
     return sgd_step(operands, plan.loss, plan.delta, plan.reduction, sgd);

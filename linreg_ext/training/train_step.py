@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils._device import DeviceContext
 from .. import functional
 from .._extension import _C, REFERENCE, has_kernels
 from ..autograd import is_transforming
-from ..check import DTYPES
+from ..check import DTYPES, find_overlap
 from .affine import Affine
 from .decision import Decision, decide
 from .plan import Plan, make_plan
@@ -127,7 +128,7 @@ class TrainStep:
             reason = _not_plain_data(affine, x, y, weight) or _not_plain_modes(x, y)
         if reason:
             return "eager", reason
-        reason = decision.not_sgd or self._not_plain_sgd(weight, bias)
+        reason = decision.not_sgd or self._not_plain_sgd(weight, bias) or self._overlap(affine, x, y)
         if reason:
             return "gradients", reason
         return "fused", f"an affine model under {decision.loss.loss} with SGD, pass and update in one kernel"
@@ -147,6 +148,9 @@ class TrainStep:
             return "no parameter requires grad"
         if any(id(p) not in found for p in trained):
             return "a parameter of the model is not the optimizer's"
+        for name in (*_RULE, "foreach", "differentiable"):
+            if any(name not in found[id(p)] for p in trained):
+                return f"a group of the optimizer has no '{name}'"  # of which its step complains
         self._group = group = found[id(trained[0])]
         if any(found[id(p)][name] != group[name] for p in trained[1:] for name in _RULE):
             return "weight and bias have different settings in the optimizer"
@@ -156,8 +160,11 @@ class TrainStep:
             return "the optimizer has settings that torch.optim.SGD does not accept when it is made"
         if isinstance(group["lr"], Tensor) and group["lr"].dtype not in (torch.float32, torch.float64):
             return f"the learning rate is a tensor of {group['lr'].dtype}"
+        state = self.optimizer.state
         for p in trained:
-            buffer = self.optimizer.state[p].get("momentum_buffer") if p in self.optimizer.state else None
+            if group["momentum"] != 0 and p not in state and not isinstance(state, defaultdict):
+                return "the optimizer's state has nothing for a parameter, and would not make it"
+            buffer = state[p].get("momentum_buffer") if p in state else None
             if buffer is not None and (buffer.dtype != p.dtype or buffer.device != p.device):
                 return "a momentum buffer is of another dtype or device than its parameter"
             if p._backward_hooks or p._post_accumulate_grad_hooks or (not REFERENCE and _C.has_gradient_hooks(p)):
@@ -165,6 +172,28 @@ class TrainStep:
         if any(p is not None and id(p) in found and p.grad is not None for p in (weight, bias)):
             return "a parameter has a gradient waiting"  # which SGD takes for a frozen parameter, too
         return ""
+
+    def _overlap(self, affine: Affine, x: Tensor | None, y: Tensor | None) -> str:
+        """Why the kernel must not write where it reads: a parameter that shares memory with something else."""
+        if torch.compiler.is_compiling():  # which asks the operator
+            return ""
+        state, written, read = self.optimizer.state, [], []
+        for name, part, view in (("weight", affine.weight, affine.as_rows), ("bias", affine.bias, affine.as_bias)):
+            if part is None:
+                continue
+            parameter = part.tensor
+            (written if parameter.requires_grad else read).append((f"the {name}", view(parameter.detach())))
+            buffer = state[parameter].get("momentum_buffer") if parameter in state else None
+            if parameter.requires_grad and buffer is not None and self._group["momentum"] != 0:
+                written.append((f"the {name}'s momentum", view(buffer)))
+        lr = self._group["lr"]
+        read += [("the batch", t) for t in (x, y) if t is not None]
+        read += [("the learning rate", lr)] if isinstance(lr, Tensor) else []
+        found = find_overlap(written, read)
+        if found is None:
+            return ""
+        name, other = found
+        return f"{name} overlaps {'itself' if name == other else other} in memory"
 
     def _fused(self, x: Tensor, y: Tensor, skip_nonfinite: bool) -> Tensor:
         affine, loss, group = self._decision.affine, self._decision.loss, self._group
@@ -269,7 +298,7 @@ def _not_plain_data(affine: Affine, x: Tensor, y: Tensor, weight: Tensor) -> str
         return "a batch requires grad"
     if x.layout is not torch.strided or y.layout is not torch.strided:
         return f"a batch is {x.layout} and {y.layout}"
-    if x.dtype != y.dtype or (x.dtype != weight.dtype and (x.dtype.itemsize, weight.dtype) != (2, torch.float32)):
+    if any(t.dtype != x.dtype and (x.dtype.itemsize, t.dtype) != (2, torch.float32) for t in (y, weight)):
         return f"a batch of {x.dtype} and {y.dtype} meets parameters of {weight.dtype}"
     if (affine.flat or affine.layout == "scalar") and x.dim() != 2:
         return f"the input has {x.dim()} dimensions, where only 2 are known to mean the same"
