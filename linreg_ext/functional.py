@@ -412,7 +412,7 @@ def sgd_run_(
     rule = (loss, delta, "mean", lr_tensor, lr_value, momentum, dampening, weight_decay, nesterov, maximize)
     parts: list[Stretch] = []
     try:
-        if torch.compiler.is_compiling():  # in one piece, and for any number of steps: a range would be for one
+        if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
             op = torch.ops.linreg_ext.sgd_run_
             parts.append(op(*tensors, *sizes, 0, steps, *rule, *first_step, *frozen, stop_nonfinite))
         else:

@@ -88,7 +88,7 @@ class TrainStep:
             self._say(level, reason)
         if level == "fused":
             value = self._fused(x, y, skip_nonfinite)
-            if not (REFERENCE or torch.compiler.is_compiling()):
+            if not torch.compiler.is_compiling():
                 self._plan = make_plan(self._decision)
             return value
         if level == "gradients":
@@ -120,6 +120,8 @@ class TrainStep:
         if decision is None or not decision.stands(self.model, self.loss_fn, self.optimizer):
             self._decision = decision = decide(self.model, self.loss_fn, self.optimizer)
         affine = decision.affine
+        if REFERENCE:
+            return "eager", "LINREG_EXT_REFERENCE=1 runs plain PyTorch"
         if affine is None:
             return "eager", decision.not_affine
         weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
@@ -167,7 +169,7 @@ class TrainStep:
             buffer = state[p].get("momentum_buffer") if p in state else None
             if buffer is not None and (buffer.dtype != p.dtype or buffer.device != p.device):
                 return "a momentum buffer is of another dtype or device than its parameter"
-            if p._backward_hooks or p._post_accumulate_grad_hooks or (not REFERENCE and _C.has_gradient_hooks(p)):
+            if p._backward_hooks or p._post_accumulate_grad_hooks or _C.has_gradient_hooks(p):
                 return "a parameter has hooks"
         if any(p is not None and id(p) in found and p.grad is not None for p in (weight, bias)):
             return "a parameter has a gradient waiting"  # which SGD takes for a frozen parameter, too
