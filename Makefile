@@ -23,7 +23,7 @@ WORKERS := import importlib.util as u; print("-n auto --maxprocesses 8 --dist lo
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
 
-.PHONY: help train test mutants bench examples lint format build sanitize cuda-compile gpu-check clean
+.PHONY: help train test mutants bench examples lint format build sanitize versions cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -46,6 +46,9 @@ bench: build ## measure the fused step beside its peers; ARGS='tiny --quick' cho
 
 sanitize: ## run the CPU kernels under AddressSanitizer, UBSan and ThreadSanitizer (needs g++ alone)
 	$(PYTHON) tests/sanitizers.py $(ARGS)
+
+versions: ## pass the tests under other versions of Python and torch, which it installs; ARGS='3.12:2.11' chooses
+	$(PYTHON) tests/versions.py $(ARGS)
 
 cuda-compile: ## compile the CUDA kernels for every architecture and report registers and spills (needs nvcc alone)
 	$(PYTHON) tests/cuda_compile.py $(ARGS)
