@@ -57,7 +57,7 @@ def both(problem, orders, batch_size, *, lr=0.01, drop_last=False, in_place=Fals
                         x[batch], tensors[0], y[batch], weight=None if v is None else v[batch],
                         lr=lr[len(losses)].item() if isinstance(lr, torch.Tensor) else lr, **common,
                     ))  # fmt: skip
-            losses = torch.stack(losses) if losses else w.new_empty(0)
+            losses = torch.stack(losses) if losses else w.new_empty(0, dtype=torch.promote_types(w.dtype, y.dtype))
         results.append([losses, *(t for t in (*tensors, *buffers) if t is not None)])
     return results
 
@@ -143,6 +143,14 @@ def test_operands_that_lie_otherwise(device):
             problem = Problem(x[:, :d], w, y, torch.randn(4, device=device)[::2])
             assert_same(both(problem, shuffled(len(x), 2), 16))
             assert_same(both(problem, torch.arange(len(x)).repeat(2, 1), 16, in_place=True))
+
+
+def test_columns_of_several_targets_are_gathered_to_rows(device):
+    """Which a step goes through in another way, and with more workspace, than through the columns."""
+    for n, d, k in ((300, 20, 4), (90, 200, 9), (160, 15, 7)):
+        problem = Problem.random(n, d, k, DTYPES["float32"], device=device)
+        problem.target = problem.target.t().contiguous().t()
+        assert_same(both(problem, shuffled(n, 2), n // 2))
 
 
 def test_parameters_whose_columns_are_apart_are_updated(device):

@@ -32,7 +32,12 @@ void gather_numbers(const View& from, int64_t columns, const int64_t* order, int
   }
 }
 
-// The rows of `from` that `order` names, contiguous, at `to`, which is moved behind them.
+// Rows of `from` when they have been gathered at `to`, contiguous.
+View gathered(const View& from, int64_t columns, const void* to) {
+  return {from.data ? to : nullptr, columns_of(from, columns), from.col_stride == 0 ? 0 : 1, from.dtype};
+}
+
+// The rows of `from` that `order` names, at `to`, which is moved behind them.
 View gather(const View& from, int64_t columns, const int64_t* order, int64_t rows, char*& to) {
   if (!from.data) return from;
   const int64_t held = columns_of(from, columns);
@@ -48,7 +53,7 @@ View gather(const View& from, int64_t columns, const int64_t* order, int64_t row
     gather_numbers(from, held, order, rows, reinterpret_cast<uint16_t*>(begin));
   }
   to += gathered_bytes(from, columns, rows);
-  return {begin, held, from.col_stride == 0 ? 0 : 1, from.dtype};
+  return gathered(from, columns, begin);
 }
 
 View shifted(View view, int64_t rows) {
@@ -56,7 +61,13 @@ View shifted(View view, int64_t rows) {
   return view;
 }
 
+// What a step needs depends on how its rows lie, too.
 size_t step_workspace(Problem problem, const Run& run) {
+  if (run.order) {
+    problem.x = gathered(problem.x, problem.d, problem.x.data);
+    problem.y = gathered(problem.y, problem.k, problem.y.data);
+    problem.v = gathered(problem.v, problem.k, problem.v.data);
+  }
   problem.n = batch_rows(run, 0);
   const size_t full = sgd_workspace(problem);
   problem.n = batch_rows(run, run.epoch_steps - 1);  // fewer rows may be cut up otherwise
@@ -75,14 +86,14 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
   Sgd sgd = settings;
   Parameter w = weight, b = bias;
   const Dtype dtype = loss_dtype(problem);
-  char* const gathered = workspace + step_workspace(problem, run);
+  char* const behind = workspace + step_workspace(problem, run);
   for (int64_t step = run.begin; step < run.end; ++step) {
     const int64_t epoch = step / run.epoch_steps, first = step % run.epoch_steps * run.batch_size;
     Problem batch = problem;
     batch.n = batch_rows(run, step % run.epoch_steps);
     if (run.order) {
       const int64_t* order = run.order + epoch * run.order_stride + first;
-      char* to = gathered;
+      char* to = behind;
       batch.x = gather(problem.x, problem.d, order, batch.n, to);
       batch.y = gather(problem.y, problem.k, order, batch.n, to);
       batch.v = gather(problem.v, problem.k, order, batch.n, to);
