@@ -179,7 +179,8 @@ def check_sgd(
 def find_overlap(written: list[tuple[str, Tensor]], read: list[tuple[str, Tensor]]) -> tuple[str, str] | None:
     """The names of two tensors that share memory, the first of them written; twice its own for one that is expanded."""
     for i, (name, tensor) in enumerate(written):
-        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        expanded = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if expanded and tensor.numel():
             return name, name
         for other_name, other in written[i + 1 :] + read:
             if overlap(tensor, other):

@@ -401,6 +401,15 @@ def test_empty_and_odd(shape, reduction, device):
         torch.testing.assert_close(ours[name], plain[name], equal_nan=True)
 
 
+def test_an_empty_weight_may_have_any_strides(device):
+    """An expanded one would be refused, were anything written to it."""
+    x, y = torch.empty(4, 0, device=device), torch.ones(4, 2, device=device)
+    for step in (linreg_ext.sgd_step_, reference.sgd_step_):
+        b = torch.zeros(2, device=device)
+        assert step(x, torch.empty(1, 0, device=device).expand(2, 0), y, linear_bias=b, lr=0.5) == 1
+        assert (b == 0.5).all()
+
+
 def test_a_step_without_rows_does_what_pytorchs_does(device):
     layer = torch.nn.Linear(3, 2, device=device)
     twin = [p.detach().clone() for p in layer.parameters()]
