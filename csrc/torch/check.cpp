@@ -327,8 +327,7 @@ std::optional<Overlap> find_overlap(const Operands& o, const SgdArguments& sgd,
   for (int i = 0; i < written; ++i) {
     const at::Tensor& tensor = *used[i].tensor;
     for (int64_t dim = 0; dim < tensor.dim(); ++dim)
-      if (tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0)
-        return Overlap{used[i].name, nullptr};
+      if (tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0) return Overlap{used[i].name, nullptr};
     for (int j = i + 1; j < count; ++j)
       if (overlap(used[i].extent, used[j].extent)) return Overlap{used[i].name, used[j].name};
   }
