@@ -16,9 +16,9 @@ ASIDE = (PLANNED + "test_what_makes_the_plan_stand_aside",)
 TENSORS = (
     # Checks.
     Mutant("check: what is written may overlap what is read", "csrc/torch/check.cpp",
-           "!overlap(used[i].extent, used[j].extent)", "true", BAD_STEP),
+           "overlap(used[i].extent, used[j].extent)", "false", BAD_STEP),
     Mutant("check: what is written may be expanded", "csrc/torch/check.cpp",
-           "tensor.stride(dim) != 0 || tensor.size(dim) <= 1", "true", BAD_STEP),
+           "tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0", "false", BAD_STEP),
     Mutant("check: rows that interleave overlap", "csrc/torch/check.cpp",
            "begin < b_begin + b.length && b_begin < begin + a.length", "true",
            (ERRORS + "test_memory_that_interleaves_without_overlap_is_accepted",)),
