@@ -112,6 +112,7 @@ void Grid::retire_clusters() {
     final_.insert(final_.end(), cluster.known.begin(), cluster.known.end());
     for (Block& block : cluster.blocks) {
       note_freed(block.shared.get(), size_t(shape.shared_bytes));
+      note_freed(block.threads.data(), block.threads.size() * sizeof(Thread));  // where a kernel finds its thread_index
       final_.insert(final_.end(), block.known.begin(), block.known.end());
       for (Thread* t : block.publishers) final_.insert(final_.end(), t->pending.begin(), t->pending.end());
     }
