@@ -126,12 +126,16 @@ void check_end(Thread& t) {
   Cluster& c = *b.cluster;
   t.warp->ended |= lane_bit(t);
   if (t.warp->shuffling) diverged(t, lane_of(*t.warp, t.warp->shuffling));
+  if (!t.copies.empty()) grid->fail(describe(t) + " has ended before what it copies was there");
   if (c.arrived + b.arrived > 0) {
     for (const Block& other : c.blocks)
       if (other.arrived > 0 && (&other == &b || other.first_arrival->call == kSyncCluster))
         diverged(t, *other.first_arrival);
   }
   if (++b.ended < grid->shape.threads) return;
+  for (const auto& [at, box] : b.boxes)
+    if (!box.sent.empty())
+      grid->fail("block " + std::to_string(b.index) + " has ended before all was there that is sent to it");
   const char* shared = b.shared.get();
   for (const Store& store : c.remote) {
     const char* to = reinterpret_cast<const char*>(store.to);

@@ -52,6 +52,18 @@ LINREG_DEVICE void store_remote(double* mine, int rank, double value, simt::Plac
   simt::store_remote(mine, rank, value, place);
 }
 
+LINREG_DEVICE void open_box(uint64_t* box, simt::Place place = simt::Place::current()) { simt::open_box(box, place); }
+LINREG_DEVICE void expect_numbers(uint64_t* box, int count, simt::Place place = simt::Place::current()) {
+  simt::expect_numbers(box, count, place);
+}
+LINREG_DEVICE void send(double* mine, int rank, double value, uint64_t* box,
+                        simt::Place place = simt::Place::current()) {
+  simt::send(mine, rank, value, box, place);
+}
+LINREG_DEVICE void await_numbers(uint64_t* box, int turn, simt::Place place = simt::Place::current()) {
+  simt::await_numbers(box, turn, place);
+}
+
 // ---- Global memory ------------------------------------------------------------------------------------------------
 
 template <int kBytes>
@@ -80,6 +92,17 @@ LINREG_DEVICE Words<kBytes> load_once(const void* from, simt::Place place = simt
   Words<kBytes> words;
   std::memcpy(&words, from, kBytes);
   return words;
+}
+
+template <int kBytes>
+LINREG_DEVICE void copy_async(void* to, const void* from, simt::Place place = simt::Place::current()) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  simt::copy_async(to, from, kBytes, place);
+}
+LINREG_DEVICE void end_copies() { simt::end_copies(); }
+template <int kLatest>
+LINREG_DEVICE void wait_copies() {
+  simt::wait_copies(kLatest);
 }
 
 // Only of interest to a compiler that has to be kept from remembering too much.

@@ -2,6 +2,7 @@
 // A grid that is running: its threads and what they wait for, and who runs next.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +15,22 @@ namespace linreg::simt {
 struct Store {
   double* to;
   double value;
+};
+
+// What has been asked for and not been waited for.
+struct Copy {
+  char* to;
+  char bytes[16];
+  int size, group;
+};
+
+// Where the blocks of a cluster send numbers.
+struct Thread;
+struct Box {
+  int expected = -1;  // numbers, in the turn that is not complete; -1: nobody has said
+  int turn = 0;
+  std::vector<Store> sent;
+  std::vector<Thread*> waiting;
 };
 
 struct Block;
@@ -29,6 +46,8 @@ struct Thread {
   Place place;
   std::vector<Store> pending;  // published, and known to nobody else
   const double* polled = nullptr;
+  std::vector<Copy> copies;
+  int copy_group = 0;
 };
 
 struct Warp {
@@ -51,6 +70,7 @@ struct Block {
   Thread* first_arrival = nullptr;
   std::vector<Thread*> publishers;  // threads with pending stores
   std::vector<Store> known;         // published before a barrier of the block
+  std::map<const void*, Box> boxes;
 };
 
 struct Cluster {

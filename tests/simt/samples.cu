@@ -29,6 +29,11 @@ enum class Fault : int {
   outside_cluster,
   early_end,    // a block ends while others store into it
   overwritten,  // a store to what the other block still reads
+  unopened_box,
+  more_than_expected,  // are sent
+  missing_await,       // reads what is on its way
+  one_box,             // for two turns, of which a block may send the second before another has sent the first
+  missing_wait,        // reads what is copied
 };
 
 struct Sum {
@@ -141,6 +146,46 @@ sum_in_cluster(LINREG_PARAMETER Sum p) {
   if (thread == 0) p.out[block_index()] = total;
 }
 
+// As sum_in_cluster, but the blocks wait for nothing but each other's sums, and x is copied one number ahead.
+template <int kCluster>
+LINREG_KERNEL(1024, 1)
+sum_in_boxes(LINREG_PARAMETER Sum p) {
+  const int thread = thread_index(), threads = thread_count();
+  const int rank = block_index() % kCluster;
+  double* sums = static_cast<double*>(shared_memory());  // [2, kCluster]
+  auto* boxes = reinterpret_cast<uint64_t*>(sums + 2 * kCluster);
+  double* shared = sums + 2 * kCluster + 2;
+  auto* copies = reinterpret_cast<float*>(shared + threads / 32) + 2 * thread;
+  const char* from = reinterpret_cast<const char*>(p.x) + 2 * (p.fault == Fault::misaligned);
+  const auto copy = [&](int64_t i) {
+    if (i < p.n) copy_async<4>(copies + i / (threads * kCluster) % 2, from + i * 4);
+    end_copies();
+  };
+  if (thread < 2 && p.fault != Fault::unopened_box) open_box(boxes + thread);
+  if (p.fault != Fault::missing_start) sync_cluster();
+  double total = 0;
+  for (int round = 0; round < p.rounds; ++round) {
+    const int turn = p.fault == Fault::one_box ? 0 : round % 2;
+    if (thread == 0) expect_numbers(boxes + turn, kCluster - (p.fault == Fault::more_than_expected));
+    double sum = 0;
+    const int64_t first = int64_t(rank) * threads + thread, step = int64_t(threads) * kCluster;
+    copy(first);
+    for (int64_t i = first; i < p.n; i += step) {
+      copy(i + step);
+      if (p.fault != Fault::missing_wait) wait_copies<1>();
+      sum += double(copies[i / step % 2]);
+    }
+    wait_copies<0>();
+    sum = block_sum(p, (round + 1) * sum, shared);
+    if (thread == 0)
+      for (int i = 0; i < kCluster; ++i) send(sums + round % 2 * kCluster + rank, i, sum, boxes + turn);
+    if (p.fault != Fault::missing_await) await_numbers(boxes + turn, p.fault == Fault::one_box ? round : round / 2);
+    if (thread == 0)
+      for (int i = 0; i < kCluster; ++i) total += sums[round % 2 * kCluster + i];
+  }
+  if (thread == 0) p.out[block_index()] = total;
+}
+
 // For timing.
 LINREG_KERNEL(1024, 1) shuffles(LINREG_PARAMETER Sum p) {
   double sum = 0;
@@ -165,13 +210,14 @@ const char* run_sum(const char* name, const float* x, int64_t n, int rounds, dou
   if (kernel == "blocks") return launch(sum_in_blocks, l, p);
   if (kernel == "grid") return launch(sum_in_grid, l, p);
   if (kernel == "shuffles") return launch(shuffles, l, p);
+  const bool boxes = kernel == "boxes";
   switch (cluster) {
     case 2:
-      return launch(sum_in_cluster<2>, l, p);
+      return launch(boxes ? sum_in_boxes<2> : sum_in_cluster<2>, l, p);
     case 8:
-      return launch(sum_in_cluster<8>, l, p);
+      return launch(boxes ? sum_in_boxes<8> : sum_in_cluster<8>, l, p);
     default:
-      return launch(sum_in_cluster<1>, l, p);
+      return launch(boxes ? sum_in_boxes<1> : sum_in_cluster<1>, l, p);
   }
 }
 
