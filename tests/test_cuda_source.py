@@ -59,7 +59,7 @@ def test_every_option_of_sgd():
     passed(run_tests("tests/test_training.py", "-k", f"every_step and ({dtypes}) or many_targets"))
 
 
-# Every kernel of a run: a block's, and those of steps that are launched one by one.
+# Every kernel of a run: of one block, of all, of a cluster, and those of steps that are launched one by one.
 RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (dampening or plain or data))"
 
 
@@ -69,4 +69,5 @@ def test_runs_without_races():
 
 
 def test_runs_with_sanitizers():
-    passed(run_tests("tests/test_run.py", "-k", "parts or weights or times or otherwise or stops", sanitize=True))
+    chosen = "parts or weights or times or otherwise or stops or no_block"
+    passed(run_tests("tests/test_run.py", "-k", chosen, sanitize=True))

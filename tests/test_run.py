@@ -320,8 +320,90 @@ def test_a_full_batch_of_several_blocks(shape, device):
     assert torch.equal(kept, w)
 
 
+# Rows that no block's shared memory holds, in batches that the memory of a cluster does: one block, rows in words of 16, 8
+# and 4 bytes, several blocks, more rows of a batch than threads; 16 bits whose neighbours are copied with them.
+STREAMED = [
+    (32_001, 3, 700, "float32"), (60_000, 1, 16, "float32"), (2400, 101, 130, "float32"), (1100, 256, 64, "float32"),
+    (700, 61, 32, "float64"), (520, 64, 200, "float64"), (4500, 30, 40, "bfloat16"), (8001, 16, 300, "float16"),
+    (1000, 130, 70, "bfloat16 data"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("n", "d", "batch", "dtypes"), STREAMED)
+def test_batches_of_rows_that_no_block_holds(n, d, batch, dtypes, in_place, device):
+    """Begun within an epoch, through its short last batch into the next one: the steps, and in parts the same bits."""
+    problem = Problem.random(n, d, 1, DTYPES[dtypes], weight=None if in_place else "rows", device=device)
+    x, w, y, b, v = vars(problem).values()
+    rows = n if in_place else 7 * batch // 2
+    orders = torch.arange(n).repeat(2, 1) if in_place else torch.randint(n, (2, rows))
+    orders[:, -1] = n - 1  # whose neighbour there is not
+    epoch = -(-rows // batch)
+    begin = epoch - 2
+    every = [part for order in orders for part in batches(order, batch)][begin : begin + 5]
+    lr = torch.rand(2 * epoch, dtype=torch.float64) / (10 + d)
+    rule = ("huber", 0.5, "mean", lr, 0.0, 0.9, 0.0, 0.1, True, False)
+    results = []
+    for cuts in ([0, 5], [0, 1, 3, 5]):
+        tensors, first_step, parts = [t.clone() for t in (w, b, w, b)], [True, True], []
+        for steps in itertools.starmap(range, itertools.pairwise(begin + cut for cut in cuts)):
+            operands = (x, tensors[0], y, tensors[1], v, *tensors[2:], None if in_place else orders, None, None)
+            functional.sgd_run(operands, (batch, False, 2), steps, rule, first_step, [False] * 2, True, parts)
+            first_step = [False, False]
+        results.append([torch.cat([part[0] for part in parts]), *tensors])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    tensors, buffers = [w.clone(), b.clone()], [None, None]
+    losses = [
+        linreg_ext.sgd_step_(
+            x[part], tensors[0], y[part], linear_bias=tensors[1], weight=None if v is None else v[part], loss="huber",
+            delta=0.5, lr=lr[step].item(), momentum=0.9, weight_decay=0.1, nesterov=True, momentum_buffers=buffers,
+        )
+        for step, part in enumerate(every, begin)
+    ]  # fmt: skip
+    assert_same([results[0], [torch.stack(losses), *tensors, *buffers]])
+
+
+def test_streamed_batches_as_other_runs_take_them(device):
+    """Every loss and rule, without a bias, frozen, with weights of elements; stopped by a loss that is not finite."""
+    n, d, batch = 1500, 50, 90
+    orders = torch.randint(n, (2, 200))
+    for loss, options in itertools.product(LOSSES, OPTIONS.values()):
+        problem = Problem.random(n, d, 1, DTYPES["float32"], bias=loss != "l1", device=device)
+        assert_same(both(problem, orders, batch, loss=loss, delta=0.5, drop_last=loss == "huber", **options))
+    problem = Problem.random(n, d, 1, DTYPES["float32"], device=device)
+    x, w, y, b, _ = vars(problem).values()
+    for frozen in ((True, False), (False, True)):
+        kept = w.clone(), b.clone()
+        rule = ("mse", 1.0, "sum", None, 1e-4, 0.0, 0.0, 0.0, False, False)
+        operands = (x, kept[0], y, kept[1], *[None] * 3, orders, None, None)
+        functional.sgd_run(operands, (batch, False, 2), range(5), rule, [False, False], frozen, False, [])
+        assert [torch.equal(*pair) for pair in zip((w, b), kept, strict=True)] == list(frozen)
+    orders = orders % (n - 1)
+    orders[1, batch] = n - 1  # in the second batch of the second epoch
+    y[-1] = torch.inf
+    (kept, kept_bias), (twin, twin_bias) = ((w.clone(), b.clone()) for _ in range(2))
+    options = {"lr": 0.01, "batch_size": batch}
+    losses = linreg_ext.sgd_run_(x, kept, y, linear_bias=kept_bias, order=orders, stop_nonfinite=True, **options)
+    taken = [orders[0], orders[1, :batch]]
+    first = [linreg_ext.sgd_run_(x, twin, y, linear_bias=twin_bias, order=order, **options) for order in taken]
+    assert len(losses) == 5
+    assert losses[-1].isinf()
+    assert torch.equal(losses[:-1], torch.cat(first))
+    assert torch.equal(kept, twin)
+    assert torch.equal(kept_bias, twin_bias)
+
+
+def test_more_blocks_than_columns(device):
+    """A block that updates no weight is not waited for, though it may not have heard yet of what others send it."""
+    x, w, y, b, _ = vars(Problem.random(60_000, 1, 1, DTYPES["float32"], device=device)).values()
+    order = torch.randint(60_000, (100 * 4200,))
+    losses = linreg_ext.sgd_run_(x, w, y, linear_bias=b, order=order, batch_size=4200, lr=0.0)
+    expected = torch.nn.functional.mse_loss(x @ w.T + b, y, reduction="none")[order.to(device)]
+    torch.testing.assert_close(losses, expected.view(100, 4200).mean(1))
+
+
 @pytest.mark.parametrize("noise", [1.0, 1e-4])
-@pytest.mark.parametrize("shape", [(3000, 1, 1), (1500, 8, 1), (300, 60, 1), (60, 200, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(3000, 1, 1), (1500, 8, 1), (300, 60, 1), (60, 200, 2), (250, 240, 1)], ids=str)
 def test_a_step_of_a_run_is_as_accurate_as_pytorch(shape, noise, device):
     """Near convergence too, with a rate that makes the update as large as the weight."""
     problem = Problem.random(*shape, DTYPES["float32"], noise=noise, device=device)
@@ -342,13 +424,15 @@ def test_a_step_of_a_run_is_as_accurate_as_pytorch(shape, noise, device):
 
 
 @pytest.mark.skipif(ON_CPU, reason="the interpreter of tests/simt counts launches")
-def test_a_run_over_rows_in_shared_memory_is_one_launch():
+def test_steps_through_shared_memory_are_one_launch():
     launches = ctypes.CDLL(os.environ["LINREG_EXT_SIMT"]).simt_launches
     for (n, d, k), options, expected in (
         ((80, 1, 1), {"epochs": 50}, 1),
         ((80, 1, 1), {"epochs": 3, "batch_size": 16, "order": torch.randperm(80)}, 1),
         ((30, 100, 4), {"epochs": 20}, 1),
         ((3000, 16, 1), {"epochs": 20}, 2),  # of all blocks, and one before it
+        ((1500, 50, 1), {"epochs": 2, "batch_size": 128, "order": torch.randperm(1500)}, 1),  # of a cluster
+        ((1500, 50, 1), {"epochs": 1, "batch_size": 1499}, 2),  # batches too large for its memory
         ((30, 300, 1), {"epochs": 20}, 20),  # wider than a warp holds
         ((30, 300, 1), {"epochs": 20, "order": torch.randperm(30)}, 40),  # and gathered
     ):
@@ -356,6 +440,11 @@ def test_a_run_over_rows_in_shared_memory_is_one_launch():
         before = launches()
         linreg_ext.sgd_run_(x, w, y, lr=0.01, **options)
         assert launches() - before == expected + 1  # which says how many steps were taken
+    for n, d, batch, dtypes in STREAMED:
+        x, w, y, *_ = vars(Problem.random(n, d, 1, DTYPES[dtypes])).values()
+        before = launches()
+        linreg_ext.sgd_run_(x, w, y, lr=0.01, order=torch.randint(n, (batch,)), batch_size=batch)
+        assert launches() - before == 2
 
 
 def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):

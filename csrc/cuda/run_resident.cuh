@@ -10,19 +10,9 @@
 // running.
 #pragma once
 
-#include "../math/reduction.h"
-#include "../math/sgd.h"
 #include "run_rows.cuh"
 
 namespace linreg::cuda {
-
-// Sums that are to be added: `count` of each, `stride` apart.
-struct Lines {
-  const double* at;
-  int count, stride;
-
-  LINREG_DEVICE double sum(int i) const { return sum_apart(at + i, count, stride); }
-};
 
 // The parameters of a thread's columns and target.
 template <class S>
@@ -30,26 +20,20 @@ class ResidentParameters {
  public:
   LINREG_DEVICE ResidentParameters(const ResidentRun& call, const ResidentRows<S>& rows)
       : call_(call), p_(call.problem), rows_(rows) {
-    const Rows &of_weight = call_.weight.momentum_buffer, &of_bias = call_.bias.momentum_buffer;
-    const bool momentum = call_.sgd.momentum != 0;
 #pragma unroll
     for (int c = 0; c < S::kColumns; ++c) {
       const int j = rows_.column(c);
       w[c] = j < p_.d ? load_number(p_.w, rows_.target(), j) : 0;
-      const bool stored = j < p_.d && momentum && of_weight.data && !call_.weight.first_step;
-      buffer_[c] = stored ? load_number(of_weight.data, S::kW, rows_.target() * of_weight.row_stride + j) : 0;
+      buffer_[c] = j < p_.d ? load_buffer(call_, call_.weight, S::kW, rows_.target(), j) : 0;
     }
     b = p_.b.data ? load_number(p_.b, 0, rows_.target()) : 0;
-    const bool stored = momentum && of_bias.data && !call_.bias.first_step;
-    bias_buffer_ = stored ? load_number(of_bias.data, S::kW, rows_.target()) : 0;
+    bias_buffer_ = load_buffer(call_, call_.bias, S::kW, 0, rows_.target());
   }
 
   // The rule. `sums` are of the target.
   LINREG_DEVICE void update(const Lines& sums, double scale, const Sgd& sgd, bool first_weight, bool first_bias) {
     const auto step = [&](double& p, double& buffer, int i, bool first) {
-      const SgdNumber<double> next = sgd_update(p, buffer, scale * sums.sum(i), sgd, first);
-      p = round_to(next.p, S::kW);
-      buffer = round_to(next.buffer, S::kW);
+      step_number(p, buffer, scale * sums.sum(i), sgd, first, S::kW);
     };
     if (!call_.weight.frozen) {
 #pragma unroll
@@ -62,19 +46,12 @@ class ResidentParameters {
   // One thread of those that have the same columns writes them.
   LINREG_DEVICE void store() const {
     if (block_index() > 0 || thread_index() / kWarp >= p_.k || thread_index() % kWarp >= call_.layout.lanes) return;
-    const auto put = [&](const Rows& to, int64_t row, int64_t j, double number) {
-      if (to.data) store_number(to.data, S::kW, row * to.row_stride + j, number);
-    };
-    const bool momentum = call_.sgd.momentum != 0;
 #pragma unroll
-    for (int c = 0; c < S::kColumns; ++c) {
-      if (rows_.column(c) >= p_.d || call_.weight.frozen) continue;
-      put(call_.weight.value, rows_.target(), rows_.column(c), w[c]);
-      if (momentum) put(call_.weight.momentum_buffer, rows_.target(), rows_.column(c), buffer_[c]);
-    }
-    if (rows_.lane() != 0 || call_.bias.frozen) return;
-    put(call_.bias.value, 0, rows_.target(), b);
-    if (momentum) put(call_.bias.momentum_buffer, 0, rows_.target(), bias_buffer_);
+    for (int c = 0; c < S::kColumns; ++c)
+      if (rows_.column(c) < p_.d && !call_.weight.frozen)
+        store_parameter(call_, call_.weight, S::kW, rows_.target(), rows_.column(c), w[c], buffer_[c]);
+    if (rows_.lane() == 0 && !call_.bias.frozen)
+      store_parameter(call_, call_.bias, S::kW, 0, rows_.target(), b, bias_buffer_);
   }
 
   double w[S::kColumns], b;
@@ -110,19 +87,12 @@ LINREG_DEVICE void exchange(const ResidentRun& call, int64_t step, const Lines& 
   sync_block();  // and added, but for the parts
 }
 
-LINREG_DEVICE void leave_unreached(const ResidentRun& call, Dtype dtype, int64_t step) {
-  if (block_index() > 0) return;
-  for (int64_t i = step - call.run.begin + thread_index(); i < call.run.end - call.run.begin; i += thread_count())
-    store_number(call.losses, dtype, i, NAN);
-}
-
 template <class S>
 LINREG_DEVICE void take_steps(const ResidentRun& call) {
   const Problem& p = call.problem;
   const Run& run = call.run;
   const ResidentLayout& l = call.layout;
-  if (call.before && call.stop_nonfinite && !is_finite(load_number(call.before, S::kW, 0)))
-    return leave_unreached(call, S::kW, run.begin);
+  if (ended_before(call, S::kW)) return leave_unreached(call, S::kW, run.begin);
   double* const lines = static_cast<double*>(shared_memory());  // [2, warps, line]
   double* const parts = lines + 2 * l.warps * l.line;           // [l.parts, line]
   ResidentRows<S> rows(call, parts + l.parts * l.line);
@@ -151,12 +121,7 @@ LINREG_DEVICE void take_steps(const ResidentRun& call) {
       of_all = of_target = added;
     }
     if (p.v.data) scale = reduction_scale(p.reduction, of_all.sum(l.columns + 2));
-    const bool writes = block_index() == 0 && thread_index() == 0;
-    if (call.stop_nonfinite || writes) {
-      const double loss = round_to(scale * of_all.sum(l.columns), S::kW);
-      if (writes) store_number(call.losses, S::kW, step - run.begin, loss);
-      if (call.stop_nonfinite && !is_finite(loss)) break;  // in all threads of all blocks
-    }
+    if (ends_run(call, S::kW, step, scale, of_all, l.columns)) break;  // in all threads of all blocks
     parameters.update(of_target, scale, sgd, first_weight, first_bias);
     first_weight = first_bias = false;
   }

@@ -6,53 +6,9 @@
 // sums are combined in fixed order, in double.
 #pragma once
 
-#include "reduce.cuh"
-#include "residual.cuh"
-#include "run_plan.h"
+#include "run_sums.cuh"
 
 namespace linreg::cuda {
-
-struct ResidentRun {
-  Problem problem;
-  Run run;  // order and lr are the device's
-  Sgd sgd;
-  Parameter weight, bias;
-  bool stop_nonfinite;
-  const void* before;  // the loss of the step before run.begin, which may have ended the run; nullptr: there is none
-  void* losses;        // [run.end - run.begin]
-  ResidentLayout layout;
-  double* lines;    // [2, blocks, line], where there are several blocks
-  double* signals;  // [blocks], of which step a block's line is there, counted from 1
-};
-
-template <Dtype kX_, Dtype kW_, int kColumns_>
-struct ResidentShape {
-  static constexpr Dtype kX = kX_, kW = kW_;
-  static constexpr int kColumns = kColumns_;                                     // of a thread
-  static constexpr int kRows = kColumns >= 4 ? 2 : 4;                            // in flight: more of them would spill
-  static constexpr int kSums = kColumns + 3;                                     // and the loss, Σ v ℓ' and Σ v
-  static constexpr int kScattered = kColumns == 1 ? 4 : kColumns == 8 ? 16 : 8;  // kSums as a power of two
-};
-
-// `count` numbers, `stride` apart, in fixed order; four sums, since an addition waits for the one before.
-LINREG_DEVICE double sum_apart(const double* numbers, int count, int stride) {
-  double sums[4] = {};
-  int i = 0;
-  for (; i + 4 <= count; i += 4)
-#pragma unroll
-    for (int s = 0; s < 4; ++s) sums[s] += numbers[(i + s) * stride];
-#pragma unroll
-  for (int s = 0; s < 3; ++s)
-    if (i + s < count) sums[s] += numbers[(i + s) * stride];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
-// A batch of a run, of which this block has n rows.
-struct Batch {
-  int64_t index = 0;  // in its epoch
-  int n = 0;
-  const int64_t* order = nullptr;  // of its epoch
-};
 
 template <class S>
 class ResidentRows {
@@ -86,18 +42,8 @@ class ResidentRows {
     if (p_.v.data) fetch(p_.v, l_.weight_columns, v_, l_.rows);
   }
 
-  LINREG_DEVICE Batch batch_of(int64_t step) const {
-    const Run& run = call_.run;
-    const int64_t epoch = step / run.epoch_steps, index = step - epoch * run.epoch_steps;
-    return {index, rows_of(index), run.order ? run.order + epoch * run.order_stride : nullptr};
-  }
-
-  LINREG_DEVICE Batch following(const Batch& batch) const {
-    const Run& run = call_.run;
-    const bool same_epoch = batch.index + 1 < run.epoch_steps;
-    const int64_t index = same_epoch ? batch.index + 1 : 0;
-    return {index, rows_of(index), !run.order || same_epoch ? batch.order : batch.order + run.order_stride};
-  }
+  LINREG_DEVICE Batch batch_of(int64_t step) const { return own(cuda::batch_of(call_.run, step)); }
+  LINREG_DEVICE Batch following(const Batch& batch) const { return own(cuda::following(call_.run, batch)); }
 
   // The rows that this thread goes on with: those of a batch from position `from` on. They are looked up one turn
   // ahead, since an order is in global memory, and looked at when they are used.
@@ -129,7 +75,7 @@ class ResidentRows {
       }
       with_loss(p_.loss, [&]<Loss kLoss>() { add_tile<kLoss>(rows, w, b, sums); });
     }
-    leave_sums(sums, line);
+    leave_sums<S>(sums, l_.lanes, line);
   }
 
   LINREG_DEVICE int lane() const { return lane_; }
@@ -137,63 +83,31 @@ class ResidentRows {
   LINREG_DEVICE int column(int c) const { return c * l_.lanes + lane_; }
 
  private:
-  LINREG_DEVICE int rows_of(int64_t index) const {
-    return l_.blocks > 1 ? rows_ : int(batch_rows(call_.run, index));  // several blocks share the one batch of an epoch
+  // Several blocks share the one batch of an epoch.
+  LINREG_DEVICE Batch own(Batch batch) const {
+    if (l_.blocks > 1) batch.n = rows_;
+    return batch;
   }
 
   template <Loss kLoss>
   LINREG_DEVICE void add_tile(const int (&rows)[S::kRows], const double (&w)[S::kColumns], double b,
                               double (&sums)[S::kScattered]) const {
-    double x[S::kRows][S::kColumns], dot[S::kRows];
-#pragma unroll
-    for (int u = 0; u < S::kRows; ++u) {
-      dot[u] = 0;
+    const auto read = [&](int u, double (&x)[S::kColumns]) {
 #pragma unroll
       for (int c = 0; c < S::kColumns; ++c) {
         const bool there = rows[u] >= 0 && column(c) < p_.d;
-        x[u][c] = there ? double(widen<S::kX>(x_[column(c) * l_.stride + rows[u]])) : 0;
-        dot[u] += x[u][c] * w[c];
+        x[c] = there ? double(widen<S::kX>(x_[column(c) * l_.stride + rows[u]])) : 0;
       }
-      dot[u] = sum_lanes(dot[u], 1, l_.lanes);
-    }
-#pragma unroll
-    for (int u = 0; u < S::kRows; ++u) {
-      if (rows[u] == kAbsent) continue;
-      const bool there = rows[u] >= 0;
-      const double y = there ? double(widen<S::kX>(y_[target_ * l_.rows + rows[u]])) : NAN;
-      const int of_weight = l_.weight_columns > 1 ? target_ * l_.rows : 0;
-      const double v = p_.v.data && there ? double(widen<S::kX>(v_[of_weight + rows[u]])) : 1;
-      const double r = dot[u] + b - y, slope = v * loss_slope<kLoss>(r, p_.delta);
-#pragma unroll
-      for (int c = 0; c < S::kColumns; ++c) sums[c] += x[u][c] * slope;
-      sums[S::kColumns] += v * loss_value<kLoss>(r, p_.delta);
-      sums[S::kColumns + 1] += slope;
-      sums[S::kColumns + 2] += v;
-    }
-  }
-
-  // Over the lanes of a warp that have other rows of the same columns.
-  LINREG_DEVICE void leave_sums(double (&sums)[S::kScattered], double* line) const {
-    if (l_.lanes == 1) {
-      const double mine = scatter_sums(sums, kWarp);
-      constexpr int kShare = kWarp / S::kScattered;
-      const int number = thread_index() % kWarp / kShare;
-      if (thread_index() % kShare == 0 && number < S::kSums) line[number] = mine;
-      return;
-    }
-    const int group = thread_index() % kWarp / l_.lanes;
-#pragma unroll
-    for (int s = 0; s < S::kSums; ++s) {
-      const double sum = sum_lanes(sums[s], l_.lanes, kWarp);
-      if (group != 0) continue;
-      if (s < S::kColumns) line[column(s)] = sum;
-      if (s >= S::kColumns && lane_ == 0) line[l_.columns + s - S::kColumns] = sum;
-    }
+    };
+    const auto target = [&](int u) { return double(widen<S::kX>(y_[target_ * l_.rows + rows[u]])); };
+    const auto weight = [&](int u) {
+      const int of_target = l_.weight_columns > 1 ? target_ * l_.rows : 0;
+      return p_.v.data ? double(widen<S::kX>(v_[of_target + rows[u]])) : 1;
+    };
+    add_rows<S, kLoss>(rows, read, target, weight, w, b, l_.lanes, p_.delta, sums);
   }
 
   static constexpr int64_t kNone = INT64_MIN;  // in place of a row: the batch has none there
-  static constexpr int kAbsent = -1;           // the same
-  static constexpr int kMissing = -2;          // the order names a row that there is not, which is nan
 
   const ResidentRun& call_;
   const Problem& p_;

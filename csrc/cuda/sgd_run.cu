@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a run needs beside its steps: see run_steps.cuh.
-#include "plan.h"
+// The steps of a run, as many in a launch as end soon; and what a run needs beside its steps, see run_steps.cuh.
+#include "../math/loss.h"
+#include "run_launch.cuh"
 #include "run_steps.cuh"
 
 namespace linreg::cuda {
@@ -30,7 +31,58 @@ GatheredRows rows_of(const View& from, const View& to, int64_t columns) {
   return rows;
 }
 
+const char* plan_for(const Problem& problem, const Run& run, RunPlan& plan) {
+  Limits device;
+  if (const char* error = limits(device)) return error;
+  plan = plan_of(problem, run, reinterpret_cast<uintptr_t>(problem.x.data), device);
+  return nullptr;
+}
+
+template <class Call>
+const char* take_launches(Call call, int64_t most, void* stream) {
+  const Run run = call.run;
+  char* const losses = static_cast<char*>(call.losses);
+  const int64_t size = int64_t(size_of(call.problem.w.dtype));
+  for (int64_t begin = run.begin; begin < run.end; begin = call.run.end) {
+    call.run.begin = begin;
+    call.run.end = run.end - begin < most ? run.end : begin + most;
+    if (run.lr) call.run.lr = run.lr + (begin - run.begin);
+    call.losses = losses + (begin - run.begin) * size;
+    if (const char* error = launch_steps(call, stream)) return error;
+    call.weight.first_step = call.bias.first_step = false;
+    call.before = losses + (call.run.end - 1 - run.begin) * size;
+  }
+  return nullptr;
+}
+
 }  // namespace
+
+const char* many_steps_workspace(const Problem& problem, const Run& run, bool& yes, size_t& bytes) {
+  RunPlan plan;
+  if (const char* error = plan_for(problem, run, plan)) return error;
+  const ResidentLayout& l = plan.resident;
+  yes = plan.way != RunWay::one_by_one;
+  bytes = plan.way == RunWay::resident && l.blocks > 1 ? sizeof(double) * size_t(l.blocks) * size_t(2 * l.line + 1) : 0;
+  return nullptr;
+}
+
+const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
+                            const Parameter& bias, bool stop_nonfinite, const void* before, void* losses,
+                            void* workspace, void* stream) {
+  RunPlan plan;
+  if (const char* error = plan_for(problem, run, plan)) return error;
+  RunSteps steps{problem, run, sgd, weight, bias, stop_nonfinite, before, losses};
+  steps.problem.loss = effective_loss(problem.loss, problem.delta);
+  if (plan.way == RunWay::streamed) return take_launches(StreamedRun{steps, plan.streamed}, plan.launch_steps, stream);
+  if (plan.way != RunWay::resident) return "a run whose steps are to be launched one by one";
+  ResidentRun call{steps, plan.resident, nullptr, nullptr};
+  if (call.layout.blocks > 1) {
+    call.signals = static_cast<double*>(workspace);
+    call.lines = call.signals + call.layout.blocks;
+    if (const char* error = clear_signals(call, stream)) return error;
+  }
+  return take_launches(call, plan.launch_steps, stream);
+}
 
 const char* gather(const Problem& problem, const int64_t* order, const Problem& batch, void* stream) {
   Limits device;

@@ -49,8 +49,8 @@ struct Backend {
   void (*gather)(const char* op, c10::Device device, const Problem& problem, const int64_t* order,
                  const Problem& batch) = nullptr;
   void (*end_run)(const RunCall& call) = nullptr;
-  bool (*resides)(const RunCall& call) = nullptr;
-  void (*resident_steps)(const RunCall& call, const Run& run, const void* before, void* losses) = nullptr;
+  bool (*takes_many_steps)(const RunCall& call) = nullptr;
+  void (*take_many_steps)(const RunCall& call, const Run& run, const void* before, void* losses) = nullptr;
 };
 
 // nullptr where this build has no kernels for such a device.

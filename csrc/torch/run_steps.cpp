@@ -124,7 +124,7 @@ void take_one_by_one(const Backend& backend, RunCall& call) {
 }
 
 // As many steps a launch as there are until the next validation.
-void take_resident(const Backend& backend, RunCall& call) {
+void take_together(const Backend& backend, RunCall& call) {
   at::Tensor rates;
   if (call.rates.defined()) rates = on_device(call.rates, call.device);
   const int64_t size = int64_t(size_of(loss_dtype(call.problem)));
@@ -137,7 +137,7 @@ void take_resident(const Backend& backend, RunCall& call) {
     part.end = call.validation ? std::min(call.run.end, epoch_end) : call.run.end;
     if (rates.defined()) part.lr = rates.const_data_ptr<double>() + done;
     const void* const before = done > 0 ? losses + (done - 1) * size : nullptr;
-    backend.resident_steps(call, part, before, losses + done * size);
+    backend.take_many_steps(call, part, before, losses + done * size);
     call.weight.first_step = call.bias.first_step = false;
     if (call.validation && part.end == epoch_end) validate(backend, call, validation_loss);
     part.begin = part.end;
@@ -156,8 +156,8 @@ void take_steps(const Backend& backend, RunCall& call) {
     order = on_device(call.order, call.device);
     call.run.order = order.const_data_ptr<int64_t>();
   }
-  if (backend.resides(call)) {
-    take_resident(backend, call);
+  if (backend.takes_many_steps(call)) {
+    take_together(backend, call);
   } else {
     take_one_by_one(backend, call);
   }

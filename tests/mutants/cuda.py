@@ -6,6 +6,7 @@ from .mutant import Mutant
 SHAPES = ("tests/test_parity.py::test_shapes",)
 PARTS = ("tests/test_run.py::test_a_run_in_parts_has_the_same_bits",)
 BLOCKS = ("tests/test_run.py::test_a_full_batch_of_several_blocks",)
+STREAMED = ("tests/test_run.py::test_batches_of_rows_that_no_block_holds",)
 FINITE = ("tests/test_run.py::test_a_run_stops_with_the_last_finite_parameters",)
 MANY = (
     "tests/test_run.py::test_towards_many_targets_too",
@@ -31,6 +32,12 @@ CUDA = (
            "(step & 1) * blocks * line", "0", BLOCKS, says=ORDER, build="races"),
     Mutant("cuda run: a block waits for no other", "csrc/cuda/run_resident.cuh",
            "signalled(call.signals + block) < turn", "false", BLOCKS, says=ORDER, build="races"),
+    Mutant("cuda streamed run: a batch is used before it is there", "csrc/cuda/run_streamed_rows.cuh",
+           "wait_copies<kStages - 2>();", "wait_copies<kStages - 1>();", STREAMED, build="races"),
+    Mutant("cuda streamed run: one place for the sums of two steps", "csrc/cuda/run_streamed.cuh",
+           "of_turn * (l.warps * l.line)", "0", STREAMED, says=RACE, build="races"),
+    Mutant("cuda streamed run: one box for the sums of two steps", "csrc/cuda/run_streamed.cuh",
+           "memory.boxes + 1 + of_turn", "memory.boxes + 1", STREAMED, build="races"),
     Mutant("cuda rows: one place for the sums of two rows", "csrc/cuda/rows.cuh", "slots * parity", "0", SHAPES,
            says=RACE, build="races"),
     # Sums.
@@ -54,16 +61,16 @@ CUDA = (
     # Runs.
     Mutant("cuda finish: a step is taken whose loss is not finite", "csrc/cuda/finish.cuh",
            "if (f.skip.nonfinite && !is_finite(loss)) return;", "", FINITE, build="races"),
-    Mutant("cuda run: goes on after a loss that is not finite", "csrc/cuda/run_resident.cuh",
-           "if (call.stop_nonfinite && !is_finite(loss)) break;", "", FINITE, build="races"),
+    Mutant("cuda run: goes on after a loss that is not finite", "csrc/cuda/run_sums.cuh",
+           "return call.stop_nonfinite && !is_finite(loss);", "return false;", FINITE, build="races"),
     Mutant("cuda run: every step is a first one", "csrc/cuda/run_resident.cuh", "first_weight = first_bias = false;", "",
            STEPS, build="races"),
-    Mutant("cuda run: parameters are not rounded between steps", "csrc/cuda/run_resident.cuh",
-           "p = round_to(next.p, S::kW);", "p = next.p;", STEPS, build="races"),
+    Mutant("cuda run: parameters are not rounded between steps", "csrc/cuda/run_sums.cuh",
+           "p = round_to(next.p, dtype);", "p = next.p;", STEPS, build="races"),
     Mutant("cuda run: the order is not looked at", "csrc/cuda/run_rows.cuh",
            "batch.order ? batch.order[first + at] : first + at", "first + at", STEPS, build="races"),
-    Mutant("cuda run: every epoch has the first one's order", "csrc/cuda/run_rows.cuh", "batch.order + run.order_stride",
-           "batch.order", STEPS, build="races"),
+    Mutant("cuda run: every epoch has the first one's order", "csrc/cuda/run_batches.cuh",
+           "batch.order + run.order_stride", "batch.order", STEPS, build="races"),
     Mutant("cuda gather: rows come in turn", "csrc/cuda/run_steps.cuh", "row * of.row_stride", "i * of.row_stride", MANY,
            build="races"),
     # Bounds.

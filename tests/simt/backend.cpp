@@ -82,27 +82,27 @@ void end_run(const RunCall& call) {
                                call.done.mutable_data_ptr<int64_t>(), nullptr));
 }
 
-bool resides(const RunCall& call) {
+bool takes_many_steps(const RunCall& call) {
   bool yes = false;
   size_t bytes = 0;
-  check(call.op, cuda::resident_workspace(call.problem, call.run, yes, bytes));
+  check(call.op, cuda::many_steps_workspace(call.problem, call.run, yes, bytes));
   return yes;
 }
 
-void resident_steps(const RunCall& call, const Run& run, const void* before, void* losses) {
+void take_many_steps(const RunCall& call, const Run& run, const void* before, void* losses) {
   bool yes = false;
   size_t bytes = 0;
-  check(call.op, cuda::resident_workspace(call.problem, run, yes, bytes));
+  check(call.op, cuda::many_steps_workspace(call.problem, run, yes, bytes));
   const auto memory = workspace(bytes);
-  check(call.op, cuda::resident_steps(call.problem, run, call.sgd, call.weight, call.bias, call.stop_nonfinite, before,
-                                      losses, memory.get(), nullptr));
+  check(call.op, cuda::take_many_steps(call.problem, run, call.sgd, call.weight, call.bias, call.stop_nonfinite, before,
+                                       losses, memory.get(), nullptr));
 }
 
 void sgd_run(RunCall& call);
 
-constexpr Backend kBackend = {empty,       set_lr,    linear_loss,        sgd_step,        sgd_run,
-                              by_products, residuals, finish_linear_loss, finish_sgd_step, gather,
-                              end_run,     resides,   resident_steps};
+constexpr Backend kBackend = {empty,       set_lr,           linear_loss,        sgd_step,        sgd_run,
+                              by_products, residuals,        finish_linear_loss, finish_sgd_step, gather,
+                              end_run,     takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) { take_steps(kBackend, call); }
 
