@@ -44,9 +44,10 @@ def test_values_and_parity_with_sanitizers():
 
 
 def test_parity_without_races():
-    chosen = f"test_shapes and float32 or (test_shapes or million) and bfloat16 and ({WIDE})"
+    chosen = f"(test_shapes or far_apart) and float32 or (test_shapes or million) and bfloat16 and ({WIDE})"
     values = f"{VALUES}" if LONG else "far_from_zero or 0.0001 and (float32 or bfloat16) or float32_targets and None"
-    passed(run_tests("tests/test_parity.py", "-k", f"{chosen} or {values}", SIMT_SEED="1", SIMT_MULTIPROCESSORS="5"))
+    tests = ("tests/test_parity.py", "tests/test_size.py", "-k", f"{chosen} or {values}")
+    passed(run_tests(*tests, SIMT_SEED="1", SIMT_MULTIPROCESSORS="5"))
 
 
 def test_parity_on_a_device_without_clusters():
