@@ -23,7 +23,7 @@ WORKERS := import importlib.util as u; print("-n auto --maxprocesses 8 --dist lo
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
 
-.PHONY: help train test mutants bench examples lint format build sanitize versions cuda-compile gpu-check clean
+.PHONY: help train test test-long mutants bench examples lint format build sanitize versions cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,13 @@ test: build ## pass the tests
 
 mutants: $(VENV)/.torch ## plant small faults in copies of the sources: every one must fail a test; ARGS='--only TEXT', '--list'
 	$(RUN) tests/mutation.py $(ARGS)
+
+LONG := $(RUN) -m pytest --hypothesis-profile long tests/test_properties.py tests/test_switching.py
+
+test-long: build ## try 18000 random problems and orders of steps, by every instruction set
+	$(LONG)
+	ATEN_CPU_CAPABILITY=avx2 $(LONG)
+	ATEN_CPU_CAPABILITY=default $(LONG)
 
 examples: build ## run the five tutorial programs, eager and fused side by side
 	$(RUN) -m linreg_ext.examples

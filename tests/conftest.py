@@ -12,6 +12,15 @@ if SIMT:
 
 import linreg_ext  # noqa: E402
 
+try:
+    from hypothesis import settings
+except ImportError:  # the tests that need it are skipped
+    pass
+else:  # the same examples at every run, or with `--hypothesis-profile long`, as `make test-long` has it, new ones
+    settings.register_profile("short", deadline=None, max_examples=50, stateful_step_count=30, derandomize=True)
+    settings.register_profile("long", deadline=None, max_examples=1000, stateful_step_count=50, print_blob=True)
+    settings.load_profile("short")
+
 HAS_CUDA = torch.cuda.is_available() and linreg_ext.build_info()["cuda"] is not None
 
 

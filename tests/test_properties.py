@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What holds for any operands: hypothesis chooses sizes, layouts, dtypes, settings and special values, and the accuracy
+rule judges.
+
+`make test-long` tries thousands of each; a failure prints how to see it again."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accuracy import (
+    DTYPES,
+    LOSSES,
+    Exact,
+    Problem,
+    assert_as_accurate,
+    assert_same_wherever,
+    oracle,
+    plain_loss,
+)  # fmt: skip
+from conftest import HAS_CUDA
+from test_parity import LAYOUTS, fused_loss
+from test_run import assert_same, both
+from test_training import exact_step, long
+from torch import Tensor
+
+import linreg_ext
+
+pytest.importorskip("hypothesis")
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+DEVICES = ["cpu", "cuda"] if HAS_CUDA else ["cpu"]
+MOST_WORK = 1_000_000  # multiplications, for the oracle's sake
+SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 1e-38, 6e-8, 65504.0, 3e38, -3.4e38, 1e19, 1e-23)
+SPECIAL_IN_DOUBLE = (5e-324, 1e-308, -1e-160, 1e154, -1.7e308)
+
+SEEDS = st.integers(0, 2**32 - 1)
+FEATURES = st.integers(0, 40) | st.integers(0, 300) | st.sampled_from([8, 9, 16, 17, 64, 65, 128, 1025, 5000])
+TARGETS = st.just(1) | st.integers(0, 9) | st.integers(1, 40)
+ROWS = st.integers(0, 40) | st.integers(0, 400) | st.sampled_from([63, 64, 65, 127, 128, 129, 511, 513, 1000, 5000])
+THRESHOLDS = st.sampled_from([1.0, 0.75, 1e-3]) | st.floats(1e-6, 1e6)
+LOSSES_AND_THRESHOLDS = st.tuples(st.sampled_from(LOSSES), THRESHOLDS) | st.just(("smooth_l1", 0.0))
+WEIGHTS = (None, "elements", "rows", "row columns")
+
+
+@st.composite
+def sizes(draw) -> tuple[int, int, int]:
+    k, d, n = draw(TARGETS), draw(FEATURES), draw(ROWS)
+    return min(n, MOST_WORK // max(1, d * k)), d, k
+
+
+@st.composite
+def problems(draw, shapes=None, scaled: bool = True) -> Problem:
+    """Operands of any layout, as a linear layer would see them, near convergence or not."""
+    n, d, k = draw(sizes() if shapes is None else shapes)
+    dtypes = DTYPES[draw(st.sampled_from(list(DTYPES)))]
+    torch.manual_seed(draw(SEEDS))
+    problem = Problem.random(
+        n, d, k, dtypes, bias=draw(st.booleans()), weight=draw(st.sampled_from(WEIGHTS)),
+        noise=draw(st.sampled_from([1.0, 1e-2, 1e-4, 0.0])), device=draw(st.sampled_from(DEVICES)),
+    )  # fmt: skip
+    if scaled:
+        problem.input = problem.input * 2.0 ** draw(st.just(0) | st.integers(-6, 6))
+    if dtypes[0].itemsize == 2 and draw(st.booleans()):  # float32 targets beside 16-bit rows
+        problem.target = problem.target.float()
+        problem.weight = None if problem.weight is None else problem.weight.float()
+    return problem
+
+
+def shifted(t: Tensor, offset: int) -> Tensor:
+    """The same numbers, so many elements behind the beginning of their memory."""
+    return torch.cat([t.new_full((offset,), math.nan), t.reshape(-1)])[offset:].view(t.shape)
+
+
+@st.composite
+def layouts(draw, problem: Problem) -> Problem:
+    """The problem with each operand where it may also lie; expanded ones have other values."""
+
+    def placed(t: Tensor | None) -> Tensor | None:
+        if t is None:
+            return None
+        layout = draw(st.sampled_from(["contiguous", *LAYOUTS]))
+        if layout == "contiguous":
+            return shifted(t, draw(st.integers(0, 9)))
+        if t.dim() == 2:
+            return LAYOUTS[layout](t)
+        return t[:1].expand_as(t) if "expanded" in layout else torch.stack([t, t], 1)[:, 0]
+
+    return Problem(*(placed(t) for t in vars(problem).values()))
+
+
+def contiguous(problem: Problem) -> Problem:
+    return Problem(*(None if t is None else t.contiguous() for t in vars(problem).values()))
+
+
+def bits(t: Tensor) -> Tensor:
+    return t.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
+
+
+@dataclass
+class Form:
+    """How the operands are handed over: their leading dimensions, and whether W is a vector."""
+
+    leading: tuple[int, ...]
+    vector: bool
+
+    def __call__(self, problem: Problem) -> Problem:
+        x, w, y, b, v = vars(problem).values()
+        x, y = x.unflatten(0, self.leading), y.unflatten(0, self.leading)
+        v = None if v is None else v.unflatten(0, self.leading)
+        if self.vector:
+            w, y = w[0], y[..., 0]
+            v = v[..., 0] if v is not None and v.shape[:-1] == y.shape else v
+        return Problem(x, w, y, b, v)
+
+
+@st.composite
+def forms(draw, problem: Problem) -> Form:
+    n, k = problem.target.shape
+    first = draw(st.sampled_from([i for i in range(1, n + 1) if n % i == 0])) if n else 0
+    leading = draw(st.sampled_from([(n,), (first, n // first) if n else (3, 0)]))
+    return Form(leading, k == 1 and draw(st.booleans()))
+
+
+@dataclass
+class Settings:
+    loss: str
+    delta: float
+    reduction: str
+    grad_loss: float
+
+    def of(self, function):
+        return functools.partial(function, loss=self.loss, delta=self.delta, reduction=self.reduction)
+
+
+LOSS_SETTINGS = st.builds(
+    lambda loss, *others: Settings(*loss, *others), LOSSES_AND_THRESHOLDS, st.sampled_from(["mean", "sum", "none"]),
+    st.sampled_from([1.0, 0.5, -2.0]),
+)  # fmt: skip
+
+
+def results(function, problem: Problem, form: Form, settings: Settings, wanted: list[bool]) -> dict[str, Tensor]:
+    """The loss, and of the operands the gradients that are wanted."""
+    shape = problem.target.shape if settings.reduction == "none" else ()
+    leaves = {name: t.detach() for name, t in problem.operands().items()}
+    chosen = [name for name, asked in zip(leaves, wanted, strict=False) if asked]
+    for name in chosen:
+        leaves[name].requires_grad_()
+    value = settings.of(function)(form(Problem(**{**vars(problem), **leaves}))).reshape(shape)
+    grad_loss = torch.full_like(value, settings.grad_loss)
+    grads = torch.autograd.grad(value, [leaves[name] for name in chosen], grad_loss) if chosen else ()
+    return {"loss": value.detach(), **dict(zip(chosen, grads, strict=True))}
+
+
+def as_it_is(problem: Problem) -> Problem:
+    return problem
+
+
+def predictions_overflow(problem: Problem) -> bool:
+    """Whether finite numbers add up to predictions beyond the dtype that these are computed in: what comes of that next
+    to an inf depends on the order of adding, in PyTorch as well."""
+    x, w, y, b, _ = (None if t is None else np.nan_to_num(abs(long(t)), posinf=0) for t in vars(problem).values())
+    in_double = problem.input.dtype == torch.float64 or len(w) < 16  # fewer targets do not go by matrix products
+    sizes = x @ w.T + y + (0 if b is None else b)
+    return bool((sizes > torch.finfo(torch.float64 if in_double else torch.float32).max).any())
+
+
+def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], *, cancels: bool = False) -> None:
+    """Loss and gradients by the accuracy rule; elsewhere, with other threads, the same bits; operands stay as they are."""
+    plain_problem = contiguous(problem)
+    assume(not predictions_overflow(plain_problem))
+    before = [None if t is None else bits(t) for t in vars(problem).values()]
+    torch.set_num_threads(2)
+    ours = results(fused_loss, problem, form, settings, wanted)
+    torch.set_num_threads(1)
+    twins = results(fused_loss, plain_problem, as_it_is, settings, wanted)
+    plain = results(plain_loss, plain_problem, as_it_is, settings, wanted)
+    exact = oracle(plain_problem, settings.loss, settings.delta, settings.reduction, settings.grad_loss)
+    if len(problem.input) > 64 and all((t == t[:1]).all() for t in (problem.input, problem.target)):
+        # Rounding errors of equal terms are equal, and do not even out in a chain of additions.
+        exact = {name: Exact(e.value, e.terms * (len(problem.input) / 64), e.added) for name, e in exact.items()}
+    for name, value in ours.items():
+        assert_as_accurate(name, value, plain[name], exact[name], cancels=cancels)
+        assert_same_wherever(value.nan_to_num(0.5), twins[name].nan_to_num(0.5))
+    for old, t in zip(before, vars(problem).values(), strict=True):
+        assert t is None or torch.equal(old, bits(t)), "an input was modified"
+
+
+@given(st.data(), LOSS_SETTINGS, st.lists(st.booleans(), min_size=4, max_size=4))
+def test_loss_and_gradients(data, settings, wanted):
+    problem = data.draw(layouts(data.draw(problems())))
+    judge(problem, data.draw(forms(problem)), settings, wanted)
+
+
+def numbers(dtype: torch.dtype) -> st.SearchStrategy[float]:
+    """As a float64 tensor would hold them before it is rounded to `dtype`."""
+    width = {torch.float16: 16, torch.float64: 64}.get(dtype, 32)
+    return st.sampled_from(SPECIAL + SPECIAL_IN_DOUBLE if width == 64 else SPECIAL) | st.floats(width=width)
+
+
+@given(st.data(), LOSS_SETTINGS, st.lists(st.booleans(), min_size=4, max_size=4))
+def test_special_values_among_others(data, settings, wanted):
+    problem = data.draw(problems())
+    for t in vars(problem).values():
+        if t is not None and t.numel() and data.draw(st.booleans()):
+            for _ in range(data.draw(st.integers(1, 3))):
+                value = torch.tensor(data.draw(numbers(t.dtype)), dtype=torch.float64)
+                t.view(-1)[data.draw(st.integers(0, t.numel() - 1))] = value
+    problem = data.draw(layouts(problem))
+    judge(problem, data.draw(forms(problem)), settings, wanted, cancels=True)
+
+
+@st.composite
+def tensors(draw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    count = math.prod(shape)
+    values = draw(st.lists(numbers(dtype), min_size=count, max_size=count))
+    return torch.tensor(values, dtype=torch.float64).to(dtype).view(shape)
+
+
+@given(st.data(), LOSS_SETTINGS, st.lists(st.booleans(), min_size=4, max_size=4))
+def test_any_numbers(data, settings, wanted):
+    n, d, k = (data.draw(st.integers(1, most)) for most in (4, 3, 2))
+    x, w = DTYPES[data.draw(st.sampled_from(list(DTYPES)))]
+    problem = Problem(
+        data.draw(tensors((n, d), x)), data.draw(tensors((k, d), w)), data.draw(tensors((n, k), x)),
+        data.draw(st.none() | tensors((k,), w)), data.draw(st.none() | tensors((n, k), x) | tensors((n,), x)),
+    )  # fmt: skip
+    judge(problem, data.draw(forms(problem)), settings, wanted, cancels=True)
+
+
+@st.composite
+def rules(draw) -> dict[str, Any]:
+    """Settings of torch.optim.SGD."""
+    lr = draw(st.just(0.05) | st.floats(0, 1))
+    rule = {"lr": draw(st.sampled_from([lr, torch.tensor(lr), torch.tensor([lr], dtype=torch.float64)]))}
+    rule["weight_decay"] = draw(st.just(0.0) | st.floats(0, 1))
+    rule["maximize"] = draw(st.booleans())
+    rule["momentum"] = draw(st.just(0.0) | st.floats(0, 1))
+    if rule["momentum"] > 0 and draw(st.booleans()):
+        return rule | {"nesterov": True}
+    return rule | {"dampening": draw(st.sampled_from([0.0, 0.5, 1.0]))}
+
+
+def in_a_frame(t: Tensor, layout: str, offset: int) -> tuple[Tensor, Tensor]:
+    """The memory around a copy of `t`, filled with 77, and the copy."""
+    rows, columns = t.shape if t.dim() == 2 else (len(t), 1)
+    if layout == "columns":
+        frame = t.new_full((columns * rows + 2 * offset + 1,), 77.0)
+        view = frame[offset:].as_strided(t.shape, (1, rows)[: t.dim()])
+    else:
+        gap = 3 if layout == "gaps" else 0
+        frame = t.new_full((rows * (columns + gap) + 2 * offset + 1,), 77.0)
+        view = frame[offset:].as_strided(t.shape, (columns + gap, 1)[: t.dim()])
+    view.copy_(t)
+    return frame, view
+
+
+PARAMETERS = ("linear_weight", "linear_bias")
+
+
+def a_step(
+    problem: Problem, loss: str, delta: float, rule: dict[str, Any], buffers: list[Tensor | None]
+) -> tuple[dict[str, Tensor], dict[str, Exact]]:
+    """What PyTorch makes of loss, parameters and buffers, and the exact results; nothing is changed."""
+    parameters = {name: torch.nn.Parameter(p.clone()) for name, p in problem.operands().items() if name in PARAMETERS}
+    optimizer = torch.optim.SGD(parameters.values(), **rule)
+    problem = contiguous(Problem(**{**vars(problem), **parameters}))
+    grads = oracle(problem, loss, delta, "mean")
+    exact = {"loss": grads["loss"]}
+    for (name, p), buffer in zip(parameters.items(), buffers, strict=False):
+        if buffer is not None:
+            optimizer.state[p]["momentum_buffer"] = buffer.clone()
+        value, moved = exact_step(long(p), None if buffer is None else long(buffer), grads[name].value, **rule)
+        terms = grads[name].terms + rule["weight_decay"] * abs(long(p)) + (0 if buffer is None else abs(long(buffer)))
+        exact[name] = Exact(value, abs(long(p)) + 2 * float(rule["lr"]) * terms)
+        exact[f"buffer of {name}"] = Exact(moved, terms)
+    value = plain_loss(problem, loss, delta, "mean")
+    value.backward()
+    optimizer.step()
+    plain = {"loss": value.detach(), **{name: p.detach() for name, p in parameters.items()}}
+    state = {f"buffer of {name}": optimizer.state[p].get("momentum_buffer") for name, p in parameters.items()}
+    return plain | state, exact
+
+
+@given(st.data(), rules(), LOSSES_AND_THRESHOLDS, st.integers(0, 9))
+def test_two_steps(data, rule, loss_and_threshold, offset):
+    """Each from our own state beside PyTorch's and the exact one; what lies around a parameter stays as it is."""
+    loss, delta = loss_and_threshold
+    problem = data.draw(layouts(data.draw(problems())))
+    form = Form(data.draw(forms(problem)).leading, vector=False)
+    frames, buffers = [], [None, None]
+    has_buffers = rule["momentum"] != 0 and data.draw(st.booleans())
+    for i, name in enumerate(PARAMETERS):
+        if getattr(problem, name) is not None:
+            placed = [
+                in_a_frame(getattr(problem, name), data.draw(st.sampled_from(["whole", "gaps", "columns"])), offset)
+                for _ in range(1 + has_buffers)
+            ]
+            setattr(problem, name, placed[0][1])
+            buffers[i] = placed[1][1] if has_buffers else None
+            frames += placed
+    for _ in range(2):
+        plain, exact = a_step(problem, loss, delta, rule, buffers)
+        x, w, y, b, v = vars(form(problem)).values()
+        value = linreg_ext.sgd_step_(
+            x, w, y, linear_bias=b, weight=v, loss=loss, delta=delta, momentum_buffers=buffers, **rule
+        )
+        assert_as_accurate("loss", value, plain["loss"], exact["loss"])
+        for name, p, buffer in zip(PARAMETERS, (w, b), buffers, strict=True):
+            if p is not None:
+                assert_as_accurate(name, p, plain[name], exact[name])
+            if buffer is not None:
+                key = f"buffer of {name}"
+                assert_as_accurate(key, buffer, plain[key], exact[key])
+    for frame, view in frames:
+        view.fill_(77.0)
+        assert (frame == 77.0).all(), "written outside of a parameter or buffer"
+
+
+@given(st.data(), rules(), LOSSES_AND_THRESHOLDS)
+def test_a_run_is_its_steps(data, rule, loss_and_threshold):
+    """Rows of any order, several times or not at all, in batches of any size, with a rate for every step or not."""
+    small = st.tuples(st.integers(1, 60), st.integers(0, 12), st.integers(1, 5))
+    many = st.tuples(st.integers(1, 300), st.integers(0, 70), st.integers(1, 40))
+    problem = data.draw(layouts(data.draw(problems(small | many, scaled=False))))
+    n = len(problem.input)
+    in_place, drop_last = data.draw(st.booleans()), data.draw(st.booleans())
+    rows = n if in_place else data.draw(st.integers(1, 2 * n))
+    epochs, batch_size = data.draw(st.integers(0, 3)), data.draw(st.integers(max(1, rows // 6), n + 2))
+    torch.set_num_threads(1)
+    torch.manual_seed(data.draw(SEEDS))
+    orders = torch.arange(n).repeat(epochs, 1) if in_place else torch.randint(n, (epochs, rows))
+    steps = epochs * (rows // batch_size if drop_last else -(-rows // batch_size))
+    if data.draw(st.booleans()):
+        rule["lr"] = torch.rand(steps, dtype=data.draw(st.sampled_from([torch.float32, torch.float64])))
+    else:
+        rule["lr"] = float(rule["lr"])
+    loss, delta = loss_and_threshold
+    options = {"loss": loss, "delta": delta, "drop_last": drop_last, "in_place": in_place, **rule}
+    assert_same(both(problem, orders, batch_size, **options))
