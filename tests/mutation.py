@@ -132,7 +132,8 @@ def run_tests(
 def judge(mutant: Mutant, tree: Path, builds: Builds) -> Outcome:
     """Plant a mutant in a copy of the repository, and see who notices."""
     began = time.monotonic()
-    path, text = tree / mutant.file, (ROOT / mutant.file).read_text()
+    path = tree / mutant.file
+    text = path.read_text()  # what is edited meanwhile in the repository itself is left out
 
     def ask(tests: list[str], faulty: bool = True) -> str:
         environment = builds.environment(mutant.build)
