@@ -432,7 +432,7 @@ def test_steps_through_shared_memory_are_one_launch():
         ((30, 100, 4), {"epochs": 20}, 1),
         ((3000, 16, 1), {"epochs": 20}, 2),  # of all blocks, and one before it
         ((1500, 50, 1), {"epochs": 2, "batch_size": 128, "order": torch.randperm(1500)}, 1),  # of a cluster
-        ((1500, 50, 1), {"epochs": 1, "batch_size": 1499}, 2),  # batches too large for its memory
+        ((9000, 50, 1), {"epochs": 1, "batch_size": 8999}, 2),  # batches too large for its memory
         ((30, 300, 1), {"epochs": 20}, 20),  # wider than a warp holds
         ((30, 300, 1), {"epochs": 20, "order": torch.randperm(30)}, 40),  # and gathered
     ):

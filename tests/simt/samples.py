@@ -40,7 +40,7 @@ class Samples:
         """What the launch says is wrong, or "wrong sum" or None."""
         if seed is not None:
             self.library.simt_seed(seed)
-        cluster = cluster or (2 if kernel in ("cluster", "boxes") else 1)
+        cluster = cluster or {"cluster": 2, "boxes": 8}.get(kernel, 1)
         if shared_bytes is None:
             shared_bytes = 8 * (threads // 32) + (16 * cluster if kernel in ("cluster", "boxes") else 8)
             shared_bytes += (16 + 8 * threads) * (kernel == "boxes")
