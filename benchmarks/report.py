@@ -97,10 +97,11 @@ def _losses(cases: list[Case]) -> str:
         faster = [row for row in case.values() if row["role"] == "peer" and _seconds(row) * LOSES < _seconds(best)]
         for row in sorted(faster, key=_seconds)[:1]:
             ratio = _seconds(best) / _seconds(row)
-            lines.append(f"- {_label(best)}: {row['variant']} is {_gain(ratio)} as fast ({duration(_seconds(row))}).")
+            gain = f"{_gain(ratio)} as fast ({duration(_seconds(row))})"
+            lines.append(f"{_label(best)}, where {row['variant']} is {gain}")
     if not lines:
         return "No peer is more than 5 % faster on any of these lines."
-    return "**Where it loses**, by more than 5 % to the fastest peer:\n\n" + "\n".join(lines)
+    return f"**Where it loses**, by more than 5 % to the fastest peer: {'; '.join(lines)}."
 
 
 def _memory(cases: list[Case]) -> str:

@@ -184,7 +184,7 @@ def test_the_report_says_where_it_loses(tmp_path):
     rows_of(tmp_path, 5e-4, eager_seconds=4e-4)
     text = report(tmp_path, MARKED)
     assert "| **0.80×** |" in text
-    assert "- 1048576 × 128: eager is 1.25× as fast (400 µs)." in text
+    assert "fastest peer: 1048576 × 128, where eager is 1.25× as fast (400 µs)." in text
 
 
 def test_a_readme_without_markers_is_left_alone(tmp_path):
