@@ -29,7 +29,8 @@ from .results import aligned, read
 
 ROOT = machine.ROOT
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-WITHOUT_GPU = ("tests/test_simt.py", "tests/test_cuda_source.py")  # long, and what a GPU shows better
+# Long, and what a GPU shows better.
+WITHOUT_GPU = ("tests/test_simt.py", "tests/test_cuda_source.py", "tests/test_cuda_source_sanitized.py")
 WORKERS = 6  # of pytest, where pytest-xdist is there; each has a context on the GPU
 BUILT = "import linreg_ext; assert linreg_ext.build_info()['cuda'], linreg_ext.build_info()"
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Are the CUDA kernels right? Their own source, run on the CPU by tests/simt in place of the CPU kernels, has to pass the
-tests that judge those: with AddressSanitizer and UBSan, with and without clusters, and with a detector of races.
+tests that judge those: with and without clusters, and with a detector of races.
 
 Would these runs notice a fault? tests/mutants/cuda.py has what they have to notice."""
 
@@ -38,11 +38,6 @@ WIDE = "131072 or 70001 or 40000 or million"  # a sanitizer takes minutes over t
 VALUES = "near_convergence or far_from_zero or float32_targets"  # of many rows, for their rounding
 
 
-def test_values_and_parity_with_sanitizers():
-    chosen = f"not ({WIDE})" if LONG else f"not ({WIDE} or {VALUES} or test_shapes and bfloat16)"
-    passed(run_tests("tests/test_values.py", "tests/test_parity.py", "-k", chosen, sanitize=True))
-
-
 def test_parity_without_races():
     chosen = f"(test_shapes or far_apart) and float32 or (test_shapes or million) and bfloat16 and ({WIDE})"
     values = f"{VALUES}" if LONG else "far_from_zero or 0.0001 and (float32 or bfloat16) or float32_targets and None"
@@ -67,8 +62,3 @@ RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (d
 def test_runs_without_races():
     passed(run_tests("tests/test_run.py", "-k", RUNS, SIMT_SEED="3", SIMT_MULTIPROCESSORS="3"))
     passed(run_tests("tests/test_loader_order.py", "-k", "every_loader and float64"))
-
-
-def test_runs_with_sanitizers():
-    chosen = "parts or weights or times or otherwise or stops or no_block"
-    passed(run_tests("tests/test_run.py", "-k", chosen, sanitize=True))

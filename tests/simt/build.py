@@ -5,6 +5,7 @@ The sources are copied to `build/simt`, with the twin of device.cuh in place of 
 from the same text in the same way is not compiled again.
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -170,14 +171,17 @@ def texts_of(source: Path, stage: Path) -> list[str]:
 
 
 def run_once(target: Path, command: Sequence[str]) -> None:
-    if target.exists():
-        return
+    """Run a command that makes `target`, unless it is there or another process is at it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    own = target.with_name(f"{target.name}.{os.getpid()}")
-    done = subprocess.run([*command, "-o", str(own)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    own.replace(target)
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return
+        own = target.with_name(f"{target.name}.{os.getpid()}")
+        done = subprocess.run([*command, "-o", str(own)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        own.replace(target)
 
 
 def compiler_version() -> str:
