@@ -9,7 +9,7 @@ holds; the loss is one number, though, in which their rounding errors may cancel
 import numpy as np
 import pytest
 import torch
-from accuracy import DTYPES, Exact, Problem, assert_as_accurate, loss_and_grads, oracle, plain_loss
+from accuracy import DTYPES, LOSSES, Exact, Problem, assert_as_accurate, loss_and_grads, oracle, plain_loss
 from test_parity import fused_loss
 
 import linreg_ext
@@ -80,7 +80,9 @@ def check(problem, loss="mse"):
     size = np.linalg.norm(exact["linear_weight"].value.ravel())
     lr = float(w.double().norm() / size) if size > 0 else 1.0
     ours = [w.clone(), b.clone()]
-    value = linreg_ext.sgd_step_(problem.input, ours[0], problem.target, linear_bias=ours[1], lr=lr)
+    value = linreg_ext.sgd_step_(
+        problem.input, ours[0], problem.target, linear_bias=ours[1], weight=problem.weight, lr=lr
+    )
     assert_no_worse("loss of a step", value, plain["loss"], exact["loss"], k if k < MANY_TARGETS else 0, luck)
     for name, before, after in (("linear_weight", w, ours[0]), ("linear_bias", b, ours[1])):
         g, start = exact[name], before.double().numpy().astype(np.longdouble)
@@ -108,3 +110,25 @@ def test_ten_million_rows(regime):
     ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem, of="linear_")
     for name, value in ours.items():
         assert_no_worse(name, value, plain[name], Exact(exact[name].numpy(), exact[name].numpy()), 1)
+
+
+@pytest.mark.parametrize("weight", [None, "rows", "elements"])
+def test_many_equal_rows(weight):
+    """Their rounding errors are equal, and add up in a chain of additions: hundreds of units in the last place."""
+    for n, d, k in [
+        (1021, 1, 1),
+        (289, 1, 5),
+        (5000, 2, 1),
+        (5000, 33, 1),
+        (2000, 12, 5),
+        (3000, 20, 20),
+        (200_000, 1, 1),
+    ]:
+        for seed in range(3):
+            torch.manual_seed(seed)
+            row = Problem.random(1, d, k, DTYPES["float64"], weight=weight)
+            x, w, y, b, v = vars(row).values()
+            check(
+                Problem(x.repeat(n, 1), w, y.repeat(n, 1), b, None if v is None else v.repeat(n, *[1] * (v.dim() - 1))),
+                LOSSES[seed],
+            )

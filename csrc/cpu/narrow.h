@@ -12,9 +12,9 @@
 namespace linreg::cpu {
 namespace {
 
-// What rows are summed to, a chain for each lane: Σ ℓ, Σ G and Gᵀ X.
-struct LaneSums {
-  double *loss, *slope, *weight;  // kMaxLanes numbers each, of the weight [d, kMaxLanes]
+// What rows are summed to: Σ ℓ, Σ G and Gᵀ X, this by lanes, [d, kMaxLanes].
+struct NarrowSums {
+  double *loss, *slope, *weight;
 };
 
 LINREG_INLINE void loss_and_slope(Loss kind, Wide residual, double delta, Wide& loss, Wide& slope) {
@@ -37,43 +37,44 @@ LINREG_INLINE void loss_and_slope(Loss kind, Wide residual, double delta, Wide& 
 // Adds whole vectors of rows of D features, without gaps as their targets are; how many rows that were.
 template <int D, class E, class W>
 int64_t add_narrow(const E* x, const E* y, int64_t rows, const W* weights, double bias, Loss kind, double delta,
-                   double scale, const LaneSums& to) {
+                   double scale, const NarrowSums& to) {
   using V = std::conditional_t<sizeof(E) == 8, Wide, Narrow>;
   constexpr int lanes = lanes_of<V>, parts = lanes / kLanes;
   constexpr int sets = D <= 4 ? parts : 1;  // of sums, as far as the registers go, so that none waits for another
-  Wide w[D], weight[sets][D] = {}, loss[parts] = {}, slope[parts] = {};
+  // What double sums of float rows lose is far below what the result is rounded to.
+  constexpr int64_t block = (sizeof(E) == 8 ? 1 : 32) * kChain * lanes;
+  Wide w[D], weight[sets][D] = {};
 #pragma GCC unroll 8
   for (int c = 0; c < D; ++c) w[c] = broadcast<Wide>(double(weights[c]));
   Ahead ahead(x + kAhead / int64_t(sizeof(E)));
   int64_t i = 0;
-  for (; i + lanes <= rows; i += lanes) {
-    V vectors[D];
+  while (i + lanes <= rows) {
+    const int64_t end = rows - i < block ? rows : i + block;
+    Wide loss[parts] = {}, slope[parts] = {};
+    for (; i + lanes <= end; i += lanes) {
+      V vectors[D];
 #pragma GCC unroll 8
-    for (int m = 0; m < D; ++m) vectors[m] = load_vec<V>(x + i * D + m * lanes);
-    to_columns(vectors);
-    ahead.ask<D * lanes * int64_t(sizeof(E))>();
-    const auto add = [&]<int kPart, int... C>(std::integral_constant<int, kPart>,
-                                              std::integer_sequence<int, C...>) __attribute__((always_inline)) {
-      const Wide features[D] = {part<kPart>(vectors[C])...};
-      Wide prediction{}, l{}, g{};
-      ((prediction += features[C] * w[C]), ...);
-      loss_and_slope(kind, (prediction + bias) - load_vec<Wide>(y + i + kPart * kLanes), delta, l, g);
-      g *= scale;
-      loss[kPart] += l;
-      slope[kPart] += g;
-      ((weight[kPart % sets][C] += g * features[C]), ...);
-    };
-    constexpr auto all = std::make_integer_sequence<int, D>();
-    add(std::integral_constant<int, 0>(), all);
-    if constexpr (parts == 2) add(std::integral_constant<int, 1>(), all);
+      for (int m = 0; m < D; ++m) vectors[m] = load_vec<V>(x + i * D + m * lanes);
+      to_columns(vectors);
+      ahead.ask<D * lanes * int64_t(sizeof(E))>();
+      const auto add = [&]<int kPart, int... C>(std::integral_constant<int, kPart>,
+                                                std::integer_sequence<int, C...>) __attribute__((always_inline)) {
+        const Wide features[D] = {part<kPart>(vectors[C])...};
+        Wide prediction{}, l{}, g{};
+        ((prediction += features[C] * w[C]), ...);
+        loss_and_slope(kind, (prediction + bias) - load_vec<Wide>(y + i + kPart * kLanes), delta, l, g);
+        g *= scale;
+        loss[kPart] += l;
+        slope[kPart] += g;
+        ((weight[kPart % sets][C] += g * features[C]), ...);
+      };
+      constexpr auto all = std::make_integer_sequence<int, D>();
+      add(std::integral_constant<int, 0>(), all);
+      if constexpr (parts == 2) add(std::integral_constant<int, 1>(), all);
+    }
+    for (const Wide& sum : loss) add_to(to.loss, sum);
+    for (const Wide& sum : slope) add_to(to.slope, sum);
   }
-  const auto store = [](double* sum, const auto& more) __attribute__((always_inline)) {
-    Wide total = load_vec<Wide>(sum);
-    for (const Wide& v : more) total += v;
-    store_vec<Wide>(sum, total);
-  };
-  store(to.loss, loss);
-  store(to.slope, slope);
 #pragma GCC unroll 8
   for (int c = 0; c < D; ++c) {
     Wide total = load_vec<Wide>(to.weight + c * kMaxLanes);

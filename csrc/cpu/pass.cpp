@@ -16,6 +16,7 @@
 #include <algorithm>
 
 #include "../math/reduction.h"
+#include "../math/sum.h"
 #include "convert.h"
 #include "instruction_set.h"
 #include "plan.h"
@@ -64,6 +65,20 @@ double sum(const double* values, int64_t count) {
   return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
+// Σ v, in an order that the sizes alone decide; a single column is read as a row.
+double weight_sum(const Problem& p) {
+  const int64_t rows = p.k == 1 ? 1 : p.n, columns = p.k == 1 ? p.n : p.k;
+  const int64_t stride = p.k == 1 ? p.v.row_stride : p.v.col_stride;
+  double total = 0, lost = 0, part[kGroupRows];
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; j += kGroupRows) {
+      const int64_t count = std::min(kGroupRows, columns - j);
+      load(p.k == 1 ? at(p.v, j) : at(p.v, i, j), stride, p.v.dtype, count, part);
+      add_keeping(sum(part, count), total, lost);
+    }
+  return total_of(total, lost);
+}
+
 }  // namespace
 
 size_t pass_workspace(const Problem& problem, const PassOutputs& outputs) {
@@ -87,24 +102,13 @@ PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double sca
   });
 
   double* sums = reinterpret_cast<double*>(bytes);
-  for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
-    const double* more = reinterpret_cast<const double*>(bytes + chunk * plan.sums_stride);
-    for (int64_t i = 0; i < Plan::sum_count(problem, outputs); ++i) sums[i] += more[i];
-  }
+  add_in_pairs(sums, plan.chunks, plan.sums_stride / int64_t(sizeof(double)), Plan::sum_count(problem, outputs));
   return {sums[0], sums + 1 + problem.k, sums + 1};
 }
 
 double reduction_scale(const Problem& problem) {
   if (problem.reduction != Reduction::mean || !problem.v.data) return reduction_scale(problem, 0);
-  double total = 0;
-  double part[kGroupRows];
-  for (int64_t i = 0; i < problem.n; ++i)
-    for (int64_t j = 0; j < problem.k; j += kGroupRows) {
-      const int64_t count = std::min(kGroupRows, problem.k - j);
-      load(at(problem.v, i, j), problem.v.col_stride, problem.v.dtype, count, part);
-      total += sum(part, count);
-    }
-  return reduction_scale(problem, total);
+  return reduction_scale(problem, weight_sum(problem));
 }
 
 }  // namespace linreg::cpu

@@ -9,11 +9,12 @@
 
 namespace linreg::cpu {
 
-constexpr int64_t kMaxLanes = 8;       // doubles in a register of the widest instruction set
-constexpr int64_t kColumnsMaxD = 8;    // up to here lanes run along rows, not along features
-constexpr int64_t kColumnsRows = 128;  // in a group then
-constexpr int64_t kGroupRows = 64;     // at most in another group, between the two uses of a row
-constexpr int64_t kBlockRows = 64;     // at most, in whole groups, before gradients of float rows go on in double
+constexpr int64_t kMaxLanes = 8;             // doubles in a register of the widest instruction set
+constexpr int64_t kLaneSum = 2 * kMaxLanes;  // numbers of a sum by lanes (lane_sums.h)
+constexpr int64_t kColumnsMaxD = 8;          // up to here lanes run along rows, not along features
+constexpr int64_t kColumnsRows = 128;        // in a group then
+constexpr int64_t kGroupRows = 64;           // at most in another group, between the two uses of a row
+constexpr int64_t kBlockRows = 64;           // at most, in whole groups, before gradients of float rows go on in double
 // Of X in a group: small, so that the two uses take turns before memory has been waited for.
 constexpr int64_t kGroupBytes = 4 << 10;
 constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows so wide that they need the second level
@@ -96,8 +97,8 @@ struct Plan {
     losses = doubles(true, p.k * ld);
     slopes = doubles(true, p.k * ld);
     float_slopes = take(columns || is_double ? 0 : p.k * ld, sizeof(float));
-    loss_lanes = doubles(true, kMaxLanes);
-    bias_lanes = doubles(true, p.k * kMaxLanes);
+    loss_lanes = doubles(true, kLaneSum);
+    bias_lanes = doubles(true, p.k * kLaneSum);
     weight_lanes = doubles(columns && outputs.weight_sum, p.k * p.d * kMaxLanes);
     const int64_t size = is_double ? sizeof(double) : sizeof(float);
     block_sums = take(!columns && outputs.weight_sum ? target_sets * ldw : 0, size);

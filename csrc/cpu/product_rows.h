@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../math/loss.h"
+#include "../math/sum.h"
 #include "convert.h"
 #include "product_rows_entry.h"
 
@@ -57,26 +58,34 @@ void residuals_of(const Problem& p, const PassOutputs& outputs, double scale, co
   alignas(64) double losses[kPiece], slopes[kPiece], targets[kPiece], weights[kPiece];
   constexpr Dtype kDtype = sizeof(C) == sizeof(double) ? Dtype::float64 : Dtype::float32;
   const bool as_it_lies = p.y.dtype == kDtype && p.y.col_stride == 1;
-  for (int64_t i = 0; i < block.rows; ++i) {
+  for (int64_t begin = 0; begin < block.rows; begin += kChain) {
     for (int64_t j = 0; j < block.targets; j += kPiece) {
-      const int64_t count = piece(block.targets - j), row = block.first + i, target = block.target + j;
-      const void* const y = at(p.y, row, target);
-      if (!as_it_lies) load(y, p.y.col_stride, p.y.dtype, count, targets);
-      if (p.v.data) load(at(p.v, row, target), p.v.col_stride, p.v.dtype, count, weights);
-      const auto run = [&](const auto* from, auto weighted) {
-        residuals_of<kLoss, weighted.value>(from, weights, block.bias + j, count, p.delta, scale,
-                                            static_cast<C*>(block.predictions) + i * block.targets + j, losses, slopes,
-                                            block.loss_sums + j, block.slope_sums + j);
-      };
-      const auto weigh = [&](const auto* from) { p.v.data ? run(from, Flag<true>()) : run(from, Flag<false>()); };
-      as_it_lies ? weigh(static_cast<const C*>(y)) : weigh(targets);
+      const int64_t count = piece(block.targets - j), end = block.rows - begin < kChain ? block.rows : begin + kChain;
+      alignas(64) double loss_sums[kPiece] = {}, slope_sums[kPiece] = {};
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = block.first + i, target = block.target + j;
+        const void* const y = at(p.y, row, target);
+        if (!as_it_lies) load(y, p.y.col_stride, p.y.dtype, count, targets);
+        if (p.v.data) load(at(p.v, row, target), p.v.col_stride, p.v.dtype, count, weights);
+        const auto run = [&](const auto* from, auto weighted) {
+          residuals_of<kLoss, weighted.value>(from, weights, block.bias + j, count, p.delta, scale,
+                                              static_cast<C*>(block.predictions) + i * block.targets + j, losses,
+                                              slopes, loss_sums, slope_sums);
+        };
+        const auto weigh = [&](const auto* from) { p.v.data ? run(from, Flag<true>()) : run(from, Flag<false>()); };
+        as_it_lies ? weigh(static_cast<const C*>(y)) : weigh(targets);
 
-      const int64_t index = row * p.k + target;
-      if (outputs.elements) store(losses, count, loss_dtype(p), element(outputs.elements, loss_dtype(p), index));
-      if (outputs.target_gradient) {
-        const Dtype dtype = gradient_dtype(p.y.dtype);
-        for (int64_t t = 0; t < count; ++t) slopes[t] = -slopes[t];
-        store(slopes, count, dtype, element(outputs.target_gradient, dtype, index));
+        const int64_t index = row * p.k + target;
+        if (outputs.elements) store(losses, count, loss_dtype(p), element(outputs.elements, loss_dtype(p), index));
+        if (outputs.target_gradient) {
+          const Dtype dtype = gradient_dtype(p.y.dtype);
+          for (int64_t t = 0; t < count; ++t) slopes[t] = -slopes[t];
+          store(slopes, count, dtype, element(outputs.target_gradient, dtype, index));
+        }
+      }
+      for (int64_t t = 0; t < count; ++t) {
+        add_keeping(loss_sums[t], block.losses.sums[j + t], block.losses.lost[j + t]);
+        add_keeping(slope_sums[t], block.slope_sums.sums[j + t], block.slope_sums.lost[j + t]);
       }
     }
   }

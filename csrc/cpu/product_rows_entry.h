@@ -7,14 +7,18 @@
 
 namespace linreg::cpu {
 
+// Sums, and what they have lost (math/sum.h).
+struct KeptSums {
+  double *sums, *lost;
+};
+
 // Rows [first, first + rows) and targets [target, target + targets), between their two products.
 struct ResidualBlock {
   int64_t first, rows, target, targets;
-  void* predictions;   // X Wᵀ, [rows, targets]; G = scale · v ℓ'(R) takes its place
-  Dtype dtype;         // of the predictions
-  const double* bias;  // [targets]
-  double* loss_sums;   // [targets], added to
-  double* slope_sums;  // [targets], Σ G, added to
+  void* predictions;            // X Wᵀ, [rows, targets]; G = scale · v ℓ'(R) takes its place
+  Dtype dtype;                  // of the predictions
+  const double* bias;           // [targets]
+  KeptSums losses, slope_sums;  // Σ ℓ and Σ G, [targets], added to
 };
 
 struct ProductRows {

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "../math/sum.h"
 #include "convert.h"
 #include "instruction_set.h"
 #include "product_rows_entry.h"
@@ -66,7 +67,7 @@ struct ProductPlan {
   int64_t chunk_rows, chunks, group_targets, groups, block_rows, threads;
   // Bytes from the start of the workspace, and for the parts that each thread has its own of, from its scratch.
   int64_t lines, line_stride, weight_sums, parts, part_stride, w, bias, scratch, scratch_stride, bytes;
-  int64_t predictions, x, input_gradient;
+  int64_t predictions, x, input_gradient, lost;
 
   ProductPlan(const Problem& p, const PassOutputs& outputs) {
     dtype = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
@@ -97,6 +98,7 @@ struct ProductPlan {
     predictions = take(block_rows * group_targets * size);
     x = take(copy_x ? block_rows * p.d * size : 0);
     input_gradient = take(outputs.input_gradient ? block_rows * p.d * size : 0);
+    lost = take(2 * group_targets * int64_t(sizeof(double)));
     scratch_stride = end;
 
     end = 0;
@@ -140,11 +142,10 @@ class Products {
                 count * (thread + 1) / threads, weight);
     });
     double* const line = reinterpret_cast<double*>(workspace_ + plan_.lines);
-    for (int64_t chunk = 1; chunk < plan_.chunks; ++chunk)
-      for (int64_t i = 0; i < plan_.line_stride; ++i) line[i] += line[chunk * plan_.line_stride + i];
-    double loss = 0;
-    for (int64_t t = 0; t < p_.k; ++t) loss += line[t];
-    return {loss, weight, line + p_.k};
+    add_in_pairs(line, plan_.chunks, plan_.line_stride, plan_.line_stride);
+    double loss = 0, lost = 0;
+    for (int64_t t = 0; t < p_.k; ++t) add_keeping(line[t], loss, lost);
+    return {total_of(loss, lost), weight, line + p_.k};
   }
 
  private:
@@ -157,8 +158,9 @@ class Products {
     const int64_t target = group * plan_.group_targets, targets = std::min(plan_.group_targets, p_.k - target);
     const int64_t first = chunk * plan_.chunk_rows, last = std::min(p_.n, first + plan_.chunk_rows);
     double* const line = reinterpret_cast<double*>(workspace_ + plan_.lines) + chunk * plan_.line_stride + target;
-    std::fill_n(line, targets, 0.0);
-    std::fill_n(line + p_.k, targets, 0.0);
+    double* const lost = reinterpret_cast<double*>(scratch + plan_.lost);
+    const KeptSums losses = {line, lost}, slope_sums = {line + p_.k, lost + targets};
+    for (double* sums : {losses.sums, losses.lost, slope_sums.sums, slope_sums.lost}) std::fill_n(sums, targets, 0.0);
 
     const View w = {at(w_, target), w_.row_stride, 1, plan_.dtype};
     const Rows weight = {workspace_ + plan_.parts + (chunk * plan_.part_stride + target * p_.d) * plan_.size, p_.d,
@@ -173,7 +175,7 @@ class Products {
       p_.multiply(rows, p_.d, targets, x, transposed(w), slopes, false);
       rows_.residuals(p_, outputs_, scale_,
                       {row, rows, target, targets, slopes.data, plan_.dtype,
-                       reinterpret_cast<const double*>(workspace_ + plan_.bias) + target, line, line + p_.k});
+                       reinterpret_cast<const double*>(workspace_ + plan_.bias) + target, losses, slope_sums});
       if (outputs_.weight_sum) p_.multiply(targets, rows, p_.d, transposed(factor), x, weight, row > first);
       if (outputs_.input_gradient) {
         p_.multiply(rows, targets, p_.d, factor, w, input_gradient, false);
@@ -181,6 +183,8 @@ class Products {
                               outputs_.input_gradient);
       }
     }
+    for (const auto& [sums, lost] : {losses, slope_sums})
+      for (int64_t t = 0; t < targets; ++t) sums[t] = total_of(sums[t], lost[t]);
   }
 
   const Problem& p_;

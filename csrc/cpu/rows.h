@@ -62,8 +62,8 @@ class Worker {
     const int64_t k = p_.k, d = p_.d;
     double* const weight_sums = sums + 1 + k;
     fill(sums, Plan::sum_count(p_, outputs_), 0.0);
-    fill(loss_lanes_, kMaxLanes, 0.0);
-    fill(bias_lanes_, k * kMaxLanes, 0.0);
+    fill(loss_lanes_, kLaneSum, 0.0);
+    fill(bias_lanes_, k * kLaneSum, 0.0);
     if (outputs_.weight_sum && plan_.columns) fill(weight_lanes_, k * d * kMaxLanes, 0.0);
     if (outputs_.weight_sum && !plan_.columns) fill(block_sums_, plan_.target_sets * plan_.ldw, Sum(0));
     int64_t unflushed = 0;
@@ -82,8 +82,8 @@ class Worker {
       }
     }
     if (outputs_.weight_sum && !plan_.columns) flush(weight_sums);
-    sums[0] = sum_lanes(load_vec<Wide>(loss_lanes_));
-    for (int64_t t = 0; t < k; ++t) sums[1 + t] = sum_lanes(load_vec<Wide>(bias_lanes_ + t * kMaxLanes));
+    sums[0] = total_of(loss_lanes_);
+    for (int64_t t = 0; t < k; ++t) sums[1 + t] = total_of(bias_lanes_ + t * kLaneSum);
     if (outputs_.weight_sum && plan_.columns)
       for (int64_t i = 0; i < k * d; ++i) weight_sums[i] = sum_lanes(load_vec<Wide>(weight_lanes_ + i * kMaxLanes));
   }
@@ -91,7 +91,7 @@ class Worker {
  private:
   int64_t add_narrow_rows(int64_t first, int64_t rows) {
     const E *const x = static_cast<const E*>(at(p_.x, first)), *const y = static_cast<const E*>(at(p_.y, first));
-    const LaneSums sums = {loss_lanes_, bias_lanes_, weight_lanes_};
+    const NarrowSums sums = {loss_lanes_, bias_lanes_, weight_lanes_};
     int64_t done = 0;
     [&]<int... D>(std::integer_sequence<int, D...>) {
       ((p_.d == D + 1 ? void(done = add_narrow<D + 1>(x, y, rows, w_, b_[0], effective_loss(p_.loss, p_.delta),
@@ -109,7 +109,12 @@ class Worker {
     const Weight* const w = w_;
     const Loss kind = effective_loss(p_.loss, p_.delta);
     const double bias = b_[0], delta = p_.delta, scale = scale_;
-    Wide loss_sum = load_vec<Wide>(loss_lanes_), slope_sum = load_vec<Wide>(bias_lanes_);
+    Wide loss_sum{}, slope_sum{};
+    const auto keep_sums = [&] {
+      add_to(loss_lanes_, loss_sum);
+      add_to(bias_lanes_, slope_sum);
+      loss_sum = slope_sum = Wide{};
+    };
     int64_t i = 0;
     for (; i + kRows <= rows; i += kRows) {
       const E *const x = static_cast<const E*>(at(p_.x, first + i)), *const y =
@@ -127,10 +132,12 @@ class Worker {
         store_narrowed(slopes + r, slope);
       }
       add_rows<Sums, kRows, 1>(x, ldx, slopes, kRows, d, block_sums_, ldw, Ahead(x + ahead + kRows * ldx / 2));
-      if ((i + kRows) % kBlockRows == 0) flush(weight_sums);
+      if ((i + kRows) % kBlockRows == 0) {
+        keep_sums();
+        flush(weight_sums);
+      }
     }
-    store_vec<Wide>(loss_lanes_, loss_sum);
-    store_vec<Wide>(bias_lanes_, slope_sum);
+    keep_sums();
     return i;
   }
 
@@ -197,7 +204,7 @@ class Worker {
     Sum* const block_slopes = block_slopes_ + t * plan_.ld;
     const double bias = b_[t], delta = p_.delta, scale = scale_;
     const bool losses_wanted = outputs_.elements, block_slopes_wanted = sizeof(E) != 8 && !plan_.columns;
-    Wide loss_sum = load_vec<Wide>(loss_lanes_), slope_sum = load_vec<Wide>(bias_lanes_ + t * kMaxLanes);
+    Wide loss_sum{}, slope_sum{};
     const auto step = [&](int64_t i, Wide target, Wide weight, typename Lanes<Wide>::Index counts)
                           __attribute__((always_inline)) {
                             const Wide residual = (load_vec<Wide>(predictions + i) + bias) - target;
@@ -214,13 +221,19 @@ class Worker {
                           };
     typename Lanes<Wide>::Index all{}, lane;
     for (int l = 0; l < kLanes; ++l) lane[l] = l;
+    const auto keep_sums = [&] {
+      add_to(loss_lanes_, loss_sum);
+      add_to(bias_lanes_ + t * kLaneSum, slope_sum);
+      loss_sum = slope_sum = Wide{};
+    };
     int64_t i = 0;
-    for (; i + kLanes <= rows; i += kLanes)
+    for (; i + kLanes <= rows; i += kLanes) {
       step(i, load_vec<Wide>(y + i), v ? load_vec<Wide>(v + i) : Wide{}, all == 0);
+      if (kColumnsRows > kChain * kLanes && (i / kLanes + 1) % kChain == 0) keep_sums();
+    }
     if (i < rows)
       step(i, load_first<Wide>(y + i, rows - i), v ? load_first<Wide>(v + i, rows - i) : Wide{}, lane < rows - i);
-    store_vec<Wide>(loss_lanes_, loss_sum);
-    store_vec<Wide>(bias_lanes_ + t * kMaxLanes, slope_sum);
+    keep_sums();
   }
 
   // Into column t of an [n, k] matrix.

@@ -16,6 +16,7 @@
 
 #include "../math/loss.h"
 #include "../math/sgd.h"
+#include "../math/sum.h"
 #include "convert.h"
 #include "small.h"
 
@@ -135,14 +136,25 @@ LINREG_INLINE void sum_rows(const Columns& batch, const double* y, const double*
                             double& loss_sum, double& bias_sum, double* weight_sums) {
   // With few features two sets of sums, so that an addition need not wait for the one before it.
   constexpr int kSets = kD < 3 ? 2 : 1;
+  constexpr int64_t kBlock = kChain * kSets * kLanes;  // rows
   Sums<kD> sums[kSets];
+  Vec earlier_loss{}, earlier_bias{};  // blocks'
   Vec w[kD];
   for (int j = 0; j < kD; ++j) w[j] = weight[j] - Vec{};
   const Vec b = bias - Vec{};
   int64_t i = 0;
-  for (; i + kSets * kLanes <= batch.n; i += kSets * kLanes)
-    for (int set = 0; set < kSets; ++set)
-      add_rows<kLoss, kD>(batch, y, i + set * kLanes, w, b, delta, nullptr, sums[set]);
+  for (;;) {
+    const int64_t end = batch.n - i <= kBlock ? batch.n : i + kBlock;
+    for (; i + kSets * kLanes <= end; i += kSets * kLanes)
+      for (int set = 0; set < kSets; ++set)
+        add_rows<kLoss, kD>(batch, y, i + set * kLanes, w, b, delta, nullptr, sums[set]);
+    if (end == batch.n) break;
+    for (auto& [loss, bias, _] : sums) {
+      earlier_loss += loss;
+      earlier_bias += bias;
+      loss = bias = Vec{};
+    }
+  }
   for (; i + kLanes <= batch.n; i += kLanes) add_rows<kLoss, kD>(batch, y, i, w, b, delta, nullptr, sums[0]);
   if (i < batch.n) {
     Mask lanes;
@@ -154,6 +166,10 @@ LINREG_INLINE void sum_rows(const Columns& batch, const double* y, const double*
     sums[0].loss += sums[set].loss;
     sums[0].bias += sums[set].bias;
     for (int j = 0; j < kD; ++j) sums[0].weight[j] += sums[set].weight[j];
+  }
+  if (batch.n > kBlock) {
+    sums[0].loss += earlier_loss;
+    sums[0].bias += earlier_bias;
   }
   loss_sum += sum_lanes(sums[0].loss);
   bias_sum = kSlopeUnit<kLoss> * sum_lanes(sums[0].bias);

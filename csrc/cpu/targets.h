@@ -197,6 +197,13 @@ class TowardsTargets {
     constexpr int together = kLanes == 8 ? 8 : 4;  // targets of a gradient, as many as registers hold
     const int64_t ldk = plan_->ldk, ldw = plan_->ldw, sets = plan_->target_sets;
     std::memset(bias_sums_, 0, ldk * sizeof(double));
+    loss_sum_ = Wide{};
+    const auto keep_sums = [&] {
+      add_to(loss_lanes_, loss_sum_);
+      for (int64_t t = 0; t < p_->k; ++t) add_to(bias_lanes_ + t * kLaneSum, bias_sums_[t]);
+      std::memset(bias_sums_, 0, ldk * sizeof(double));
+      loss_sum_ = Wide{};
+    };
     int64_t done = 0, unflushed = 0;
     while (done + kTileRows <= rows) {
       const int64_t left = (rows - done) / kTileRows * kTileRows;
@@ -221,11 +228,12 @@ class TowardsTargets {
       done += count;
       unflushed += count;
       if (unflushed >= kTargetsBlockRows) {
+        keep_sums();
         flush();
         unflushed = 0;
       }
     }
-    for (int64_t t = 0; t < p_->k; ++t) bias_lanes_[t * kMaxLanes] += bias_sums_[t];
+    keep_sums();
     return done;
   }
 
@@ -266,10 +274,9 @@ class TowardsTargets {
     const int64_t k = p_->k, ldk = plan_->ldk, ldy = p_->y.row_stride;
     const E* const y = static_cast<const E*>(at(p_->y, first));
     const double delta = p_->delta;
-    Wide loss_sum = load_vec<Wide>(loss_lanes_);
     const auto targets = [&](int64_t t, auto load, auto counted) __attribute__((always_inline)) {
       const Wide bias = load_vec<Wide>(b_ + t);
-      Wide bias_sum = load_vec<Wide>(bias_sums_ + t);
+      Wide loss_sum{}, bias_sum{};
       LINREG_UNROLL
       for (int r = 0; r < kTileRows; ++r) {
         Wide target;
@@ -282,7 +289,8 @@ class TowardsTargets {
         bias_sum += slope;
         store_narrowed(slopes + r * ldk + t, slope);
       }
-      store_vec<Wide>(bias_sums_ + t, bias_sum);
+      loss_sum_ += loss_sum;
+      store_vec<Wide>(bias_sums_ + t, load_vec<Wide>(bias_sums_ + t) + bias_sum);
     };
     int64_t t = 0;
     for (; t + kLanes <= k; t += kLanes)
@@ -296,7 +304,6 @@ class TowardsTargets {
           t, [=](const E* from, Wide& to) __attribute__((always_inline)) { to = load_first<Wide>(from, k - t); },
           [=](Wide& v) __attribute__((always_inline)) { v = lane < k - t ? v : Wide{}; });
     }
-    store_vec<Wide>(loss_lanes_, loss_sum);
   }
 
   const Problem* p_;
@@ -304,6 +311,7 @@ class TowardsTargets {
   double scale_;
   const double* b_;
   double *loss_lanes_, *bias_lanes_;
+  Wide loss_sum_;  // and bias_sums_: of the rows since these were added to
   double *interleaved_, *tile_, *predictions_, *bias_sums_;
   Number *rows_, *slopes_, *block_sums_;
 };

@@ -5,17 +5,13 @@
 // the last feature. Targets are planes: of target t, row r is at t · ld + r.
 #pragma once
 
-#include "plan.h"
-#include "vector.h"
+#include "lane_sums.h"
 
 namespace linreg::cpu {
 namespace {
 
 // Tiles live in registers only if the loops over them are gone before arrays are.
 #define LINREG_UNROLL _Pragma("GCC unroll 8")
-
-// So many vectors are added up before their sum goes to the next one: rounding errors grow with the length of a chain.
-constexpr int64_t kChain = 32;
 
 // Rows of E that are read side by side from left to right.
 template <class E>

@@ -100,8 +100,11 @@ KERNELS = (
     # The pass.
     Mutant("pass: chunks depend on the threads", "csrc/cpu/plan.h", "ceil_div(p.n, wanted)",
            "ceil_div(p.n, std::min<int64_t>(wanted, p.threads))", THREADS),
-    Mutant("pass: only the last chunk counts", "csrc/cpu/pass.cpp", "sums[i] += more[i]", "sums[i] = more[i]",
+    Mutant("pass: only every second chunk counts", "csrc/math/sum.h", "to[i] += from[i]", "to[i] = from[i]",
            (PARITY + "test_every_element_of_many_rows",)),
+    Mutant("pass: what additions lose is lost", "csrc/math/sum.h",
+           "lost += (sum - (total - added)) + (value - added);", "",
+           ("tests/test_cancellation.py::test_many_equal_rows",)),
     Mutant("pass: the bias lies without gaps", "csrc/cpu/pass.cpp", "problem.b.col_stride", "1", LAYOUTS),
     Mutant("pass: threads have the float mode that they had", "csrc/cpu/threads.h", "set_float_mode(mode);", "",
            (DETERMINISM + "test_same_bits_for_any_number_of_threads_when_subnormals_are_flushed",)),
