@@ -57,24 +57,30 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads_above(
               wanted);
 }
 
-// sgd_step_ and sgd_run_, whose parameters may require grad as they do for an optimizer.
-void step_above(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const std::string& name = op.operator_name().name;
-  refuse_transforms(name.substr(name.find("::") + 2).c_str());
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
-}
-
 void implement_above(torch::Library& m) {
   m.impl("linear_loss", &linear_loss_above);
   m.impl("linear_loss_grads", &linear_loss_grads_above);
-  m.impl("sgd_step_", torch::CppFunction::makeFromBoxedFunction<&step_above>());
-  m.impl("sgd_run_", torch::CppFunction::makeFromBoxedFunction<&step_above>());
+}
+
+void refuse_step(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  const std::string& name = op.operator_name().name;
+  refuse_transforms(name.substr(name.find("::") + 2).c_str());
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) { implement_above(m); }
 TORCH_LIBRARY_IMPL(linreg_ext, FuncTorchBatchedDecomposition, m) { implement_above(m); }  // vmap
+TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) {
+  implement_above(m);
+  // Their parameters may require grad as they do for an optimizer, and nothing is recorded.
+  m.impl("sgd_step_", torch::CppFunction::makeFallthrough());
+  m.impl("sgd_run_", torch::CppFunction::makeFallthrough());
+}
+
+// Where a call arrives first when a transform is at work.
+TORCH_LIBRARY_IMPL(linreg_ext, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("sgd_step_", torch::CppFunction::makeFromBoxedFunction<&refuse_step>());
+  m.impl("sgd_run_", torch::CppFunction::makeFromBoxedFunction<&refuse_step>());
+}
 
 }  // namespace linreg::torch_ops

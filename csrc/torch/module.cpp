@@ -108,7 +108,7 @@ PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
 
   const bool direct = plain({&operands.input, &operands.linear_weight, &operands.target, operands.linear_bias,
                              operands.weight, weight_buffer, bias_buffer, sgd.lr_tensor});
-  refuse_transforms("sgd_step_");
+  if (direct) refuse_transforms("sgd_step_");
   at::Tensor value;
   {
     std::optional<pybind11::gil_scoped_release> released;
@@ -152,7 +152,6 @@ PyObject* sgd_run_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   };
   const bool direct = plain({&input, &linear_weight, &target, given(bias), given(weight), given(weight_buffer),
                              given(bias_buffer), given(order), given(val_input), given(val_target), given(lr_tensor)});
-  refuse_transforms("sgd_run_");
   std::tuple<at::Tensor, at::Tensor, at::Tensor> results;
   {
     const pybind11::gil_scoped_release released;

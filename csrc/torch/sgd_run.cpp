@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "backend.h"
+#include "plain.h"
 #include "sgd_step.h"
 #include "updated.h"
 
@@ -38,6 +39,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sgd_run_op(
     int64_t end, std::string_view loss, double delta, std::string_view reduction, const OptionalTensor& lr_tensor,
     double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
     bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen, bool stop_nonfinite) {
+  refuse_transforms(kOp.data());
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
   const Operands operands{input, linear_weight, target, given(linear_bias), given(weight)};
   Checked checked = check_problem(kOp, operands, loss, delta, reduction);

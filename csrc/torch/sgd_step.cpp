@@ -7,6 +7,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "plain.h"
 #include "products.h"
 #include "updated.h"
 
@@ -18,6 +19,7 @@ at::Tensor sgd_step_op(const at::Tensor& input, const at::Tensor& linear_weight,
                        double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                        bool weight_first_step, bool bias_first_step, bool weight_frozen, bool bias_frozen,
                        bool skip_nonfinite) {
+  refuse_transforms("sgd_step_");
   return sgd_step({input, linear_weight, target, given(linear_bias), given(weight)}, loss, delta, reduction,
                   {given(weight_momentum_buffer), given(bias_momentum_buffer), given(lr_tensor), lr, momentum,
                    dampening, weight_decay, nesterov, maximize, weight_first_step, bias_first_step, weight_frozen,
