@@ -62,7 +62,7 @@ versions: ## pass the tests under other versions of Python and torch, which it i
 cuda-compile: ## compile the CUDA kernels for every architecture and report registers and spills (needs nvcc alone)
 	$(PYTHON) tests/cuda_compile.py $(ARGS)
 
-gpu-check: $(VENV)/.torch ## on a machine with a GPU: build for it, test, sanitize and measure, in 8 minutes
+gpu-check: $(VENV)/.torch ## on a machine with a GPU: build for it, test, sanitize and measure, in some ten minutes
 	$(RUN) -m benchmarks.gpu_check $(ARGS)
 
 lint: $(VENV)/.linters ## check style and formatting

@@ -152,6 +152,18 @@ def test_float16_gradients_are_scaled_before_they_are_rounded(device):
     assert linear.dtype == torch.float16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_many_rows_of_16_bits_is_scaled_in_float(dtype, device):
+    x, w, y = torch.randn(9000, 33, dtype=dtype, device=device), torch.randn(1, 33, device=device), 3.0
+    x.requires_grad_()
+    y = torch.full((9000, 1), y, dtype=dtype, device=device)
+    (grad,) = torch.autograd.grad(call("mse", x, w, y, reduction="sum"), x, torch.tensor(0.3, device=device))
+    (once,) = torch.ops.linreg_ext.linear_loss_grads(
+        x.detach(), w, y, None, None, "mse", 1.0, "sum", [True] + [False] * 3
+    )[1]
+    assert torch.equal(grad, (torch.tensor([[0.3]], device=device) * once).to(dtype))
+
+
 def test_backward_twice_and_accumulation(device):
     p = Problem.random(8, 3, 2, FLOAT64, device=device)
     w = p.linear_weight.requires_grad_()

@@ -11,6 +11,7 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <mutex>
@@ -40,6 +41,7 @@ Pointer make_node(std::unique_ptr<T> node) {
 
 constexpr size_t kGradients = 4;        // in the order of linreg_ext.autograd.OPERANDS: input, weight, bias, target
 constexpr int64_t kFewElements = 4096;  // up to which the loop below takes less than at::mul's 1.5 µs before its own
+constexpr int64_t kPiece = 1 << 18;     // elements of a gradient that is rounded: 1 MB of floats
 
 // grad_loss * grad where that is a loop over few numbers.
 template <class T>
@@ -53,9 +55,18 @@ void scale(const at::Tensor& grad_loss, const at::Tensor& grad, const at::Tensor
 
 at::Tensor scaled(const at::Tensor& grad_loss, const at::Tensor& grad, at::ScalarType dtype) {
   const auto own = grad.scalar_type();
-  const bool loop = plain({&grad_loss, &grad}) && (own == at::kFloat || own == at::kDouble) &&
-                    grad_loss.scalar_type() == own && grad_loss.is_cpu() && grad.is_cpu() &&
-                    grad.numel() <= kFewElements && grad.is_contiguous();
+  const bool on_cpu = plain({&grad_loss, &grad}) && grad_loss.is_cpu() && grad.is_cpu() && grad.is_contiguous();
+  if (on_cpu && dtype != grad_loss.scalar_type() && grad.numel() > kPiece) {  // no second gradient, of floats
+    at::Tensor result = at::empty_like(grad, dtype);
+    const at::Tensor factor = grad_loss.reshape(1), from = grad.view(-1), to = result.view(-1);
+    for (int64_t i = 0; i < grad.numel(); i += kPiece) {
+      const int64_t count = std::min(kPiece, grad.numel() - i);
+      to.narrow(0, i, count).copy_(at::mul(factor, from.narrow(0, i, count)));
+    }
+    return result;
+  }
+  const bool loop = on_cpu && (own == at::kFloat || own == at::kDouble) && grad_loss.scalar_type() == own &&
+                    grad.numel() <= kFewElements;
   // As a number, it would be rounded to a 16-bit gradient's dtype first.
   if (!loop) return at::mul(grad_loss.reshape(at::DimVector(grad.dim(), 1)), grad).to(dtype);
   at::Tensor result = backend_of(c10::DeviceType::CPU)->empty(grad.sizes(), own, grad.device());
