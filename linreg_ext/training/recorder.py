@@ -25,6 +25,34 @@ class DivergenceError(RuntimeError):
         self.step, self.history = step, history
 
 
+class _Numbers:
+    """float64 numbers that more are added to; looking at all of them copies nothing."""
+
+    def __init__(self) -> None:
+        self._memory, self._count = torch.empty(64, dtype=torch.float64), 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> float:
+        return self.so_far()[index].item()
+
+    def extend(self, more: Tensor) -> None:
+        end = self._count + len(more)
+        if end > len(self._memory):
+            grown = torch.empty(max(end, 2 * len(self._memory)), dtype=torch.float64)
+            grown[: self._count] = self.so_far()
+            self._memory = grown
+        self._memory[self._count : end] = more
+        self._count = end
+
+    def append(self, number: float) -> None:
+        self.extend(torch.tensor([number], dtype=torch.float64))
+
+    def so_far(self) -> Tensor:
+        return self._memory[: self._count]
+
+
 class Recorder:
     """What :class:`History` will hold.
 
@@ -35,12 +63,10 @@ class Recorder:
 
     def __init__(self, summed: bool) -> None:
         self.summed = summed
-        self.epoch_loss: list[float] = []
-        self.val_loss: list[float] = []
-        self._read: list[Tensor] = []  # the losses of steps, an epoch or several in each
-        self._lr: list[tuple[float | Tensor, int]] = []  # and for how many steps
-        self._losses: list[Tensor] = []  # of the epoch that goes on
-        self._rows: list[int] = []
+        self.epoch_loss, self.val_loss = _Numbers(), _Numbers()
+        self._step_loss, self._lr = _Numbers(), _Numbers()
+        self._steps: list[tuple[Tensor, int, float | Tensor]] = []  # loss, rows and rate, of the epoch that goes on
+        self._read = torch.empty(0)  # the losses that were read last
         self._last_epoch = torch.empty(0)
 
     @property
@@ -50,15 +76,14 @@ class Recorder:
 
     def add(self, loss: Tensor, rows: int, lr: float | Tensor) -> None:
         """A step."""
-        self._losses.append(loss)
-        self._rows.append(rows)
-        self._lr.append((lr.detach().clone() if isinstance(lr, Tensor) else lr, 1))
+        self._steps.append((loss, rows, lr.detach().clone() if isinstance(lr, Tensor) else lr))
 
     def end_epoch(self) -> None:
         """The steps since the last epoch were an epoch."""
-        self._last_epoch = self._read_losses()
-        self.epoch_loss.append(mean_over_rows(list(self._last_epoch), self._rows, self.summed))
-        self._rows = []
+        rows = [step[1] for step in self._steps]
+        self._read_steps()
+        self._last_epoch = self._read
+        self.epoch_loss.append(mean_over_rows(list(self._read), rows, self.summed))
 
     def add_epochs(self, losses: Tensor, rows: Tensor, lr: float | Tensor, validation: Tensor) -> None:
         """The steps of epochs, the last of which may not have come to its end.
@@ -70,42 +95,44 @@ class Recorder:
             validation: the losses on the validation rows after the epochs that have ended; empty without.
         """
         losses = losses.double().cpu()
-        self._read.append(losses)
-        self._lr.append((lr.detach().clone() if isinstance(lr, Tensor) else lr, len(losses)))
+        self._add_read(losses, torch.full((len(losses),), float(lr), dtype=torch.float64))
         epochs = len(losses) // len(rows)
         by_epoch = losses[: epochs * len(rows)].view(epochs, len(rows))
         sums = by_epoch.sum(1) if self.summed else by_epoch @ rows
-        self.epoch_loss += (sums / rows.sum()).tolist()
-        self.val_loss += validation.tolist()[:epochs]
+        self.epoch_loss.extend(sums / rows.sum())
+        self.val_loss.extend(validation[:epochs].double().cpu())
         if epochs:
             self._last_epoch = by_epoch[-1]
 
     def raise_if_diverged(self) -> None:
         """Raise DivergenceError if a loss of the last epoch, or of the one that goes on, is nan or inf."""
-        last = self._read_losses() if self._losses else self._read[-1] if self._read else torch.empty(0)
-        if bool(last.isfinite().all()):
+        if self._steps:
+            self._read_steps()
+        if bool(self._read.isfinite().all()):
             return
-        bad = int((~last.isfinite()).nonzero()[0])
-        step = sum(len(losses) for losses in self._read[:-1]) + bad + 1
+        bad = int((~self._read.isfinite()).nonzero()[0])
+        step = len(self._step_loss) - len(self._read) + bad + 1
         raise DivergenceError(
-            f"fit: the loss is {last[bad].item()} at step {step}: training diverges; scale the features or lower the "
-            "learning rate (the parameters are those before that step)",
+            f"fit: the loss is {self._read[bad].item()} at step {step}: training diverges; scale the features or lower "
+            "the learning rate (the parameters are those before that step)",
             step,
-            self.history(bool(self.val_loss)),
+            self.history(len(self.val_loss) > 0),
         )
 
     def history(self, validated: bool) -> History:
         """Everything so far, with validation losses or without."""
-        lr = torch.tensor([float(lr) for lr, _ in self._lr], dtype=torch.float64)
-        return History(
-            step_loss=torch.cat(self._read) if self._read else torch.empty(0, dtype=torch.float64),
-            epoch_loss=torch.tensor(self.epoch_loss, dtype=torch.float64),
-            val_loss=torch.tensor(self.val_loss, dtype=torch.float64) if validated else None,
-            lr=lr.repeat_interleave(torch.tensor([steps for _, steps in self._lr], dtype=torch.int64)),
-        )
+        val_loss = self.val_loss.so_far() if validated else None
+        return History(self._step_loss.so_far(), self.epoch_loss.so_far(), val_loss, self._lr.so_far())
 
-    def _read_losses(self) -> Tensor:
-        losses = torch.stack(self._losses).double().cpu() if self._losses else torch.empty(0, dtype=torch.float64)
-        self._read.append(losses)
-        self._losses = []
-        return losses
+    def _read_steps(self) -> None:
+        losses, rates = [step[0] for step in self._steps], [float(step[2]) for step in self._steps]
+        self._add_read(
+            torch.stack(losses).double().cpu() if losses else torch.empty(0, dtype=torch.float64),
+            torch.tensor(rates, dtype=torch.float64),
+        )
+        self._steps = []
+
+    def _add_read(self, losses: Tensor, rates: Tensor) -> None:
+        self._read = losses
+        self._step_loss.extend(losses)
+        self._lr.extend(rates)
