@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import linreg_ext
-from linreg_ext.cli import main, run_folder
+from linreg_ext.cli import checkpoint, main, run_folder
 from linreg_ext.cli.coefficients import load_weights
 
 FRUIT = Path(linreg_ext.__file__).parent / "data" / "apples_and_oranges.csv"
@@ -107,6 +107,68 @@ def test_killed_while_it_trains(tmp_path, monkeypatch):
     assert main([*once, "run"]) == 0
     assert contents("run")["history.csv"] == before["history.csv"]
     assert torch.equal(load_weights(Path("run")).weight, model.weight)
+
+
+FIT = ["fit", "--epochs", "9", "--momentum", "0.5", "--batch-size", "3", "--out"]
+
+
+def killed_after(checkpoints, place, *more):
+    """Leave what a fit leaves that is killed when its checkpoint of so many is written."""
+    counts = itertools.count(1)
+
+    def write_and_die(path, content, write=run_folder.write_file):
+        write(path, content)
+        if next(counts) == checkpoints:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def run():
+        checkpoint._SECONDS, run_folder.write_file = 0, write_and_die
+        main([*FIT, str(place), *more])
+
+    assert os.WTERMSIG(in_a_fork(run)) == signal.SIGKILL
+
+
+def test_a_fit_that_was_killed_twice_is_gone_on_with(tmp_path, capsys):
+    """To the bits of one that was not; on the way there is the state of an epoch, whole, and nothing else."""
+    assert main([*FIT, str(tmp_path / "once")]) == 0
+    killed_after(3, tmp_path / "twice")
+    assert list(contents(tmp_path / "twice")) == ["checkpoint.pt"]
+    killed_after(4, tmp_path / "twice", "--resume")
+    capsys.readouterr()
+    assert main([*FIT, str(tmp_path / "twice"), "--resume"]) == 0
+    assert "7 of them were trained before" in capsys.readouterr().out
+    once, twice = contents(tmp_path / "once"), contents(tmp_path / "twice")
+    assert once.keys() == twice.keys()
+    assert once["history.csv"] == twice["history.csv"]
+    models = [load_weights(tmp_path / name) for name in ("once", "twice")]
+    assert all(torch.equal(getattr(models[0], name), getattr(models[1], name)) for name in ("weight", "bias"))
+    assert main([*FIT, str(tmp_path / "twice"), "--resume"]) == 0  # there is nothing to go on with
+    assert "before" not in capsys.readouterr().out
+
+
+def test_what_is_not_gone_on_with(tmp_path, capsys):
+    killed_after(2, tmp_path)
+    left = contents(tmp_path)
+    assert main([*FIT, str(tmp_path), "--resume", "--lr", "0.1", "--seed", "5"]) == 2
+    assert "another --lr, --seed" in capsys.readouterr().err
+    assert contents(tmp_path) == left
+    (tmp_path / "checkpoint.pt").write_bytes(left["checkpoint.pt"][:500])
+    assert main([*FIT, str(tmp_path), "--resume"]) == 2
+    assert "expected the checkpoint of a fit" in capsys.readouterr().err
+    (tmp_path / "checkpoint.pt").write_bytes(left["checkpoint.pt"])
+    assert main([*FIT, str(tmp_path)]) == 0
+    assert "could be gone on with (--resume)" in capsys.readouterr().out
+    assert set(contents(tmp_path)) == set(OLD)
+
+
+def test_a_disk_that_is_full_costs_a_checkpoint_not_the_fit(tmp_path, capsys, monkeypatch):
+    def no_room(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
+    monkeypatch.setattr(run_folder, "write_file", no_room)
+    assert main([*FIT, str(tmp_path / "run")]) == 0
+    assert f"no checkpoint: {tmp_path / 'run' / 'checkpoint.pt'}: No space left" in capsys.readouterr().err
 
 
 @pytest.fixture

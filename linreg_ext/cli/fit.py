@@ -18,6 +18,7 @@ from .. import plots
 from ..tables import first_line, listing
 from ..training import History
 from . import run_folder
+from .checkpoint import Checkpoints
 from .coefficients import Coefficients, weights_file
 from .errors import CommandError
 from .problem import Problem, read_problem
@@ -44,7 +45,10 @@ def fit(args: argparse.Namespace) -> None:
     place = args.out or Path("runs") / problem.path.stem
     run_folder.require_writable(place, problem.path)
     _print_problem(problem, last_by_default=args.table is not None and not args.target)
-    model, history = train(problem, args, generator)
+    checkpoints = Checkpoints(place, problem, args)
+    if checkpoints.path.exists() and not args.resume:
+        print(f"from the beginning, though an interrupted fit in {place} could be gone on with (--resume)")
+    model, history = train(problem, args, generator, checkpoints)
     predicted = model.predict(problem.x)
     scores = _scores(problem, predicted)
     _print_coefficients(model)

@@ -15,8 +15,8 @@ from typing import TextIO
 from .errors import CommandError
 
 WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS = "weights.safetensors", "weights.pt"
-HISTORY, PLOT = "history.csv", "plot.png"
-_NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, HISTORY, PLOT}
+HISTORY, PLOT, CHECKPOINT = "history.csv", "plot.png", "checkpoint.pt"
+_NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, HISTORY, PLOT, CHECKPOINT}
 _SCRATCH = ".linreg_ext-"  # begins the name of a folder that lies beside what is being written
 
 
@@ -38,7 +38,8 @@ def require_writable(place: Path, table: Path) -> None:
     scratch, names = set(), set()
     for entry in place.iterdir():
         (scratch if entry.name.startswith(_SCRATCH) else names).add(entry.name)
-    if names and not (names <= _NAMES and (HISTORY in names or scratch)):  # scratch: of a fit that was killed
+    of_a_fit = names & {HISTORY, CHECKPOINT} or scratch  # that one left which was killed
+    if names and not (names <= _NAMES and of_a_fit):
         raise CommandError(f"--out {place}: is a folder of something else than an earlier fit, and is left as it is")
     if table.parent.samefile(place) or table.resolve().parent.samefile(place):
         raise CommandError(f"--out {place}: the table {table} lies in it and would be lost")
@@ -53,12 +54,21 @@ def write(place: Path, files: Mapping[str, bytes]) -> None:
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place) as scratch:
         for name, content in files.items():
             Path(scratch, name).write_bytes(content)
-        for name in _NAMES - {next(iter(files))}:
+        for name in _NAMES - {next(iter(files)), CHECKPOINT}:
             (place / name).unlink(missing_ok=True)
         for name in files:
             os.replace(Path(scratch, name), place / name)
+    (place / CHECKPOINT).unlink(missing_ok=True)
     for left in place.glob(f"{_SCRATCH}*"):  # by one that was killed
         shutil.rmtree(left)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file of the folder, which need not be there yet; killed at any moment, it leaves the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch:
+        Path(scratch, path.name).write_bytes(content)
+        os.replace(Path(scratch, path.name), path)
 
 
 @contextlib.contextmanager

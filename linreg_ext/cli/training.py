@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ..training import DivergenceError, History, fit, make_train_step
+from .checkpoint import Checkpoints
 from .coefficients import Coefficients
 from .errors import CommandError
 from .problem import Problem
@@ -20,7 +21,9 @@ from .standardize import scale_of, steady_lr
 LOSSES = {"mse": nn.MSELoss, "l1": nn.L1Loss, "huber": nn.HuberLoss, "smooth-l1": nn.SmoothL1Loss}
 
 
-def train(problem: Problem, args: argparse.Namespace, generator: torch.Generator) -> tuple[Coefficients, History]:
+def train(
+    problem: Problem, args: argparse.Namespace, generator: torch.Generator, checkpoints: Checkpoints
+) -> tuple[Coefficients, History]:
     """Train as the arguments say, in float32 on scaled columns; `generator` shuffles the rows."""
     of_x = scale_of(problem.x, problem.features, "feature", problem.held_out, args.standardize)
     of_y = scale_of(problem.y, problem.targets, "target", problem.held_out, args.standardize)
@@ -44,25 +47,33 @@ def train(problem: Problem, args: argparse.Namespace, generator: torch.Generator
     print(f"training: {epochs} in batches of {batch_size}, {args.loss} loss on {columns}")
     print(f"SGD: learning rate {lr:g} falling to 0, momentum {args.momentum:g}, weight decay {args.weight_decay:g}")
     print(make_train_step(layer, loss_fn, sgd).explain(), flush=True)
+    # A constant rate would leave the coefficients trembling around the solution.
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, args.epochs)
+    checkpoints.track(layer, sgd, scheduler, generator)
+    done = checkpoints.load() if args.resume else 0
+    if done:
+        print(f"{done:,} of them were trained before; going on with the others", flush=True)
     bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     advice = f"lower --lr ({lr:g})" + ("" if args.standardize else " or drop --no-standardize")
     try:
         history = fit(
-            args.epochs,
+            args.epochs - done,
             layer,
             loss_fn,
             sgd,
             DataLoader(train_rows, batch_size, shuffle=True, generator=generator),
             val_dl=DataLoader(validation_rows, len(validation_rows)) if len(validation_rows) else None,
-            # A constant rate would leave the coefficients trembling around the solution.
-            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(sgd, args.epochs),
+            scheduler=scheduler,
             progress=bar,
             log_every=None if bar else max(1, args.epochs // 10),
+            on_epoch_end=checkpoints.after_epoch,
         )
     except DivergenceError as error:
         loss = error.history.step_loss[error.step - 1].item()
-        raise CommandError(f"training diverges: the loss is {loss} at step {error.step}; {advice}") from None
+        step = error.step + len(checkpoints.whole(error.history).step_loss) - len(error.history.step_loss)
+        raise CommandError(f"training diverges: the loss is {loss} at step {step}; {advice}") from None
 
+    history = checkpoints.whole(history)
     weight = layer.weight.detach().double().cpu() * of_y.spread[:, None] / of_x.spread
     bias = of_y.centre + layer.bias.detach().double().cpu() * of_y.spread - weight @ of_x.centre
     at_end = history.epoch_loss[-1].item()
