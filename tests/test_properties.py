@@ -15,12 +15,17 @@ import torch
 from accuracy import (
     DTYPES,
     LOSSES,
+    PLACES,
     Exact,
     Problem,
     assert_as_accurate,
     assert_same_wherever,
+    extended,
+    losses_and_slopes,
     oracle,
     plain_loss,
+    residuals,
+    summed,
 )  # fmt: skip
 from conftest import HAS_CUDA
 from test_parity import LAYOUTS, fused_loss
@@ -161,32 +166,96 @@ def as_it_is(problem: Problem) -> Problem:
     return problem
 
 
+def predictions_are_in_double(problem: Problem) -> bool:
+    return problem.input.dtype == torch.float64 or len(problem.linear_weight) < 16  # more go by PyTorch's products
+
+
 def predictions_overflow(problem: Problem) -> bool:
     """Whether finite numbers add up to predictions beyond the dtype that these are computed in: what comes of that next
     to an inf depends on the order of adding, in PyTorch as well."""
     x, w, y, b, _ = (None if t is None else np.nan_to_num(abs(long(t)), posinf=0) for t in vars(problem).values())
-    in_double = problem.input.dtype == torch.float64 or len(w) < 16  # fewer targets do not go by matrix products
     sizes = x @ w.T + y + (0 if b is None else b)
-    return bool((sizes > torch.finfo(torch.float64 if in_double else torch.float32).max).any())
+    return bool((sizes > torch.finfo(torch.float64 if predictions_are_in_double(problem) else torch.float32).max).any())
 
 
+def of_either_sign(problem: Problem, settings: Settings) -> dict[str, np.ndarray]:
+    """How far off the results may be where the slope jumps at 0, as l1's does: residuals within their rounding errors
+    may have either sign."""
+    r, terms = residuals(problem)
+    eps = torch.finfo(torch.float64 if predictions_are_in_double(problem) else torch.float32).eps
+    jumps = settings.loss == "l1" or (settings.loss == "smooth_l1" and settings.delta == 0)
+    turned = 2.0 * (jumps & np.isfinite(terms) & (abs(r) < PLACES * eps * terms))
+    return summed(problem, 0 * turned, turned, settings.reduction, settings.grad_loss, sizes=True)
+
+
+def kinds(values: np.ndarray, largest: float = np.inf) -> np.ndarray:
+    """Of each number: 2 if it is nan, 1 or -1 if its magnitude is `largest` or more, 0 otherwise."""
+    return np.where(np.isnan(values), 2, np.sign(values) * (abs(values) >= largest))
+
+
+def assert_as_accurate_where_finite(
+    name: str, ours: Tensor, plain: Tensor, exact: Exact, *, added: np.ndarray | float = 0.0,
+    turned: np.ndarray | float = 0.0, cancels: bool = False,
+) -> None:  # fmt: skip
+    """The accuracy rule for numbers that were chosen to be hard. What is nan or inf is what is so exactly, is too large
+    for the dtype, or is so in PyTorch; the rest is judged without it.
+
+    Args:
+        added: the size of what is added up last: a sum of so much may leave the range on its way, to either side.
+        turned: what residuals of either sign make of the result.
+        cancels: allow for the places of the terms in any dtype, since numbers may cancel in the order in which PyTorch
+            adds, and only there.
+    """
+    assert ours.shape == plain.shape, f"{name}: shape {list(ours.shape)}, expected {list(plain.shape)}"
+    info, range_of_sums = torch.finfo(ours.dtype), torch.finfo(torch.promote_types(ours.dtype, torch.float32)).max
+    value, terms = exact.value, np.where(np.isfinite(exact.terms), exact.terms, exact.value)
+    found, too_large = kinds(long(ours)), kinds(value, info.max * (1 + PLACES * info.eps))
+    within = kinds(value, info.max * (1 - PLACES * info.eps))
+    right = (found == too_large) | (found == within) | (found == kinds(long(plain)))
+    right |= np.isfinite(value) & (added > range_of_sums)
+    if not right.all():
+        where = tuple(np.argwhere(~right)[0])
+        raise AssertionError(f"{name}: got {ours[where]}, expected {value[where]} (plain PyTorch {plain[where]})")
+    judged = np.asarray((found == 0) & (within == 0))
+    value, terms, turned = (np.where(judged, array, 0) for array in (value, terms, turned))
+    plain = torch.where(plain.isfinite(), plain, torch.from_numpy(value.astype(float)).to(plain))
+    ours, plain = (t.where(torch.from_numpy(judged).to(t.device), t.new_zeros(())) for t in (ours, plain))
+    allowing = np.linalg.norm(turned.ravel()) + cancels * PLACES * info.eps * np.linalg.norm(terms.ravel())
+    assert_as_accurate(name, ours, plain, Exact(value, terms), allowing=allowing)
+
+
+@np.errstate(all="ignore")
 def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], *, cancels: bool = False) -> None:
-    """Loss and gradients by the accuracy rule; elsewhere, with other threads, the same bits; operands stay as they are."""
+    """Loss and gradients by the accuracy rule; with other threads the same bits, and elsewhere, too, unless only sums
+    are wanted, which are added up in another order where rows have gaps; operands stay as they are."""
     plain_problem = contiguous(problem)
     assume(not predictions_overflow(plain_problem))
     before = [None if t is None else bits(t) for t in vars(problem).values()]
     torch.set_num_threads(2)
     ours = results(fused_loss, problem, form, settings, wanted)
     torch.set_num_threads(1)
+    for name, value in results(fused_loss, problem, form, settings, wanted).items():
+        assert torch.equal(bits(value), bits(ours[name])), f"{name}: other bits with other threads"
     twins = results(fused_loss, plain_problem, as_it_is, settings, wanted)
     plain = results(plain_loss, plain_problem, as_it_is, settings, wanted)
-    exact = oracle(plain_problem, settings.loss, settings.delta, settings.reduction, settings.grad_loss)
-    if len(problem.input) > 64 and all((t == t[:1]).all() for t in (problem.input, problem.target)):
-        # Rounding errors of equal terms are equal, and do not even out in a chain of additions.
-        exact = {name: Exact(e.value, e.terms * (len(problem.input) / 64), e.added) for name, e in exact.items()}
+    of = (settings.loss, settings.delta)
+    exact = oracle(plain_problem, *of, settings.reduction, settings.grad_loss)
+    losses, slopes = (abs(e.value) for e in losses_and_slopes(plain_problem, *of))
+    if settings.reduction == "none":  # the elements' weights are multiplied by grad_outputs, and then by slopes
+        slopes = np.maximum(slopes, 1)
+    for sizes in (losses, slopes):  # a mean's, too, are weighted in double before they are scaled
+        sizes[abs(extended(plain_problem)[-1]) * sizes > torch.finfo(torch.float64).max] = np.inf
+    # Other gradients are computed for a grad_output of 1, and then scaled.
+    added = summed(plain_problem, losses, slopes, settings.reduction, max(1, abs(settings.grad_loss)), sizes=True)
+    turned = of_either_sign(plain_problem, settings)
+    only_sums = ours.keys() > {"loss"} and not {"input", "target"} & ours.keys() and problem.weight is None
     for name, value in ours.items():
-        assert_as_accurate(name, value, plain[name], exact[name], cancels=cancels)
-        assert_same_wherever(value.nan_to_num(0.5), twins[name].nan_to_num(0.5))
+        for result in (value, twins[name]):
+            assert_as_accurate_where_finite(
+                name, result, plain[name], exact[name], added=added[name], turned=turned[name], cancels=cancels
+            )
+        if not only_sums:
+            assert_same_wherever(value.nan_to_num(0.5), twins[name].nan_to_num(0.5))
     for old, t in zip(before, vars(problem).values(), strict=True):
         assert t is None or torch.equal(old, bits(t)), "an input was modified"
 
@@ -263,22 +332,25 @@ def in_a_frame(t: Tensor, layout: str, offset: int) -> tuple[Tensor, Tensor]:
 PARAMETERS = ("linear_weight", "linear_bias")
 
 
+@np.errstate(all="ignore")
 def a_step(
     problem: Problem, loss: str, delta: float, rule: dict[str, Any], buffers: list[Tensor | None]
-) -> tuple[dict[str, Tensor], dict[str, Exact]]:
-    """What PyTorch makes of loss, parameters and buffers, and the exact results; nothing is changed."""
+) -> tuple[dict[str, Tensor], dict[str, tuple[Exact, np.ndarray]]]:
+    """What PyTorch makes of loss, parameters and buffers; the exact results, and what residuals of either sign make of
+    them. Nothing is changed."""
     parameters = {name: torch.nn.Parameter(p.clone()) for name, p in problem.operands().items() if name in PARAMETERS}
     optimizer = torch.optim.SGD(parameters.values(), **rule)
     problem = contiguous(Problem(**{**vars(problem), **parameters}))
     grads = oracle(problem, loss, delta, "mean")
-    exact = {"loss": grads["loss"]}
+    turned = of_either_sign(problem, Settings(loss, delta, "mean", 1.0))
+    exact = {"loss": (grads["loss"], 0.0)}
     for (name, p), buffer in zip(parameters.items(), buffers, strict=False):
         if buffer is not None:
             optimizer.state[p]["momentum_buffer"] = buffer.clone()
         value, moved = exact_step(long(p), None if buffer is None else long(buffer), grads[name].value, **rule)
         terms = grads[name].terms + rule["weight_decay"] * abs(long(p)) + (0 if buffer is None else abs(long(buffer)))
-        exact[name] = Exact(value, abs(long(p)) + 2 * float(rule["lr"]) * terms)
-        exact[f"buffer of {name}"] = Exact(moved, terms)
+        exact[name] = Exact(value, abs(long(p)) + 2 * float(rule["lr"]) * terms), 2 * float(rule["lr"]) * turned[name]
+        exact[f"buffer of {name}"] = Exact(moved, terms), turned[name]
     value = plain_loss(problem, loss, delta, "mean")
     value.backward()
     optimizer.step()
@@ -310,13 +382,12 @@ def test_two_steps(data, rule, loss_and_threshold, offset):
         value = linreg_ext.sgd_step_(
             x, w, y, linear_bias=b, weight=v, loss=loss, delta=delta, momentum_buffers=buffers, **rule
         )
-        assert_as_accurate("loss", value, plain["loss"], exact["loss"])
-        for name, p, buffer in zip(PARAMETERS, (w, b), buffers, strict=True):
-            if p is not None:
-                assert_as_accurate(name, p, plain[name], exact[name])
-            if buffer is not None:
-                key = f"buffer of {name}"
-                assert_as_accurate(key, buffer, plain[key], exact[key])
+        ours = {"loss": value, "linear_weight": w, "linear_bias": b}
+        ours |= {f"buffer of {name}": buffer for name, buffer in zip(PARAMETERS, buffers, strict=True)}
+        for name, value in ours.items():
+            if value is not None:
+                exactly, turned = exact[name]
+                assert_as_accurate_where_finite(name, value, plain[name], exactly, turned=turned)
     for frame, view in frames:
         view.fill_(77.0)
         assert (frame == 77.0).all(), "written outside of a parameter or buffer"

@@ -50,7 +50,7 @@ def exact_step(p, buffer, g, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.
 
 
 def long(t):
-    return t.detach().double().numpy().astype(np.longdouble)
+    return t.detach().cpu().double().numpy().astype(np.longdouble)
 
 
 class Plain:
