@@ -2,6 +2,7 @@
 """What is left when a process is killed, a disk is full, a process forks or many threads train: whole files, no
 deadlock, and the same bits. (Loaders that raise: test_fit.py. Ctrl-C: test_run.py, test_loader_order.py.)"""
 
+import contextlib
 import itertools
 import os
 import resource
@@ -171,27 +172,31 @@ def test_a_disk_that_is_full_costs_a_checkpoint_not_the_fit(tmp_path, capsys, mo
     assert f"no checkpoint: {tmp_path / 'run' / 'checkpoint.pt'}: No space left" in capsys.readouterr().err
 
 
-@pytest.fixture
-def _a_full_disk():
-    """No file of this process may have more than 100 bytes."""
+@contextlib.contextmanager
+def full_disk():
+    """No file of this process may have more than 100 bytes; nor may the one that pytest's own words go to."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, capsys, request):
+def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--epochs", "3", "--out", "run"]) == 0
     assert main(["predict", "run", str(FRUIT), "--out", "predicted.csv"]) == 0
     before = contents(".")
     capsys.readouterr()
-    request.getfixturevalue("_a_full_disk")
-    for command in (["fit", "--out", "run"], ["fit", "--out", "new"]):
-        assert main(command) == 2
-        assert capsys.readouterr().err == f"linreg_ext: error: --out {command[2]}: File too large\n"
-    assert main(["predict", "run", str(FRUIT), "--out", "predicted.csv"]) == 2
-    assert capsys.readouterr().err == "linreg_ext: error: --out predicted.csv: File too large\n"
+    for command in (
+        ["fit", "--out", "run"],
+        ["fit", "--out", "new"],
+        ["predict", "run", str(FRUIT), "--out", "predicted.csv"],
+    ):
+        with full_disk():
+            assert main(command) == 2
+        assert capsys.readouterr().err == f"linreg_ext: error: --out {command[-1]}: File too large\n"
     assert contents(".") == before
 
 
