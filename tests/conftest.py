@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 import os
+import signal
 
 import pytest
 import torch
@@ -20,6 +21,10 @@ else:  # the same examples at every run, or with `--hypothesis-profile long`, as
     settings.register_profile("short", deadline=None, max_examples=50, stateful_step_count=30, derandomize=True)
     settings.register_profile("long", deadline=None, max_examples=1000, stateful_step_count=50, print_blob=True)
     settings.load_profile("short")
+
+# A job that a script has put into the background ignores Ctrl-C, and what the tests press it in would never end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAS_CUDA = torch.cuda.is_available() and linreg_ext.build_info()["cuda"] is not None
 
