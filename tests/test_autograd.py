@@ -377,6 +377,8 @@ def test_gradcheck_of_the_operators_themselves(loss, recorder, device):
     assert torch.autograd.gradcheck(loss_alone, operands)
     assert torch.autograd.gradgradcheck(loss_alone, operands)
     assert torch.autograd.gradcheck(loss_and_grads, operands)
+    # The gradients that have a derivative, whatever they are, are those of the kernel.
+    torch.testing.assert_close(loss_and_grads(*operands), loss_and_grads(*(t.detach() for t in operands)))
     assert torch.equal(loss_alone(*operands), call(loss, *operands, p.weight, "sum"))
     with pytest.raises(RuntimeError, match="weight must not require grad"):
         ops.linear_loss(*with_options(loss, *operands, p.weight.requires_grad_(), "sum"))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """torch.compile, torch.export and AOTInductor: what comes out beside plain PyTorch, and how often it is compiled."""
 
+import functools
 import io
 import itertools
 import os
@@ -12,6 +13,7 @@ from accuracy import DTYPES, LOSSES, Problem, loss_and_grads, plain_loss
 from torch import nn
 
 import linreg_ext
+from linreg_ext import reference
 
 RUNS = "LINREG_EXT_SIMT" not in os.environ  # there is no CUDA kernel for runs yet
 
@@ -37,6 +39,13 @@ def assert_is_plain(function, problem, loss, reduction):
     torch.testing.assert_close(function(problem), theirs["loss"])
 
 
+def assert_same_and_plain(eager, traced, plain):
+    """Compiled and not, the bits are the same, and they are plain PyTorch's numbers."""
+    for one, other in zip(eager, traced, strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(eager, plain)
+
+
 # Each reduction, with and without weights and a bias.
 CASES = [
     ("mean", None, True), ("mean", "rows", False), ("sum", "elements", True), ("none", None, False), ("none", "rows", True),
@@ -45,6 +54,7 @@ CASES = [
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_in_one_graph(loss, device):
+    """Fails where what is compiled is another loss, or has another gradient, than plain PyTorch."""
     for reduction, weight, bias in CASES:
         problem = Problem.random(9, 5, 2, DTYPES["float32"], bias=bias, weight=weight, device=device)
         torch._dynamo.reset()
@@ -71,7 +81,8 @@ def test_what_is_compiled_are_the_kernels(device):
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_network_with_our_head_by_inductor(mode, device):
-    """Forward and backward through the layer before, called again and again with other data."""
+    """Forward and backward through the layer before, called again and again with other data: fails where the loss or a
+    gradient of any parameter, those below the head among them, is not plain PyTorch's."""
     ours = nn.Sequential(nn.Linear(5, 7), nn.Tanh()).to(device), linreg_ext.LinearHuberLoss(7, 2).to(device)
     compiled = torch.compile(lambda x, y: ours[1](ours[0](x), y), fullgraph=True, mode=mode)
     parameters = [*ours[0].parameters(), *ours[1].parameters()]
@@ -92,18 +103,19 @@ def sizes(problem):
 
 
 def test_a_shorter_last_batch_is_not_compiled_anew(device):
-    """Sizes are dynamic after the second one, or at once with dynamic=True: for losses, gradients and steps."""
+    """Sizes are dynamic after the second one, or at once with dynamic=True: for losses, gradients and steps, each beside
+    plain PyTorch's."""
     problem = Problem.random(33, 5, 2, DTYPES["float32"], device=device)
     w, b = problem.linear_weight, problem.linear_bias
 
-    def loss(x, y, w, b):
-        return linreg_ext.linear_mse_loss(x, w, y, linear_bias=b)
+    def loss(x, y, w, b, library=linreg_ext):
+        return library.linear_mse_loss(x, w, y, linear_bias=b)
 
-    def step(x, y, w, b):
-        return linreg_ext.sgd_step_(x, w, y, linear_bias=b, lr=0.1)
+    def step(x, y, w, b, library=linreg_ext):
+        return library.sgd_step_(x, w, y, linear_bias=b, lr=0.1)
 
-    def run(x, y, w, b):
-        return linreg_ext.sgd_run_(x, w, y, linear_bias=b, batch_size=2, lr=0.1)
+    def run(x, y, w, b, library=linreg_ext):
+        return library.sgd_run_(x, w, y, linear_bias=b, batch_size=2, lr=0.1)
 
     for function, dynamic in itertools.product(
         (loss, step, run) if RUNS and device == "cpu" else (loss, step), (True, None)
@@ -113,7 +125,7 @@ def test_a_shorter_last_batch_is_not_compiled_anew(device):
         for i, (x, y) in enumerate(sizes(problem)):
             results = []
             with torch.compiler.set_stance("fail_on_recompile" if i > (dynamic is None) else "default"):
-                for f in (compiled, function):
+                for f in (compiled, functools.partial(function, library=reference)):
                     leaves = [w.clone().requires_grad_(function is loss), b.clone().requires_grad_(function is loss)]
                     value = f(x, y, *leaves)
                     rest = torch.autograd.grad(value, leaves) if function is loss else leaves
@@ -152,28 +164,29 @@ def test_steps_on_views_of_one_buffer_by_inductor(device):
 
 
 def test_the_first_step_compiled_hands_over_its_momentum(device):
+    """It has the bits of the eager one, and both are plain PyTorch's step; a buffer that is lost would fail."""
     problem = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
 
-    def step(w, buffers):
-        return linreg_ext.sgd_step_(problem.input, w, problem.target, lr=0.1, momentum=0.9, momentum_buffers=buffers)
+    def step(w, buffers, library=linreg_ext):
+        return library.sgd_step_(problem.input, w, problem.target, lr=0.1, momentum=0.9, momentum_buffers=buffers)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     results = []
-    for f in (step, compiled):
+    for f in (step, compiled, functools.partial(step, library=reference)):
         w, buffers = problem.linear_weight.clone(), [None, None]
         losses = [f(w, buffers) for _ in range(3)]
         results.append([*losses, w, buffers[0]])
         assert buffers[1] is None
-    for eager, traced in zip(*results, strict=True):
-        assert torch.equal(eager, traced)
+    assert_same_and_plain(*results)
 
 
 def test_a_learning_rate_is_not_frozen_in_what_is_compiled(device):
-    """A float is compiled anew for every value, as by PyTorch's own optimizers; a tensor is read at every step."""
+    """A float is compiled anew for every value, as by PyTorch's own optimizers; a tensor is read at every step. A step
+    with the first one's rate would fail."""
     problem = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
 
-    def step(w, lr):
-        return linreg_ext.sgd_step_(problem.input, w, problem.target, lr=lr)
+    def step(w, lr, library=linreg_ext):
+        return library.sgd_step_(problem.input, w, problem.target, lr=lr)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for rates in ((0.1, 0.2, 0.05), [torch.tensor(lr, device=device) for lr in (0.1, 0.2, 0.05)]):
@@ -181,24 +194,23 @@ def test_a_learning_rate_is_not_frozen_in_what_is_compiled(device):
         for i, lr in enumerate(rates):
             tensors = isinstance(lr, torch.Tensor)
             with torch.compiler.set_stance("fail_on_recompile" if tensors and i else "default"):
-                assert torch.equal(compiled(ours, lr), step(twin, lr))
-            assert torch.equal(ours, twin)
+                torch.testing.assert_close(compiled(ours, lr), step(twin, lr, reference))
+            torch.testing.assert_close(ours, twin)
 
 
 @pytest.mark.skipif(not RUNS, reason="there is no CUDA kernel for runs yet")
 def test_runs_in_one_graph():
+    """With the bits of eager runs, which are plain PyTorch's; an update that is lost would fail."""
     problem = Problem.random(9, 5, 2, DTYPES["float32"])
     orders = torch.stack([torch.randperm(9), torch.randperm(9)])
     compiled = torch.compile(linreg_ext.sgd_run_, fullgraph=True, backend="aot_eager")
     results = []
-    for run in (linreg_ext.sgd_run_, compiled):
+    for run in (linreg_ext.sgd_run_, compiled, reference.sgd_run_):
         w, b = problem.linear_weight.clone(), problem.linear_bias.clone()
         options = {"linear_bias": b, "momentum": 0.9, "momentum_buffers": (buffers := [None, None])}
         losses = run(problem.input, w, problem.target, order=orders, batch_size=4, lr=0.1, **options)
         results.append([losses, w, b, *buffers])
-    for eager, traced in zip(*results, strict=True):
-        assert torch.equal(eager, traced)
-    assert not torch.equal(results[1][1], problem.linear_weight)
+    assert_same_and_plain(*results)
 
 
 class Network(nn.Module):
@@ -254,6 +266,7 @@ def assert_trains(function, device):
 
 
 def test_export_is_saved_loaded_and_run(device):
+    """A step that is not plain PyTorch's, or is taken on a copy of the buffer, would fail."""
     assert_trains(exported(device).module(), device)
 
 
@@ -284,6 +297,7 @@ def test_an_exported_loss_is_trained_like_the_plain_one(strict, device):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PyTorch, about itself
 def test_aot_inductor_is_packaged_loaded_and_run(tmp_path):
+    """A step that is not plain PyTorch's, or is taken on a copy of the buffer, would fail."""
     # A header that is compiled for all packages to come would take ten times as long as this one.
     with torch._inductor.config.patch(cpp_cache_precompile_headers=False):
         path = torch._inductor.aoti_compile_and_package(exported("cpu"), package_path=str(tmp_path / "trainer.pt2"))

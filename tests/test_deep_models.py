@@ -71,14 +71,15 @@ def assert_trained_alike(train, **options):
 def loop(make_optimizer):
     def train(model):
         optimizer = make_optimizer(model)
-        losses = []
+        losses, grads = [], []
         for x, y in batches():
             loss = model(x, y)
             loss.backward()
             losses.append(loss.detach())
+            grads += [p.grad for p in model.parameters()]
             optimizer.step()
             optimizer.zero_grad()
-        return losses
+        return losses, grads
 
     return train
 
@@ -103,11 +104,14 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("loss", FUSED)
 def test_optimizers(loss, optimizer):
-    """Fails where the gradient that the head gives to the layers below it is not that of the loss."""
+    """Fails where the head's gradients, or those that it gives to the layers below it, are not those of the loss: at every
+    step, since Adam takes the same one by any multiple of them."""
     assert_trained_alike(loop(OPTIMIZERS[optimizer]), loss=loss)
 
 
 def test_lbfgs_calls_the_loss_as_often_and_gets_the_same():
+    """Fails where a gradient is not that of the loss, along which the line search would look in vain."""
+
     def train(model):
         optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=5, line_search_fn="strong_wolfe")
         x, y = batches()[0]
@@ -128,6 +132,7 @@ def test_lbfgs_calls_the_loss_as_often_and_gets_the_same():
 
 @pytest.mark.parametrize("loss", FUSED)
 def test_gradients_of_the_input_and_of_what_lies_between(loss):
+    """Fails where the head's gradient of its input or of its target is wrong, or hooks between do not see it."""
     results = []
     for model in pair(loss=loss):
         x, y = batches()[0]
@@ -165,19 +170,21 @@ def test_micro_batches_add_up():
 
 @pytest.mark.parametrize("clip", ["norm", "value"])
 def test_clipped_gradients(clip):
+    """Fails where what is clipped is not plain PyTorch's gradient, whatever is left of it."""
+
     def train(model):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        norms = []
+        seen = []
         for x, y in batches():
             model(x, 10 * y).backward()
+            seen.append([p.grad.clone() for p in model.parameters()])
             if clip == "norm":
-                norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.5))
-                assert norms[-1] > 0.5
+                assert nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5
             else:
                 nn.utils.clip_grad_value_(model.parameters(), 0.1)
             optimizer.step()
             optimizer.zero_grad()
-        return norms
+        return seen
 
     assert_trained_alike(train)
 
@@ -204,8 +211,7 @@ def test_checkpointed_activations(use_reentrant):
 
 
 def test_tied_weights():
-    """The head's weight is a layer's below it, and gets the sum of two gradients."""
-
+    """The head's weight is a layer's below it, and gets the sum of two gradients; fails where it gets one of them alone."""
     results = []
     for model in pair(k=5):
         model.body[2].weight = model.head.linear.weight
@@ -221,6 +227,8 @@ def test_tied_weights():
 
 @pytest.mark.parametrize("frozen", ["head", "head.linear.weight", "head.linear.bias", "body"])
 def test_frozen_parts(frozen):
+    """Fails where what is frozen changes or gets a gradient, or what is not gets another one than plain PyTorch's."""
+
     def freeze(model):
         part = functools.reduce(getattr, frozen.split("."), model)
         part.requires_grad_(False)
@@ -241,7 +249,7 @@ def test_frozen_parts(frozen):
 
 
 def test_two_heads_on_one_body():
-    """Each adds its gradient to what lies below both."""
+    """Each adds its gradient to what lies below both; fails where one writes over the other's."""
     results = []
     for plain in (False, True):
         torch.manual_seed(0)

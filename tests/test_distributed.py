@@ -103,11 +103,13 @@ def check_data_parallel_module():
 
 
 def check_data_parallel_function():
+    """Fails where the gradients of a function of parameters are not those of the joined batch."""
     data_parallel(Function, PlainFunction)
 
 
 def check_unequal_last_batches():
-    """One process has another batch, and a shorter one: join takes the other's part."""
+    """One process has another batch, and a shorter one: join takes the other's part. Fails where the gradients to be
+    averaged are not plain PyTorch's."""
     x, y = data(11)
     batches = (
         [(x[:3], y[:3]), (x[3:6], y[3:6])] if dist.get_rank() else [(x[i : i + 2], y[i : i + 2]) for i in (5, 7, 9, 10)]
@@ -146,6 +148,7 @@ def check_train_step_of_the_wrapped():
 
 
 def check_fully_sharded():
+    """Fails where the gradients of gathered parameters are wrong or not scattered, or a shard is taken for the whole."""
     from torch.distributed.fsdp import fully_shard
 
     mine, joined = loaders(12, 3)
@@ -164,6 +167,7 @@ def check_fully_sharded():
 
 
 def check_train_step_of_a_fully_sharded_model():
+    """Fails where a shard is updated as if it were the parameter."""
     from torch.distributed.fsdp import fully_shard
 
     mine, joined = loaders(12, 3)
@@ -178,6 +182,7 @@ def check_train_step_of_a_fully_sharded_model():
 
 
 def check_dtensors():
+    """Fails where a DTensor reaches a kernel, which would take a shard for the whole."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, distribute_tensor
 

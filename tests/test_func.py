@@ -70,12 +70,14 @@ def test_batches(loss, many, device):
 
 
 def test_gradients_of_every_sample(device):
+    """Fails where samples are taken for one batch, whose gradient they would share."""
     w, b, x, y = operands(device)
     same(lambda f: vmap(grad(f, (0, 1)), (None, None, 0, 0))(w, b, x, y), pair("mse"))
     same(lambda f: vmap(grad(f, (0, 1)), (None, None, 0, 0))(w, b, x[:, None], y[:, None]), pair("mse"))
 
 
 def test_functional_call_of_a_module_and_of_an_ensemble(device):
+    """Fails where the module's own parameters are used, or those of another of the ensemble."""
     models = [linreg_ext.LinearMSELoss(3, 2, dtype=torch.float64, device=device) for _ in range(3)]
     w, b, x, y = operands(device)
     plain = pair("mse")[1]

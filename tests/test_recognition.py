@@ -276,10 +276,12 @@ def test_what_sgd_cannot_use_raises_as_in_the_plain_loop(change):
 
 @pytest.mark.parametrize("change", FUSED)
 def test_what_changes_nothing_stays_fused(change):
+    """And is the plain loop's step; fails where it is another, or where it is given up for nothing."""
     assert_steps_are_the_plain_loops(FUSED[change], "fused")
 
 
 def test_a_patch_that_is_taken_back_is_forgotten():
+    """Fails where a decision outlives what it was made from, either way."""
     run = Trained()
     step = run.train(make_train_step)
     with pytest.MonkeyPatch.context() as patch:
@@ -291,7 +293,7 @@ def test_a_patch_that_is_taken_back_is_forgotten():
 
 
 def test_a_function_that_changes_is_seen():
-    """Its code, and a global variable that it uses."""
+    """Its code, and a global variable that it uses; fails where the loss of before is computed on."""
 
     def loss(p, t):
         return F.mse_loss(p, t)
@@ -322,6 +324,7 @@ class HalfLosses:
 
 
 def test_the_keywords_of_a_partial_are_seen_to_change():
+    """Fails where the reduction of before is used on."""
     loss, model = functools.partial(F.mse_loss, reduction="mean"), nn.Linear(3, 1)
     step = make_train_step(model, loss, sgd(model, lr=0.0))
     x, y = torch.randn(6, 3), torch.randn(6, 1)
@@ -332,6 +335,7 @@ def test_the_keywords_of_a_partial_are_seen_to_change():
 
 
 def test_inside_of_inference_mode_the_plain_loops_error_is_raised():
+    """Fails where a fused step is taken, which needs no derivative."""
     run = Trained()
     step = run.train(make_train_step)
     with pytest.warns(UserWarning, match="grad mode is off"), torch.inference_mode(), pytest.raises(RuntimeError):
@@ -358,6 +362,7 @@ PROGRAMS = {  # of the tutorials: model, features, shape of a target of 6 rows, 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_tutorials_models_are_fused(program):
+    """Fails where one is not recognised, or where its steps are not those of the plain loop."""
     make, d, shape, loss = PROGRAMS[program]
     model = make()
     twin = copy.deepcopy(model)

@@ -27,10 +27,14 @@ class Stock(nn.Module):
 
 
 def train(model, optimizer, batches):
+    """The gradients of every step: Adam takes the same one by any multiple of them."""
+    grads = []
     for x, y in batches:
         model(x, y).backward()
+        grads += [p.grad for p in model.parameters()]
         optimizer.step()
         optimizer.zero_grad()
+    return grads
 
 
 def assert_same(ours, theirs):
@@ -60,37 +64,41 @@ WAYS = {
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("classes", [(LinearMSELoss, Stock), (Stock, LinearMSELoss)], ids=["to stock", "from stock"])
 def test_training_goes_on_in_the_other_module(classes, assign, way):
-    """Fails where the names, shapes or momenta of one are not those of the other."""
+    """Fails where the names, shapes or momenta of one are not those of the other, or one has other gradients."""
     first, second = classes
     batches = [(torch.randn(5, 3), torch.randn(5, 2)) for _ in range(6)]
     whole = Stock(3, 2)
     model = first(3, 2)
     model.load_state_dict(whole.state_dict())
     optimizer, plain = (torch.optim.Adam(m.parameters(), lr=0.1) for m in (model, whole))
-    train(whole, plain, batches)
-    train(model, optimizer, batches[:3])
+    expected = train(whole, plain, batches)
+    grads = train(model, optimizer, batches[:3])
     other = second(3, 2)
     result = other.load_state_dict(WAYS[way](model.state_dict()), assign=assign)
     assert result.missing_keys == result.unexpected_keys == []
     next_optimizer = torch.optim.Adam(other.parameters(), lr=0.1)
     next_optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
-    train(other, next_optimizer, batches[3:])
+    grads += train(other, next_optimizer, batches[3:])
+    assert_same(grads, expected)
     assert_same(list(other.state_dict().values()), list(whole.state_dict().values()))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_of_a_module_are_its_equals_and_nothing_more(copied):
+    """Fails where a copy has another threshold or reduction than plain PyTorch is given here, or shares parameters."""
     model = nn.Sequential(nn.Linear(2, 3), LinearHuberLoss(3, 1, delta=0.5, reduction="sum"))
     twin = copied(model)
     x, y = torch.randn(4, 2), torch.randn(4, 1)
     losses = [m[1](m[0](x), y) for m in (model, twin)]
     assert torch.equal(*losses)
+    assert_same(losses[1], F.huber_loss(model[1].predict(model[0](x)), y, delta=0.5, reduction="sum"))
     losses[1].backward()
     assert all(p.grad is None for p in model.parameters())
     assert repr(model) == repr(twin)
 
 
 def test_parameters_given_by_functional_call():
+    """Fails where the module's own parameters are used, or the gradients do not go to those that are given."""
     model = LinearMSELoss(3, 2)
     x, y = torch.randn(4, 3), torch.randn(4, 2)
     given = {name: torch.randn_like(p).requires_grad_() for name, p in model.named_parameters()}
@@ -103,6 +111,7 @@ def test_parameters_given_by_functional_call():
 
 @pytest.mark.parametrize("how", ["meta and to_empty", "skip_init"])
 def test_a_module_that_is_made_without_data(how):
+    """Fails where what is filled in later is not what is trained, or is not trained as plain PyTorch does."""
     if how == "skip_init":
         model = nn.utils.skip_init(LinearMSELoss, 3, 1, device="cpu")
     else:
@@ -225,6 +234,7 @@ def test_a_step_after_its_parameters_have_changed(change):
 
 
 def test_a_lazy_layer_is_fused_when_it_has_become_one():
+    """Fails where the first, eager step or the fused ones after it are not the plain loop's."""
     x, y = torch.randn(6, 3), torch.randn(6, 1)
     results = []
     for make in (make_train_step, reference.make_train_step):
