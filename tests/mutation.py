@@ -114,10 +114,12 @@ def _cpu_module() -> Path:
 
 
 def run_tests(
-    tree: Path, tests: list[str], build: str, environment: dict[str, str], processes: int = 1
+    tree: Path, tests: list[str], build: str, environment: dict[str, str], processes: int = 1, to_the_end: bool = False
 ) -> tuple[int | None, str]:
-    """The exit status of a pytest process that stops at its first failure, None if it hung, and what it printed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-vv", "-s", "-p", "no:cacheprovider", *tests]
+    """The exit status of a pytest process that stops at its first failure or goes on `to_the_end`, None if it hung, and
+    what it printed."""
+    stops = [] if to_the_end else ["-x"]
+    command = [sys.executable, "-m", "pytest", *stops, "-vv", "-s", "-p", "no:cacheprovider", *tests]
     command += FEWER if build in ("races", "addresses") else []
     with subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True, errors="replace", start_new_session=True) as process:  # fmt: skip
@@ -135,15 +137,21 @@ def judge(mutant: Mutant, tree: Path, builds: Builds) -> Outcome:
     path = tree / mutant.file
     text = path.read_text()  # what is edited meanwhile in the repository itself is left out
 
-    def ask(tests: list[str], faulty: bool = True) -> str:
+    def tested(tests: list[str], faulty: bool = True, to_the_end: bool = False) -> tuple[int | None, str]:
         environment = builds.environment(mutant.build)
         if mutant.build == "python":
             path.write_text(planted(mutant, text) if faulty else text)
         elif faulty:
             environment[VARIABLE] = str(number_of(mutant))
-        return killer(*run_tests(tree, tests, mutant.build, environment), mutant)
+        return run_tests(tree, tests, mutant.build, environment, to_the_end=to_the_end)
+
+    def ask(tests: list[str], faulty: bool = True) -> str:
+        return killer(*tested(tests, faulty), mutant)
 
     try:
+        if mutant.every:
+            missed = overlooked(tested(list(mutant.tests), to_the_end=True)[1], mutant)
+            return Outcome(not missed, f"SURVIVED {', '.join(missed)}" if missed else "each of them", _since(began))
         by = ask(list(mutant.tests))
         if not by:
             other = ask(REST if mutant.build in ("python", "cpu") else REST_OF_CUDA)
@@ -164,6 +172,12 @@ def killer(status: int | None, output: str, mutant: Mutant) -> str:
     if status in (4, 5) or not (found or begun):
         raise SystemExit(f"mutation.py: pytest cannot run the tests of '{mutant.name}'\n{output[-2000:]}")
     return found[1] if found else f"{begun[-1]} {'hung' if status is None else f'ended with status {status}'}"
+
+
+def overlooked(output: str, mutant: Mutant) -> list[str]:
+    """Those of its tests of which no case has failed."""
+    failed = set(re.findall(r"^(?:FAILED|ERROR) ([^\s\[]+)", output, re.MULTILINE))
+    return [test for test in mutant.tests if test not in failed]
 
 
 def _since(began: float) -> float:

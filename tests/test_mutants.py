@@ -82,3 +82,10 @@ def test_what_notices_a_mutant():
     assert mutation.killer(None, begun, plain) == "test_x.py::test_y hung"
     with pytest.raises(SystemExit, match="pytest cannot run the tests of 'plain'"):
         mutation.killer(4, "ERROR: not found", plain)
+
+
+def test_what_each_of_several_tests_notices():
+    mutant = Mutant("wide", "a.h", "a", "b", ("tests/test_x.py::test_y", "tests/test_x.py::test_z"), every=True)
+    failed = "FAILED tests/test_x.py::test_y[a b-1] - AssertionError: tests/test_x.py::test_z\n"
+    assert mutation.overlooked(failed, mutant) == ["tests/test_x.py::test_z"]
+    assert mutation.overlooked(failed + "FAILED tests/test_x.py::test_z\n", mutant) == []

@@ -26,6 +26,7 @@ class Mutant:
         tests: what should notice, likeliest first; files or tests as pytest takes them.
         within: text that is in the file once and has `old` once, where the file has `old` several times.
         says: words of which the failing tests have to print one.
+        every: whether each of `tests`, and not any one, has to notice.
         build: "python", and of C++ "cpu" or, in the interpreter of tests/simt, "races" (with the detector of races) or
             "addresses" (with AddressSanitizer and UBSan).
     """
@@ -37,6 +38,7 @@ class Mutant:
     tests: tuple[str, ...]
     within: str = ""
     says: tuple[str, ...] = ()
+    every: bool = False
     build: str = "cpu"
 
     def place(self, text: str) -> tuple[int, int]:
