@@ -101,6 +101,8 @@ def test_different_problems_on_different_streams():
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_graph_replay_with_changed_data_and_learning_rate(shape, dtypes):
+    """A step that read anything when it was captured alone would not have the bits of steps that are not captured, which
+    test_training.py compares with torch.optim.SGD's."""
     captured = Step(make(shape, dtypes))
     captured()  # what a first call loads is not captured
     graph = torch.cuda.CUDAGraph()
@@ -176,7 +178,8 @@ def test_graph_of_loss_and_backward(autocast):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_graphed_callables(reduction):
-    """A module whose forward and backward are two graphs, as the head of a network; plain PyTorch's on other data."""
+    """A module whose forward and backward are two graphs, as the head of a network: fails where the loss or a gradient on
+    other data is not plain PyTorch's."""
     model = linreg_ext.LinearHuberLoss(101, 3, reduction=reduction, device="cuda")
     w, b = (p.detach().clone().requires_grad_() for p in model.parameters())
     sample = torch.randn(509, 101, device="cuda", requires_grad=True), torch.randn(509, 3, device="cuda")
