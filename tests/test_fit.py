@@ -143,7 +143,7 @@ def test_history_and_epoch_loss_by_rows():
 
 
 def test_history_keeps_the_rates_that_a_tensor_had():
-    """A scheduler changes such a rate in place."""
+    """A scheduler changes such a rate in place, and so may whatever yields the batches."""
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
     for batches in ([(X, Y)] * 2, DataLoader(TensorDataset(X, Y), batch_size=25)):
@@ -151,6 +151,16 @@ def test_history_keeps_the_rates_that_a_tensor_had():
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
         history = linreg_ext.fit(3, model, nn.MSELoss(), optimizer, batches, scheduler=scheduler)
         assert history.lr.tolist() == [0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+
+    class Decaying:
+        def __iter__(self):
+            for _ in range(2):
+                optimizer.param_groups[0]["lr"].mul_(0.5)
+                yield X, Y
+
+    optimizer.param_groups[0]["lr"].fill_(0.5)
+    history = linreg_ext.fit(2, model, nn.MSELoss(), optimizer, Decaying())
+    assert history.lr.tolist() == [0.25, 0.125, 0.0625, 0.03125]
 
 
 def test_log_lines_are_the_tutorials(capsys):
