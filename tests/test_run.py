@@ -41,6 +41,14 @@ def both(problem, orders, batch_size, *, lr=0.01, drop_last=False, in_place=Fals
     """(losses, weight, bias, buffers) of the run and of its steps; `in_place` takes every row in turn."""
     x, w, y, b, v = vars(problem).values()
     results = []
+
+    def taken(t, batch):
+        """Rows where they lie or gathered, as the run has them: bits may depend on the gaps."""
+        if in_place:
+            return t[batch[0] : batch[-1] + 1]
+        expanded = t.dim() == 2 and t.stride(1) == 0
+        return t[batch, :1].contiguous().expand(-1, t.shape[1]) if expanded else t[batch].contiguous()
+
     for run in (True, False):
         tensors, buffers = [w.clone(), None if b is None else b.clone()], [None, None]
         common = {"linear_bias": tensors[1], "momentum_buffers": buffers, **options}
@@ -54,7 +62,7 @@ def both(problem, orders, batch_size, *, lr=0.01, drop_last=False, in_place=Fals
             for order in orders:
                 for batch in batches(order, batch_size, drop_last):
                     losses.append(linreg_ext.sgd_step_(
-                        x[batch], tensors[0], y[batch], weight=None if v is None else v[batch],
+                        taken(x, batch), tensors[0], taken(y, batch), weight=None if v is None else taken(v, batch),
                         lr=lr[len(losses)].item() if isinstance(lr, torch.Tensor) else lr, **common,
                     ))  # fmt: skip
             losses = torch.stack(losses) if losses else w.new_empty(0, dtype=torch.promote_types(w.dtype, y.dtype))
