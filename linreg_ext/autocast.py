@@ -15,7 +15,14 @@ Operands = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 def is_autocast(tensor: Tensor) -> bool:
     """Whether autocast is on for the device that `tensor` is on."""
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+_has_autocast._dynamo_marked_constant = True  # Dynamo of torch 2.11 cannot trace what it asks
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
