@@ -110,7 +110,7 @@ def test_the_direct_entry_sees_transforms_and_subclasses():
 
 def test_the_direct_entry_does_not_dispatch_plain_tensors():
     p = Problem.random(9, 5, 2, DTYPES["float32"])
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         OPS.linear_loss(p.input, p.linear_weight, p.target, None, None, "mse", 1.0, "mean")
         linreg_ext.sgd_step_(p.input, p.linear_weight, p.target, lr=0.1)
     assert [event.key for event in profile.key_averages() if "linreg_ext" in event.key] == ["linreg_ext::linear_loss"]

@@ -83,7 +83,8 @@ def hostile_files(folder):
 
 def test_no_network_no_program_no_pickle_nothing_elsewhere(tmp_path):
     commands = [["fit", "--epochs", "2", "--out", "run"], ["predict", "run", str(FRUIT), "--out", "run.csv"], ["info"]]
-    script = f"""{WATCHED}
+    script = f"""import torch  # which asks for libraries where it is built for CUDA
+{WATCHED}
 PACKAGE = {str(PACKAGE)!r}
 from linreg_ext.cli import main
 print("CODES", *(main(arguments) for arguments in {commands + hostile_files(tmp_path)!r}))

@@ -561,7 +561,8 @@ def test_optimizers_that_do_more_than_they_seem_to():
 def test_data_that_the_kernels_do_not_take_is_left_to_pytorch():
     x = torch.randn(6, 3)
     for batch in ((x, torch.randint(5, (6, 2))), (x, torch.randn(6, 2).double()), (x.to_sparse(), torch.randn(6, 2))):
-        assert_same_training(nn.Linear(3, 2), nn.MSELoss(), sgd, *batch, "eager")
+        # Of l1: mse_loss of torch 2.11 has no derivative where the target is of another dtype.
+        assert_same_training(nn.Linear(3, 2), nn.L1Loss(), sgd, *batch, "eager")
     batch = torch.randn(6, 3, dtype=torch.complex64), torch.randn(6, 2, dtype=torch.complex64)
     assert_same_training(nn.Linear(3, 2, dtype=torch.complex64), nn.L1Loss(), sgd, *batch, "eager")
     model = Flat(3)
