@@ -100,7 +100,7 @@ $(VENV)/bin/python:
 	fi || { rm -rf $(VENV); exit 1; }
 
 # Without a network, what is only wanted is done without; what is needed stops here, and pip has said why.
-$(VENV)/.installed: $(VENV)/bin/python
+$(VENV)/.installed: $(VENV)/bin/python Makefile
 	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(NEEDED))"; test -z "$$missing" || $(PIP) $$missing
 	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(WANTED))"; test -z "$$missing" || $(PIP) $$missing 2>/dev/null || \
 		echo "going on without: $$missing"
