@@ -141,6 +141,15 @@ def is_transforming() -> bool:
 is_transforming._dynamo_marked_constant = True
 
 
+def refuse_transforms(op: str) -> None:
+    """What ``csrc/torch/plain.h`` says of calls that come by the compiled part."""
+    if is_transforming():
+        raise RuntimeError(
+            f"{op}: must not be called inside a torch.func transform or forward-mode AD, which would neither "
+            "differentiate nor batch a step in place; transform linear_mse_loss or a sibling of it"
+        )
+
+
 def _is_batched(grad_loss: Tensor) -> bool:
     """Whether `is_grads_batched` calls backward for many grad_outputs at once."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad_loss)
@@ -293,6 +302,7 @@ def _fake_sgd_step_(
     bias_frozen: bool = False,
     skip_nonfinite: bool = False,
 ) -> Tensor:
+    refuse_transforms("sgd_step_")
     check_problem("sgd_step_", input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     check_sgd(
         "sgd_step_", input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
@@ -334,6 +344,7 @@ def _fake_sgd_run_(
     stop_nonfinite: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "sgd_run_"
+    refuse_transforms(op)
     check_problem(op, input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     epoch_steps = check_run(op, input, order, batch_size, drop_last, epochs, begin, end)
     check_sgd(

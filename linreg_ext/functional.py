@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import reference
 from ._extension import _C, REFERENCE, has_kernels
 from .autocast import cast, is_autocast, no_autocast
-from .autograd import is_transforming, register_fakes
+from .autograd import refuse_transforms, register_fakes
 from .check import check_momentum_buffers, check_problem, require_tensors, run_sizes
 
 if not REFERENCE:
@@ -397,7 +397,7 @@ def sgd_run_(
         {"input": input, "linear_weight": linear_weight, "target": target},
         {"linear_bias": linear_bias, "weight": weight, "order": order},
     )
-    _refuse_transforms("sgd_run_")
+    refuse_transforms("sgd_run_")
     batch_size, epochs, steps = run_sizes(input, order, batch_size, drop_last, epochs)
     buffers = list(check_momentum_buffers(momentum, momentum_buffers, "sgd_run_"))
     first_step = [False, False]
@@ -485,7 +485,7 @@ def sgd_step(*arguments: Any) -> Tensor:
     """The operator ``linreg_ext::sgd_step_`` by its shortest way: its arguments in its order, positionally."""
     if REFERENCE or torch.compiler.is_compiling():
         _require_tensors("sgd_step_", *arguments[:5])
-        _refuse_transforms("sgd_step_")
+        refuse_transforms("sgd_step_")
         return (reference.sgd_step if REFERENCE else torch.ops.linreg_ext.sgd_step_)(*arguments)
     try:
         return _C.sgd_step_(*arguments)
@@ -544,15 +544,6 @@ def _require_tensors(op: str, input: Any, linear_weight: Any, target: Any, linea
         {"input": input, "linear_weight": linear_weight, "target": target},
         {"linear_bias": linear_bias, "weight": weight},
     )
-
-
-def _refuse_transforms(op: str) -> None:
-    """What ``csrc/torch/plain.h`` says of calls that come by the compiled part."""
-    if is_transforming():
-        raise RuntimeError(
-            f"{op}: must not be called inside a torch.func transform or forward-mode AD, which would neither "
-            "differentiate nor batch a step in place; transform linear_mse_loss or a sibling of it"
-        )
 
 
 def _refuse(op: str, error: RuntimeError, input: Tensor, *others: Any) -> None:

@@ -110,6 +110,7 @@ def test_killed_while_it_trains(tmp_path, monkeypatch):
     assert torch.equal(load_weights(Path("run")).weight, model.weight)
 
 
+CHECKPOINT = run_folder.CHECKPOINT
 FIT = ["fit", "--epochs", "9", "--momentum", "0.5", "--batch-size", "3", "--out"]
 
 
@@ -123,7 +124,7 @@ def killed_after(checkpoints, place, *more):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def run():
-        checkpoint._SECONDS, run_folder.write_file = 0, write_and_die
+        checkpoint._SECONDS, checkpoint._SHARE, run_folder.write_file = 0, 1e9, write_and_die
         main([*FIT, str(place), *more])
 
     assert os.WTERMSIG(in_a_fork(run)) == signal.SIGKILL
@@ -133,7 +134,7 @@ def test_a_fit_that_was_killed_twice_is_gone_on_with(tmp_path, capsys):
     """To the bits of one that was not; on the way there is the state of an epoch, whole, and nothing else."""
     assert main([*FIT, str(tmp_path / "once")]) == 0
     killed_after(3, tmp_path / "twice")
-    assert list(contents(tmp_path / "twice")) == ["checkpoint.pt"]
+    assert list(contents(tmp_path / "twice")) == [CHECKPOINT]
     killed_after(4, tmp_path / "twice", "--resume")
     capsys.readouterr()
     assert main([*FIT, str(tmp_path / "twice"), "--resume"]) == 0
@@ -143,23 +144,41 @@ def test_a_fit_that_was_killed_twice_is_gone_on_with(tmp_path, capsys):
     assert once["history.csv"] == twice["history.csv"]
     models = [load_weights(tmp_path / name) for name in ("once", "twice")]
     assert all(torch.equal(getattr(models[0], name), getattr(models[1], name)) for name in ("weight", "bias"))
-    assert main([*FIT, str(tmp_path / "twice"), "--resume"]) == 0  # there is nothing to go on with
-    assert "before" not in capsys.readouterr().out
+    assert main([*FIT, str(tmp_path / "twice"), "--resume"]) == 0
+    assert "nothing to go on with" in capsys.readouterr().out
 
 
-def test_what_is_not_gone_on_with(tmp_path, capsys):
-    killed_after(2, tmp_path)
+def test_what_is_not_gone_on_with(tmp_path, tmp_path_factory, capsys):
+    other = tmp_path_factory.mktemp("other") / FRUIT.name
+    other.write_text(FRUIT.read_text().replace("73", "74"))
+    killed_after(2, tmp_path, str(FRUIT), "--target", "apples", "oranges")
     left = contents(tmp_path)
-    assert main([*FIT, str(tmp_path), "--resume", "--lr", "0.1", "--seed", "5"]) == 2
-    assert "another --lr, --seed" in capsys.readouterr().err
+    for options, named in (
+        (["--lr", "0.1", "--seed", "5"], "--lr, --seed"),
+        (["--target", "apples"], "--target"),
+        ([str(other), "--target", "apples", "oranges"], "table"),
+    ):
+        assert main([*FIT, str(tmp_path), "--resume", *options]) == 2
+        assert capsys.readouterr().err.endswith(f"had another {named}\n")
     assert contents(tmp_path) == left
-    (tmp_path / "checkpoint.pt").write_bytes(left["checkpoint.pt"][:500])
+    (tmp_path / CHECKPOINT).write_bytes(left[CHECKPOINT][:500])
     assert main([*FIT, str(tmp_path), "--resume"]) == 2
-    assert "expected the checkpoint of a fit" in capsys.readouterr().err
-    (tmp_path / "checkpoint.pt").write_bytes(left["checkpoint.pt"])
+    assert "is damaged, or no checkpoint of a fit" in capsys.readouterr().err
+    (tmp_path / CHECKPOINT).write_bytes(left[CHECKPOINT])
     assert main([*FIT, str(tmp_path)]) == 0
     assert "could be gone on with (--resume)" in capsys.readouterr().out
     assert set(contents(tmp_path)) == set(OLD)
+    (tmp_path / "checkpoint.pt").write_bytes(b"somebody else's")
+    (tmp_path / "history.csv").unlink()
+    assert main([*FIT, str(tmp_path)]) == 2
+    assert "something else than an earlier fit" in capsys.readouterr().err
+
+
+def test_a_fit_that_diverges_is_not_gone_on_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
+    assert main([*FIT, str(tmp_path), "--lr", "3"]) == 2
+    assert "training diverges" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
 
 
 def test_a_disk_that_is_full_costs_a_checkpoint_not_the_fit(tmp_path, capsys, monkeypatch):
@@ -169,7 +188,7 @@ def test_a_disk_that_is_full_costs_a_checkpoint_not_the_fit(tmp_path, capsys, mo
     monkeypatch.setattr(checkpoint, "_SECONDS", 0)
     monkeypatch.setattr(run_folder, "write_file", no_room)
     assert main([*FIT, str(tmp_path / "run")]) == 0
-    assert f"no checkpoint: {tmp_path / 'run' / 'checkpoint.pt'}: No space left" in capsys.readouterr().err
+    assert f"no checkpoint: {tmp_path / 'run' / CHECKPOINT}: No space left" in capsys.readouterr().err
 
 
 @contextlib.contextmanager

@@ -140,6 +140,7 @@ def test_history_and_epoch_loss_by_rows():
     assert history.val_loss is None
     rows = torch.tensor([16.0, 16, 16, 2], dtype=torch.float64)
     torch.testing.assert_close(history.epoch_loss, history.step_loss.view(3, 4) @ rows / 50)
+    assert all(t.untyped_storage().nbytes() == t.nbytes for t in vars(history).values() if t is not None)
 
 
 def test_history_keeps_the_rates_that_a_tensor_had():

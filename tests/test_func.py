@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import LOSSES
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
@@ -189,3 +190,10 @@ def test_steps_in_place_are_refused(transform, compiled, device):
         with pytest.raises(RuntimeError, match=f"{name}: must not be called inside a torch.func transform or forward"):
             function(given)
     assert torch.equal(given, before)
+
+
+def test_steps_in_place_are_refused_on_fake_tensors():
+    with FakeTensorMode(), forward_ad.dual_level():
+        w, _, x, y = operands("cpu")
+        with pytest.raises(RuntimeError, match="sgd_step_: must not be called inside"):
+            OPS.sgd_step_(x, w, y, lr=0.1)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Sums over many rows in memory: kMaxLanes numbers, one for each lane, and as many that these have lost (math/sum.h).
 //
-// What a few rows come to is summed in registers and then added to one of these.
+// What a few rows come to is summed in registers and then added to one of these: losses and slopes, which PyTorch sums
+// in short chains, too. Gᵀ X is summed in longer ones, as in a matrix product.
 #pragma once
 
 #include "../math/sum.h"

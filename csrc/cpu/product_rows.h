@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What is done element by element around the matrix products of a pass, in pieces of a row that stay in the
-// first-level cache, all of it in double.
+// first-level cache, all of it in double; a piece of kChain rows after the other, whose sums stay there as well.
 //
 // Included once for each instruction set (product_rows_*.cpp), behind a target pragma. What it defines is in an
 // anonymous namespace, and what it instantiates is its own, never std's: the linker would keep one copy for all sets.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import io
 import sys
@@ -13,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..tables import first_line
+from .._version import __version__
 from ..training import History
 from . import run_folder
 from .errors import CommandError
 from .problem import Problem
 
-_SECONDS = 10.0  # between two checkpoints, each of which takes milliseconds
-_NO_MATTER = ("command", "table", "target", "out", "resume")  # to the numbers, or seen in the problem
+_SECONDS = 10.0  # at least, between two checkpoints
+_SHARE = 0.05  # of the time, at most, for writing them: each holds all losses so far
+_NO_MATTER = ("command", "out", "resume", "table", "target")  # to the numbers, or seen in the problem
 
 
 class Checkpoints:
@@ -35,9 +37,8 @@ class Checkpoints:
 
     def __init__(self, place: Path, problem: Problem, args: argparse.Namespace) -> None:
         self.path = place / run_folder.CHECKPOINT
-        self._of = {name: value for name, value in vars(args).items() if name not in _NO_MATTER}
-        self._of["table"] = _digest(problem)
-        self._last = time.monotonic()
+        self._problem, self._args = problem, args
+        self._next = time.monotonic() + _SECONDS
 
     def track(self, layer: nn.Module, sgd: Any, scheduler: Any, generator: torch.Generator) -> None:
         """What a fit's state is, beside its history."""
@@ -54,20 +55,26 @@ class Checkpoints:
         if not self.path.exists():
             return 0
         try:
-            found = torch.load(self.path, weights_only=True)
-            of, history = found["of"], found["history"]
-            different = [name for name in self._of if of[name] != self._of[name]]
+            # On the CPU; what takes the state moves it to where it belongs.
+            found = torch.load(self.path, weights_only=True, map_location="cpu")
+            different = self._different(found["of"])
             if not different:
                 for name, stateful in self._stateful.items():
                     stateful.load_state_dict(found[name])
                 self._generator.set_state(found["generator"])
-                self._earlier = History(**history)
-        except Exception as error:  # a broken file can break its reader in any way
-            raise CommandError(f"{self.path}: expected the checkpoint of a fit ({first_line(error)})") from None
+                self._earlier = History(**found["history"])
+        except Exception:  # a broken file can break its reader in any way
+            raise CommandError(f"{self.path}: is damaged, or no checkpoint of a fit; without it, fit begins") from None
         if different:
-            names = ", ".join("the table" if n == "table" else f"--{n.replace('_', '-')}" for n in different)
-            raise CommandError(f"--resume: the fit that was interrupted in {self.path.parent} had another {names}")
+            raise CommandError(f"--resume: the fit that was interrupted in {self.path.parent} had another {different}")
         return len(self._earlier.epoch_loss)
+
+    def matches(self) -> bool:
+        """Whether there is a checkpoint that :meth:`load` would take."""
+        try:
+            return not self._different(torch.load(self.path, weights_only=True, map_location="cpu")["of"])
+        except Exception:
+            return False
 
     def whole(self, history: History) -> History:
         """The history of the fit, of which `history` is what came after the checkpoint."""
@@ -78,22 +85,34 @@ class Checkpoints:
 
     def after_epoch(self, _: int, history: History) -> None:
         """Write a checkpoint if it is time; for `fit`'s on_epoch_end."""
-        if time.monotonic() - self._last < _SECONDS:
+        began = time.monotonic()
+        if began < self._next:
             return
         state: dict[str, Any] = {name: stateful.state_dict() for name, stateful in self._stateful.items()}
-        state |= {"generator": self._generator.get_state(), "history": vars(self.whole(history)), "of": self._of}
+        losses = {name: None if t is None else t.clone() for name, t in vars(self.whole(history)).items()}
+        state |= {"generator": self._generator.get_state(), "history": losses, "of": self._of}
         content = io.BytesIO()
         torch.save(state, content)
         try:
             run_folder.write_file(self.path, content.getvalue())
         except OSError as error:
             print(f"no checkpoint: {self.path}: {error.strerror or error}", file=sys.stderr)
-        self._last = time.monotonic()
+        ended = time.monotonic()
+        self._next = ended + max(_SECONDS, (ended - began) / _SHARE)
 
+    @functools.cached_property
+    def _of(self) -> dict[str, Any]:
+        """What decides the numbers, by the names that a message gives it."""
+        problem, args = self._problem, vars(self._args)
+        table = hashlib.sha256(repr(problem.features).encode())
+        for tensor in (problem.x, problem.y, problem.held_out):
+            table.update(tensor.contiguous().numpy())
+        options = {f"--{name.replace('_', '-')}": value for name, value in args.items() if name not in _NO_MATTER}
+        versions = {"version of torch": str(torch.__version__), "version of linreg_ext": __version__}
+        return options | versions | {"table": table.hexdigest(), "--target": list(problem.targets)}
 
-def _digest(problem: Problem) -> str:
-    digest = hashlib.sha256(repr((problem.features, problem.targets)).encode())
-    tensor: Tensor
-    for tensor in (problem.x, problem.y):
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()
+    def _different(self, of: dict[str, Any]) -> str:
+        """Names of what a checkpoint's fit had otherwise; "" if nothing."""
+        names = [name for name in self._of if of.get(name) != self._of[name]]
+        # Another target or split makes another table of the same one.
+        return ", ".join(name for name in names if name != "table" or names == ["table"])

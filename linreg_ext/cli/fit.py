@@ -46,8 +46,10 @@ def fit(args: argparse.Namespace) -> None:
     run_folder.require_writable(place, problem.path)
     _print_problem(problem, last_by_default=args.table is not None and not args.target)
     checkpoints = Checkpoints(place, problem, args)
-    if checkpoints.path.exists() and not args.resume:
-        print(f"from the beginning, though an interrupted fit in {place} could be gone on with (--resume)")
+    if args.resume and not checkpoints.path.exists():
+        print(f"nothing to go on with in {place}: from the beginning")
+    elif not args.resume and checkpoints.matches():
+        print(f"from the beginning, though this fit was interrupted in {place} and could be gone on with (--resume)")
     model, history = train(problem, args, generator, checkpoints)
     predicted = model.predict(problem.x)
     scores = _scores(problem, predicted)

@@ -15,7 +15,7 @@ from typing import TextIO
 from .errors import CommandError
 
 WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS = "weights.safetensors", "weights.pt"
-HISTORY, PLOT, CHECKPOINT = "history.csv", "plot.png", "checkpoint.pt"
+HISTORY, PLOT, CHECKPOINT = "history.csv", "plot.png", "linreg_ext-checkpoint.pt"
 _NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, HISTORY, PLOT, CHECKPOINT}
 _SCRATCH = ".linreg_ext-"  # begins the name of a folder that lies beside what is being written
 
@@ -53,22 +53,30 @@ def write(place: Path, files: Mapping[str, bytes]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place) as scratch:
         for name, content in files.items():
-            Path(scratch, name).write_bytes(content)
+            _write_through(Path(scratch, name), content)
         for name in _NAMES - {next(iter(files)), CHECKPOINT}:
             (place / name).unlink(missing_ok=True)
         for name in files:
             os.replace(Path(scratch, name), place / name)
     (place / CHECKPOINT).unlink(missing_ok=True)
     for left in place.glob(f"{_SCRATCH}*"):  # by one that was killed
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Replace a file of the folder, which need not be there yet; killed at any moment, it leaves the old or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch:
-        Path(scratch, path.name).write_bytes(content)
+        _write_through(Path(scratch, path.name), content)
         os.replace(Path(scratch, path.name), path)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """To the disk: a name must not get there before what it names."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

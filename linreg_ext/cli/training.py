@@ -52,7 +52,8 @@ def train(
     checkpoints.track(layer, sgd, scheduler, generator)
     done = checkpoints.load() if args.resume else 0
     if done:
-        print(f"{done:,} of them were trained before; going on with the others", flush=True)
+        left = args.epochs - done
+        print(f"{done:,} of them were trained before; going on with the other {left:,}, counted from 1", flush=True)
     bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     advice = f"lower --lr ({lr:g})" + ("" if args.standardize else " or drop --no-standardize")
     try:
@@ -71,12 +72,18 @@ def train(
     except DivergenceError as error:
         loss = error.history.step_loss[error.step - 1].item()
         step = error.step + len(checkpoints.whole(error.history).step_loss) - len(error.history.step_loss)
+        checkpoints.path.unlink(missing_ok=True)
         raise CommandError(f"training diverges: the loss is {loss} at step {step}; {advice}") from None
+    except KeyboardInterrupt:
+        if checkpoints.path.exists():
+            print(f"\n{checkpoints.path} is where --resume goes on", file=sys.stderr)
+        raise
 
     history = checkpoints.whole(history)
     weight = layer.weight.detach().double().cpu() * of_y.spread[:, None] / of_x.spread
     bias = of_y.centre + layer.bias.detach().double().cpu() * of_y.spread - weight @ of_x.centre
     at_end = history.epoch_loss[-1].item()
     if not (at_end <= 10 * at_start and weight.isfinite().all() and bias.isfinite().all()):
+        checkpoints.path.unlink(missing_ok=True)
         raise CommandError(f"training diverges: the loss went from {at_start:.3g} to {at_end:.3g}; {advice}")
     return Coefficients(problem.features, problem.targets, weight, bias), history

@@ -58,8 +58,8 @@ def fit(
             parameters as that batch found them; ``"continue"`` goes on as the plain loop does.
         patience: end the run when so many epochs in a row have brought no lower validation loss (without validation
             data, training loss), and put the parameters of the best epoch back; None never does.
-        on_epoch_end: called with the number of the epoch that has ended (from 1) and the history so far; the run ends
-            when it returns True.
+        on_epoch_end: called with the number of the epoch that has ended (from 1) and the history so far, which must not
+            be changed; the run ends when it returns True.
 
     Returns:
         The :class:`History` of the run.
@@ -119,7 +119,7 @@ def fit(
             if log_every is not None and epoch % log_every == 0:
                 validation = f", Val loss: {recorder.val_loss[-1]:.4f}" if val_dl is not None else ""
                 print(f"Epoch [{epoch}/{num_epochs}], Loss: {recorder.last_loss:.4f}{validation}", flush=True)
-            over = on_epoch_end is not None and on_epoch_end(epoch, recorder.history(val_dl is not None))
+            over = on_epoch_end is not None and on_epoch_end(epoch, recorder.look(val_dl is not None))
             if stopping is not None and stopping.is_over((recorder.val_loss or recorder.epoch_loss)[-1]):
                 over = True
             if over:

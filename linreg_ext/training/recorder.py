@@ -120,7 +120,12 @@ class Recorder:
         )
 
     def history(self, validated: bool) -> History:
-        """Everything so far, with validation losses or without."""
+        """Everything so far, with validation losses or without: copies."""
+        parts = vars(self.look(validated)).values()
+        return History(*(None if t is None else t.clone() for t in parts))
+
+    def look(self, validated: bool) -> History:
+        """The same as a view of what is recorded, which nobody may change."""
         val_loss = self.val_loss.so_far() if validated else None
         return History(self._step_loss.so_far(), self.epoch_loss.so_far(), val_loss, self._lr.so_far())
 
