@@ -178,20 +178,31 @@ def predictions_overflow(problem: Problem) -> bool:
     return bool((sizes > torch.finfo(torch.float64 if predictions_are_in_double(problem) else torch.float32).max).any())
 
 
+def of_either_sign(problem: Problem) -> np.ndarray:
+    """Which residuals are within their rounding errors."""
+    r, terms = residuals(problem)
+    eps = torch.finfo(torch.float64 if predictions_are_in_double(problem) else torch.float32).eps
+    return np.isfinite(terms) & (abs(r) < PLACES * eps * terms)
+
+
 def in_doubt(problem: Problem, settings: Settings) -> dict[str, np.ndarray]:
     """How far off the results may be besides. Where the slope jumps at 0, as l1's does, residuals within their rounding
-    errors may have either sign. And the rounding errors of float32 predictions, here 3 deviations of them, may cancel in
-    PyTorch's loss by luck."""
-    r, terms = residuals(problem)
+    errors may have either sign. The rounding errors of float32 predictions, here 3 deviations of them, may cancel in
+    PyTorch's loss by luck. And those of many equal rows are equal: in a float32 product, which is PyTorch's own but for
+    its shape, they add up as they may in PyTorch's."""
+    _, terms = residuals(problem)
     in_double = predictions_are_in_double(problem)
     eps = torch.finfo(torch.float64 if in_double else torch.float32).eps
     jumps = settings.loss == "l1" or (settings.loss == "smooth_l1" and settings.delta == 0)
-    turned = 2.0 * (jumps & np.isfinite(terms) & (abs(r) < PLACES * eps * terms))
+    turned = 2.0 * (jumps & of_either_sign(problem))
     doubt = summed(problem, 0 * turned, turned, settings.reduction, settings.grad_loss, sizes=True)
     if settings.reduction != "none" and not in_double:
         _, slopes = losses_and_slopes(problem, settings.loss, settings.delta)
         moved = summed(problem, 0 * turned, slopes.value * terms, settings.reduction, 1.0, sizes=True)["target"]
         doubt["loss"] = 3 * eps * np.linalg.norm(np.where(np.isfinite(moved), moved, 0).ravel())
+        if len(problem.input) > 1 and (problem.input == problem.input[:1]).all():
+            added = summed(problem, 0 * turned, abs(slopes.value), settings.reduction, settings.grad_loss, sizes=True)
+            doubt["linear_weight"] = doubt["linear_weight"] + eps * len(problem.input) / 4 * added["linear_weight"]
     return doubt
 
 
@@ -229,6 +240,9 @@ def assert_as_accurate_where_finite(
     plain = torch.where(plain.isfinite(), plain, torch.from_numpy(value.astype(float)).to(plain))
     ours, plain = (t.where(torch.from_numpy(judged).to(t.device), t.new_zeros(())) for t in (ours, plain))
     allowing = np.linalg.norm(doubt.ravel()) + cancels * PLACES * info.eps * np.linalg.norm(terms.ravel())
+    allowing += (
+        cancels * PLACES * info.smallest_normal * info.eps
+    )  # of the smallest numbers, which terms are rounded to
     assert_as_accurate(name, ours, plain, Exact(value, terms), allowing=allowing)
 
 
@@ -238,6 +252,12 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
     are wanted, which are added up in another order where rows have gaps; operands stay as they are."""
     plain_problem = contiguous(problem)
     assume(not predictions_overflow(plain_problem))
+    # A sum of weights below 1e-308 has no reciprocal to multiply by: PyTorch's gradients are then an inf or nan, as ours
+    # are, and our loss is, too.
+    total = float(extended(plain_problem)[-1].sum())
+    assume(settings.reduction != "mean" or not 0 < abs(total) < 1 / torch.finfo(torch.float64).max)
+    # Times an infinite weight, such a residual is an inf of either sign or a nan.
+    assume(not (of_either_sign(plain_problem) & np.isinf(extended(plain_problem)[-1])).any())
     before = [None if t is None else bits(t) for t in vars(problem).values()]
     torch.set_num_threads(2)
     ours = results(fused_loss, problem, form, settings, wanted)
@@ -360,8 +380,12 @@ def a_step(
             optimizer.state[p]["momentum_buffer"] = buffer.clone()
         value, moved = exact_step(long(p), None if buffer is None else long(buffer), grads[name].value, **rule)
         terms = grads[name].terms + rule["weight_decay"] * abs(long(p)) + (0 if buffer is None else abs(long(buffer)))
-        exact[name] = Exact(value, abs(long(p)) + 2 * float(rule["lr"]) * terms), 2 * float(rule["lr"]) * doubt[name]
-        exact[f"buffer of {name}"] = Exact(moved, terms), doubt[name]
+        # A buffer that cancels the gradient leaves its rounding errors, which PyTorch's own rounding may have undone.
+        off = doubt[name] + PLACES * torch.finfo(torch.promote_types(p.dtype, torch.float32)).eps * abs(
+            grads[name].value
+        )
+        exact[name] = Exact(value, abs(long(p)) + 2 * float(rule["lr"]) * terms), 2 * float(rule["lr"]) * off
+        exact[f"buffer of {name}"] = Exact(moved, terms), off
     value = plain_loss(problem, loss, delta, "mean")
     value.backward()
     optimizer.step()
