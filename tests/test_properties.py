@@ -226,12 +226,14 @@ def assert_as_accurate_where_finite(
             adds, and only there.
     """
     assert ours.shape == plain.shape, f"{name}: shape {list(ours.shape)}, expected {list(plain.shape)}"
-    info, range_of_sums = torch.finfo(ours.dtype), torch.finfo(torch.promote_types(ours.dtype, torch.float32)).max
+    info = torch.finfo(ours.dtype)
+    # float16 gradients are float32 until they have been scaled, bfloat16 ones are not.
+    range_of_sums = torch.finfo(torch.float32 if ours.dtype == torch.float16 else ours.dtype).max
     value, terms = exact.value, np.where(np.isfinite(exact.terms), exact.terms, exact.value)
     found, too_large = kinds(long(ours)), kinds(value, info.max * (1 + PLACES * info.eps))
     within = kinds(value, info.max * (1 - PLACES * info.eps))
     right = (found == too_large) | (found == within) | (found == kinds(long(plain)))
-    right |= ~np.isnan(value) & (added > range_of_sums)
+    right |= ~np.isnan(value) & np.logical_not(added <= range_of_sums)  # or nan: of a slope beyond the range times 0
     if not right.all():
         where = tuple(np.argwhere(~right)[0])
         raise AssertionError(f"{name}: got {ours[where]}, expected {value[where]} (plain PyTorch {plain[where]})")
@@ -239,10 +241,9 @@ def assert_as_accurate_where_finite(
     value, terms, doubt = (np.where(judged, array, 0) for array in (value, terms, doubt))
     plain = torch.where(plain.isfinite(), plain, torch.from_numpy(value.astype(float)).to(plain))
     ours, plain = (t.where(torch.from_numpy(judged).to(t.device), t.new_zeros(())) for t in (ours, plain))
-    allowing = np.linalg.norm(doubt.ravel()) + cancels * PLACES * info.eps * np.linalg.norm(terms.ravel())
-    allowing += (
-        cancels * PLACES * info.smallest_normal * info.eps
-    )  # of the smallest numbers, which terms are rounded to
+    # Sums are in double whatever the dtype, and what cancels in them leaves double's rounding errors.
+    places = PLACES * (info.eps if cancels else torch.finfo(torch.float64).eps)
+    allowing = np.linalg.norm(doubt.ravel()) + places * np.linalg.norm(terms.ravel())
     assert_as_accurate(name, ours, plain, Exact(value, terms), allowing=allowing)
 
 
@@ -252,12 +253,13 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
     are wanted, which are added up in another order where rows have gaps; operands stay as they are."""
     plain_problem = contiguous(problem)
     assume(not predictions_overflow(plain_problem))
-    # A sum of weights below 1e-308 has no reciprocal to multiply by: PyTorch's gradients are then an inf or nan, as ours
-    # are, and our loss is, too.
+    # Weights of a mean below 1e-150 times losses and slopes may fall below the range before the sum of weights divides
+    # them; and one below 1e-308 has no reciprocal to multiply by, in PyTorch's gradients either.
     total = float(extended(plain_problem)[-1].sum())
-    assume(settings.reduction != "mean" or not 0 < abs(total) < 1 / torch.finfo(torch.float64).max)
-    # Times an infinite weight, such a residual is an inf of either sign or a nan.
-    assume(not (of_either_sign(plain_problem) & np.isinf(extended(plain_problem)[-1])).any())
+    assume(settings.reduction != "mean" or not 0 < abs(total) < 1e-150)
+    # Times an infinite weight, a residual of either sign is an inf of either sign or a nan; so is one whose slope is 0.
+    tiny = of_either_sign(plain_problem) | (abs(residuals(plain_problem)[0]) < 1e-150)
+    assume(not (tiny & np.isinf(extended(plain_problem)[-1])).any())
     before = [None if t is None else bits(t) for t in vars(problem).values()]
     torch.set_num_threads(2)
     ours = results(fused_loss, problem, form, settings, wanted)
@@ -273,12 +275,17 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
     )
     losses, slopes = (np.nan_to_num(abs(e.value), posinf=0) for e in losses_and_slopes(plain_problem, *of))
     if settings.reduction == "none":  # the elements' weights are multiplied by grad_outputs, and then by slopes
-        slopes = np.maximum(slopes, 1)
+        weights = abs(settings.grad_loss * extended(finite)[-1])
+        slopes = np.where(weights > torch.finfo(plain["loss"].dtype).max, np.inf, np.maximum(slopes, 1))
     for sizes in (losses, slopes):  # a mean's, too, are weighted in double before they are scaled
         sizes[abs(extended(finite)[-1]) * sizes > torch.finfo(torch.float64).max] = np.inf
     # Other gradients are computed for a grad_output of 1, and then scaled.
     added = summed(finite, losses, slopes, settings.reduction, max(1, abs(settings.grad_loss)), sizes=True)
     doubt = in_doubt(plain_problem, settings)
+    if cancels:  # the smallest numbers, to which slopes may be rounded before they meet an operand
+        info = torch.finfo(problem.input.dtype)
+        largest = max([1.0, *(float(abs(t).max()) for t in vars(finite).values() if t is not None and t.numel())])
+        doubt = {name: d + PLACES * info.smallest_normal * info.eps * largest for name, d in doubt.items()}
     only_sums = ours.keys() > {"loss"} and not {"input", "target"} & ours.keys() and problem.weight is None
     for name, value in ours.items():
         for result in (value, twins[name]):
