@@ -282,10 +282,14 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
     # Other gradients are computed for a grad_output of 1, and then scaled.
     added = summed(finite, losses, slopes, settings.reduction, max(1, abs(settings.grad_loss)), sizes=True)
     doubt = in_doubt(plain_problem, settings)
-    if cancels:  # the smallest numbers, to which slopes may be rounded before they meet an operand
-        info = torch.finfo(problem.input.dtype)
-        largest = max([1.0, *(float(abs(t).max()) for t in vars(finite).values() if t is not None and t.numel())])
-        doubt = {name: d + PLACES * info.smallest_normal * info.eps * largest for name, d in doubt.items()}
+    if (
+        cancels
+    ):  # losses and slopes, weighted or not, may be rounded to the smallest numbers before they meet an operand
+        smallest = PLACES * torch.finfo(problem.input.dtype).smallest_normal * torch.finfo(problem.input.dtype).eps
+        v = abs(extended(finite)[-1])
+        rounded = np.where(v > 0, np.maximum(v, 1) / v, 0) * smallest
+        off = summed(finite, rounded, rounded, settings.reduction, max(1, abs(settings.grad_loss)), sizes=True)
+        doubt = {name: d + smallest + np.nan_to_num(off[name]) for name, d in doubt.items()}
     only_sums = ours.keys() > {"loss"} and not {"input", "target"} & ours.keys() and problem.weight is None
     for name, value in ours.items():
         for result in (value, twins[name]):
