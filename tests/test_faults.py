@@ -179,6 +179,11 @@ def test_a_fit_that_diverges_is_not_gone_on_with(tmp_path, monkeypatch, capsys):
     assert main([*FIT, str(tmp_path), "--lr", "3"]) == 2
     assert "training diverges" in capsys.readouterr().err
     assert contents(tmp_path) == {}
+    killed_after(2, tmp_path)
+    left = contents(tmp_path)
+    monkeypatch.setattr(checkpoint, "_SECONDS", 1000)
+    assert main([*FIT, str(tmp_path), "--lr", "3"]) == 2
+    assert contents(tmp_path) == left  # of another fit
 
 
 def test_a_disk_that_is_full_costs_a_checkpoint_not_the_fit(tmp_path, capsys, monkeypatch):

@@ -76,6 +76,11 @@ class Checkpoints:
         except Exception:
             return False
 
+    def forget(self) -> None:
+        """Remove this fit's checkpoint, from which it would diverge again; that of another fit stays."""
+        if self.matches():
+            self.path.unlink()
+
     def whole(self, history: History) -> History:
         """The history of the fit, of which `history` is what came after the checkpoint."""
         if self._earlier is None:

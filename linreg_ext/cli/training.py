@@ -72,7 +72,7 @@ def train(
     except DivergenceError as error:
         loss = error.history.step_loss[error.step - 1].item()
         step = error.step + len(checkpoints.whole(error.history).step_loss) - len(error.history.step_loss)
-        checkpoints.path.unlink(missing_ok=True)
+        checkpoints.forget()
         raise CommandError(f"training diverges: the loss is {loss} at step {step}; {advice}") from None
     except KeyboardInterrupt:
         if checkpoints.path.exists():
@@ -84,6 +84,6 @@ def train(
     bias = of_y.centre + layer.bias.detach().double().cpu() * of_y.spread - weight @ of_x.centre
     at_end = history.epoch_loss[-1].item()
     if not (at_end <= 10 * at_start and weight.isfinite().all() and bias.isfinite().all()):
-        checkpoints.path.unlink(missing_ok=True)
+        checkpoints.forget()
         raise CommandError(f"training diverges: the loss went from {at_start:.3g} to {at_end:.3g}; {advice}")
     return Coefficients(problem.features, problem.targets, weight, bias), history
