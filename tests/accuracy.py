@@ -126,17 +126,18 @@ def losses_and_slopes(problem: Problem, loss: str, delta: float) -> list[Exact]:
     """ℓ and ℓ' of every residual, by the formulas."""
     r, terms = residuals(problem)
     z = abs(r)
+    clipped = np.where(np.isinf(terms), delta, terms)  # however inexact an infinite residual, it is clipped
     if loss == "smooth_l1" and delta == 0:
         loss = "l1"
     value, slope, value_terms, slope_terms = {
         "mse": lambda: (r * r, 2 * r, terms**2, 2 * terms),
         "l1": lambda: (z, 1.0 * (r > 0) - (r < 0), terms, 1.0 * (r != 0)),  # in PyTorch sign(nan) is 0, too
         "huber": lambda: (
-            np.where(z <= delta, r * r / 2, delta * (z - delta / 2)), np.clip(r, -delta, delta), terms**2, terms,
+            np.where(z <= delta, r * r / 2, delta * (z - delta / 2)), np.clip(r, -delta, delta), terms**2, clipped,
         ),
         "smooth_l1": lambda: (
             np.where(z < delta, r * r / (2 * delta), z - delta / 2), np.clip(r / delta, -1, 1), terms + terms**2 / delta,
-            terms / delta,
+            clipped / delta,
         ),
     }[loss]()  # fmt: skip
     return [Exact(value, value_terms), Exact(slope, slope_terms)]

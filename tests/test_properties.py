@@ -107,6 +107,11 @@ def bits(t: Tensor) -> Tensor:
     return t.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
+def bits_of_numbers(t: Tensor) -> Tensor:
+    """One kind of nan: which of two a product of 16 bits is in PyTorch depends on where threads divide a tensor."""
+    return bits(t.masked_fill(t.isnan(), math.nan))
+
+
 @dataclass
 class Form:
     """How the operands are handed over: their leading dimensions, and whether W is a vector."""
@@ -253,10 +258,6 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
     are wanted, which are added up in another order where rows have gaps; operands stay as they are."""
     plain_problem = contiguous(problem)
     assume(not predictions_overflow(plain_problem))
-    # Weights of a mean below 1e-150 times losses and slopes may fall below the range before the sum of weights divides
-    # them; and one below 1e-308 has no reciprocal to multiply by, in PyTorch's gradients either.
-    total = float(extended(plain_problem)[-1].sum())
-    assume(settings.reduction != "mean" or not 0 < abs(total) < 1e-150)
     # Times an infinite weight, a residual of either sign is an inf of either sign or a nan; so is one whose slope is 0.
     tiny = of_either_sign(plain_problem) | (abs(residuals(plain_problem)[0]) < 1e-150)
     assume(not (tiny & np.isinf(extended(plain_problem)[-1])).any())
@@ -265,7 +266,8 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
     ours = results(fused_loss, problem, form, settings, wanted)
     torch.set_num_threads(1)
     for name, value in results(fused_loss, problem, form, settings, wanted).items():
-        assert torch.equal(bits(value), bits(ours[name])), f"{name}: other bits with other threads"
+        same = torch.equal(bits_of_numbers(value), bits_of_numbers(ours[name]))
+        assert same, f"{name}: other bits with other threads"
     twins = results(fused_loss, plain_problem, as_it_is, settings, wanted)
     plain = results(plain_loss, plain_problem, as_it_is, settings, wanted)
     of = (settings.loss, settings.delta)
@@ -314,22 +316,29 @@ def numbers(dtype: torch.dtype) -> st.SearchStrategy[float]:
     return st.sampled_from(SPECIAL + SPECIAL_IN_DOUBLE if width == 64 else SPECIAL) | st.floats(width=width)
 
 
+def weights(dtype: torch.dtype) -> st.SearchStrategy[float]:
+    """Of float64 problems those of float32: in double there is no wider type to weight losses and slopes in, and what
+    1e-300 times one of them, divided by a sum of weights, comes to depends on which of the two is first."""
+    return numbers(torch.float32 if dtype == torch.float64 else dtype)
+
+
 @given(st.data(), LOSS_SETTINGS, st.lists(st.booleans(), min_size=4, max_size=4))
 def test_special_values_among_others(data, settings, wanted):
     problem = data.draw(problems())
-    for t in vars(problem).values():
+    for name, t in vars(problem).items():
         if t is not None and t.numel() and data.draw(st.booleans()):
+            chosen = weights(t.dtype) if name == "weight" else numbers(t.dtype)
             for _ in range(data.draw(st.integers(1, 3))):
-                value = torch.tensor(data.draw(numbers(t.dtype)), dtype=torch.float64)
+                value = torch.tensor(data.draw(chosen), dtype=torch.float64)
                 t.view(-1)[data.draw(st.integers(0, t.numel() - 1))] = value
     problem = data.draw(layouts(problem))
     judge(problem, data.draw(forms(problem)), settings, wanted, cancels=True)
 
 
 @st.composite
-def tensors(draw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def tensors(draw, shape: tuple[int, ...], dtype: torch.dtype, of=numbers) -> Tensor:
     count = math.prod(shape)
-    values = draw(st.lists(numbers(dtype), min_size=count, max_size=count))
+    values = draw(st.lists(of(dtype), min_size=count, max_size=count))
     return torch.tensor(values, dtype=torch.float64).to(dtype).view(shape)
 
 
@@ -339,7 +348,8 @@ def test_any_numbers(data, settings, wanted):
     x, w = DTYPES[data.draw(st.sampled_from(list(DTYPES)))]
     problem = Problem(
         data.draw(tensors((n, d), x)), data.draw(tensors((k, d), w)), data.draw(tensors((n, k), x)),
-        data.draw(st.none() | tensors((k,), w)), data.draw(st.none() | tensors((n, k), x) | tensors((n,), x)),
+        data.draw(st.none() | tensors((k,), w)),
+        data.draw(st.none() | tensors((n, k), x, weights) | tensors((n,), x, weights)),
     )  # fmt: skip
     judge(problem, data.draw(forms(problem)), settings, wanted, cancels=True)
 
