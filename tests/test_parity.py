@@ -208,7 +208,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(70, 6, 2), (70, 40, 1), (70, 40, 3), (300, 40, 37)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 6, 2), (70, 40, 1), (70, 40, 3), (300, 40, 37), (3000, 1, 16)], ids=str)
 def test_layouts_give_the_bits_of_contiguous_operands(layout, shape, dtypes, device):
     problem = Problem.random(*shape, dtypes, weight="elements", device=device)
     strided = Problem(

@@ -54,9 +54,9 @@ const ProductRows& rows_of_this_machine() {
   }
 }
 
-// A matrix can be handed to a product as it lies.
+// A matrix can be handed to a product as it lies. Of a single column with gaps a product adds in another order.
 bool multiplies(const View& view, Dtype dtype, int64_t columns) {
-  return view.dtype == dtype && view.row_stride >= columns;
+  return view.dtype == dtype && (columns == 1 ? view.row_stride == 1 : view.row_stride >= columns);
 }
 
 // How a problem is cut up, and where in the workspace its parts lie.
