@@ -80,8 +80,20 @@ LINREG_DEVICE void exchange(const ResidentRun& call, int64_t step, const Lines& 
   const int part = thread_index() / line, i = thread_index() - part * line;
   if (part < parts.count) {
     double sum = 0;
-#pragma unroll 8
-    for (int block = part; block < blocks; block += parts.count) sum += published(lines + block * line + i);
+    // Asked for together and then added, since one answer takes as long as eight; instead of a block that there is not,
+    // one is asked again.
+    constexpr int kAtOnce = 8;
+    for (int first = part; first < blocks; first += kAtOnce * parts.count) {
+      double sums[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int block = first + u * parts.count;
+        sums[u] = published(lines + (block < blocks ? block : first) * line + i);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u)
+        if (first + u * parts.count < blocks) sum += sums[u];
+    }
     to[part * line + i] = sum;
   }
   sync_block();  // and added, but for the parts
