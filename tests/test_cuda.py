@@ -375,3 +375,16 @@ def test_a_run_that_a_loss_ends():
         first = linreg_ext.sgd_run_(x[:20], twin, y[:20], batch_size=10, lr=0.001)
         assert len(losses) == 3
         assert_same_bits([losses[:2], kept], [first, twin])
+
+
+def test_an_order_in_pinned_memory_that_changes_after_the_call():
+    """The stream may be behind, and comes to the copy when the order has become another."""
+    x, w, y, *_ = vars(make((257, 20, 1))).values()
+    order = torch.randperm(len(x))
+    expected, found = w.clone(), w.clone()
+    linreg_ext.sgd_run_(x, expected, y, order=order, batch_size=16, lr=0.001)
+    order = order.pin_memory()
+    torch.cuda._sleep(100_000_000)  # clocks: some 50 ms
+    linreg_ext.sgd_run_(x, found, y, order=order, batch_size=16, lr=0.001)
+    order.zero_()
+    assert_same_bits([found], [expected])

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "run_steps.h"
 
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 
 #include "../math/convert.h"
@@ -96,7 +98,10 @@ void set_rate(Sgd& sgd, const at::Tensor& rates, int64_t i) {
 
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {
   if (tensor.device() == device) return tensor;
-  return tensor.pin_memory().to(device, /*non_blocking=*/true);  // from memory that pages, a copy waits for the stream
+  // From memory that pages, a copy waits for the stream; and in memory that is pinned already, the numbers may be
+  // others by the time the stream has come to the copy.
+  const auto pinned = at::empty(tensor.sizes(), tensor.options().pinned_memory(true)).copy_(tensor);
+  return pinned.to(device, /*non_blocking=*/true);
 }
 
 namespace {
