@@ -3,6 +3,7 @@
 
 import itertools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -388,3 +389,15 @@ def test_an_order_in_pinned_memory_that_changes_after_the_call():
     linreg_ext.sgd_run_(x, found, y, order=order, batch_size=16, lr=0.001)
     order.zero_()
     assert_same_bits([found], [expected])
+
+
+def test_threads_whose_runs_need_different_amounts_of_shared_memory():
+    """Fails with an invalid argument where one thread takes from a kernel what another is about to launch it with."""
+    runs = [Run(make((rows, 16, 1))) for rows in (1000, 3000)]
+
+    def repeat(run):
+        for _ in range(300):
+            run()
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(repeat, runs))

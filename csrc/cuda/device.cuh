@@ -271,11 +271,15 @@ cudaError_t allow_cluster(void (*kernel)(Parameters...), int cluster) {
 
 constexpr int kSharedUnasked = 48 << 10;
 
-// More shared memory than this has to be asked for, too.
+// More shared memory than this has to be asked for, too. All that there is: what is asked for is the kernel's from then
+// on, for whoever launches it, and another thread may be about to launch it with more than this one needs.
 template <class... Parameters>
 cudaError_t allow_shared(void (*kernel)(Parameters...), int bytes) {
   if (bytes <= kSharedUnasked) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return error == cudaSuccess ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) : error;
 }
 
 template <class... Parameters>
