@@ -453,7 +453,8 @@ def sgd_run(
     start, number = (5e-8, 1e-9) if tensors[0].device.type == "cpu" else (5e-6, 4e-12)
     seconds = start + number * max(1, rows) * (tensors[1].numel() + 1)  # of a step, about
     count = end - begin
-    if count * seconds > _FIRST_STRETCH:
+    captured = tensors[0].device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if count * seconds > _FIRST_STRETCH and not captured:  # into a graph, which cannot wait
         count = max(1, int(_FIRST_STRETCH / seconds))
     while True:
         stop = min(end, begin + count)

@@ -356,6 +356,18 @@ def test_graph_of_a_run(shape):
     assert_same_bits(captured.results(), plain.results())
 
 
+def test_graph_of_a_run_that_otherwise_waits_for_the_device():
+    """One in stretches would look at what the first has done, which ends the capture."""
+    x, w, y, *_ = vars(make((50, 3, 1))).values()
+    plain, captured = w.clone(), w.clone()
+    losses = linreg_ext.sgd_run_(x, plain, y, epochs=5000, lr=0.001)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = linreg_ext.sgd_run_(x, captured, y, epochs=5000, lr=0.001)
+    graph.replay()
+    assert_same_bits([found, captured], [losses, plain])
+
+
 def test_a_row_that_an_order_on_the_device_names_and_there_is_not():
     for n, d in ((50, 3), (3000, 100), (50, 300)):  # of one block, of a cluster, and gathered
         x, w, y, *_ = vars(make((n, d, 1))).values()
