@@ -127,6 +127,15 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise NotImplementedError("enters a grad mode, inference_mode or autocast, which torch.fx does not record")
+        return super().create_node(*args, **kwargs)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
@@ -140,6 +149,12 @@ class _Tracer(fx.Tracer):
         if not held:  # it would become a constant, and an attribute of the module
             raise NotImplementedError("uses a tensor that is neither a parameter nor a buffer of it")
         return super().create_arg(a)
+
+
+def _modes() -> tuple[Any, ...]:
+    """What decides beside its arguments what an operation does, and whether its gradient is recorded."""
+    autocast = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
 def _require_traceable(module: nn.Module) -> None:
@@ -158,7 +173,7 @@ def _trace(module: nn.Module) -> fx.Graph:
         _require_traceable(module)
         graphs = []
         for training in (not module.training, module.training):
-            with _as_it_was(module):
+            with _as_it_was(module), torch.enable_grad():
                 module.train(training)
                 graphs.append(_Tracer().trace(module))
     except NotImplementedError as error:

@@ -176,6 +176,35 @@ class Counts(Network):
         return F.mse_loss(self.head(self.body(x)), y)
 
 
+class Teacher(Network):
+    def forward(self, x, y):
+        with torch.no_grad():
+            aim = self.body(y)
+        return F.mse_loss(self.head(self.body(x)), aim)
+
+
+class FrozenBody(Network):
+    @torch.no_grad()
+    def features(self, x):
+        return self.body(x)
+
+    def forward(self, x, y):
+        return F.mse_loss(self.head(self.features(x)), y)
+
+
+class FrozenInEvaluation(Network):
+    def forward(self, x, y):
+        with torch.set_grad_enabled(self.training):
+            return F.mse_loss(self.head(self.body(x)), y)
+
+
+class Autocast(Network):
+    def forward(self, x, y):
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction = self.head(self.body(x))
+        return F.mse_loss(prediction, y)
+
+
 class Random(Network):
     def forward(self, x, y):
         return F.mse_loss(self.head(self.body(x * torch.rand(()).item())), y)
@@ -232,6 +261,10 @@ REFUSED = {
     "by training mode": (ByMode, "ByMode computes something else in evaluation mode"),
     "in place": (InPlace, "InPlace works in place"),
     "counting": (Counts, "Counts changes its `calls`"),
+    "a target without gradient": (Teacher, "Teacher enters a grad mode"),
+    "features without gradient": (FrozenBody, "FrozenBody enters a grad mode"),
+    "gradients by training mode": (FrozenInEvaluation, "FrozenInEvaluation enters a grad mode"),
+    "autocast of its own": (Autocast, "Autocast enters a grad mode, inference_mode or autocast"),
     "random": (Random, "Random draws random numbers"),
     "a constant": (Constant, "Constant uses a tensor that is neither a parameter nor a buffer"),
     "prediction returned": (Both, "the output of `head` is used by more than the loss"),
