@@ -189,6 +189,8 @@ def _trace(module: nn.Module) -> fx.Graph:
 def _as_it_was(module: nn.Module) -> Iterator[None]:
     """Undo what tracing does to a module, and raise if that is more than to pass through it."""
     states = [(m, dict(vars(m)), m.training) for m in module.modules()]
+    holders = [(name, v) for _, before, _ in states for name, v in before.items() if isinstance(v, (list, dict, set))]
+    contents = [(name, holder, copy.copy(holder), _held(holder)) for name, holder in holders]
     generator = torch.get_rng_state()
     changed = ""
     try:
@@ -203,8 +205,18 @@ def _as_it_was(module: nn.Module) -> Iterator[None]:
             vars(m).clear()
             vars(m).update(before)
             m.training = training
+        for name, holder, before, held in contents:
+            if _held(holder) != held:
+                changed = name
+                holder.clear()
+                (holder.extend if isinstance(holder, list) else holder.update)(before)
     if changed:
         raise NotImplementedError(f"changes its `{changed}`")
+
+
+def _held(holder: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:
+    """What is in a container, by identity."""
+    return [*map(id, holder), *map(id, holder.values() if isinstance(holder, dict) else ())]
 
 
 def _loss(module: nn.Module, node: fx.Node) -> tuple[str, tuple[Any, Any], dict[str, Any]] | None:

@@ -176,6 +176,17 @@ class Counts(Network):
         return F.mse_loss(self.head(self.body(x)), y)
 
 
+class Remembers(Network):
+    def __init__(self):
+        super().__init__()
+        self.log, self.last = [], {}
+
+    def forward(self, x, y):
+        self.log.append(self.body(x))
+        self.last["x"] = x
+        return F.mse_loss(self.head(self.log[-1]), y)
+
+
 class Teacher(Network):
     def forward(self, x, y):
         with torch.no_grad():
@@ -261,6 +272,7 @@ REFUSED = {
     "by training mode": (ByMode, "ByMode computes something else in evaluation mode"),
     "in place": (InPlace, "InPlace works in place"),
     "counting": (Counts, "Counts changes its `calls`"),
+    "remembering": (Remembers, "Remembers changes its `l(og|ast)`"),
     "a target without gradient": (Teacher, "Teacher enters a grad mode"),
     "features without gradient": (FrozenBody, "FrozenBody enters a grad mode"),
     "gradients by training mode": (FrozenInEvaluation, "FrozenInEvaluation enters a grad mode"),
@@ -294,6 +306,15 @@ def test_what_is_refused_is_named_and_left_alone(module):
     for name, m in original.named_modules():
         assert vars(m).keys() == before[name].keys()
         assert all(vars(m)[key] is value for key, value in before[name].items())
+
+
+def test_what_a_forward_would_keep_is_taken_out_again():
+    original = Remembers()
+    original.log.append("earlier")
+    with pytest.raises(NotImplementedError, match="Remembers changes its"):
+        fuse(original)
+    assert original.log == ["earlier"]
+    assert original.last == {}
 
 
 def test_a_module_is_needed():
