@@ -365,9 +365,13 @@ def test_cuda_fits_as_the_cpu_does() -> None:
     torch.testing.assert_close(on_cuda.weight, on_cpu.weight, rtol=1e-4, atol=1e-5)
 
 
-def test_huge_numbers_are_fine_when_standardised() -> None:
-    table("huge.csv", "a,y\n" + "".join(f"{i}e200,{2 * i}e-200\n" for i in range(1, 9)))
+@pytest.mark.parametrize("unit", ["e-200", "", "e200"])
+def test_huge_and_tiny_numbers_are_fine_when_standardised(unit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table("huge.csv", "a,y\n" + "".join(f"{i}{unit},{i + i % 2}{unit}\n" for i in range(1, 9)))
     assert run("fit", "huge.csv", "--val-fraction", 0) == 0
+    name, r2, rmse = capsys.readouterr().out.splitlines()[-3].split()
+    assert (name, r2) == ("y", "0.9524")  # least squares: 1 - 1/21
+    assert float(rmse) == pytest.approx(float(f"0.488{unit}"), rel=1e-3)  # √(5/21)
 
 
 def test_ctrl_c_leaves_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,12 +66,14 @@ def fit(args: argparse.Namespace) -> None:
 
 def _scores(problem: Problem, predicted: Tensor) -> list[Scores]:
     scores = []
+    largest = problem.y.abs().amax(0)  # squares of numbers about 1 neither overflow nor vanish
+    actual, predicted = problem.y / largest, predicted / largest
     for part, rows in (("training", ~problem.held_out), ("validation", problem.held_out)):
         if rows.any():
-            squared = (problem.y[rows] - predicted[rows]).square().mean(0)
-            variance = problem.y[rows].var(0, correction=0)
+            squared = (actual[rows] - predicted[rows]).square().mean(0)
+            variance = actual[rows].var(0, correction=0)
             r2 = torch.where(variance > 0, 1 - squared / variance, torch.nan)
-            scores.append(Scores(part, r2.tolist(), squared.sqrt().tolist()))
+            scores.append(Scores(part, r2.tolist(), (squared.sqrt() * largest).tolist()))
     return scores
 
 
