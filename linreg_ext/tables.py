@@ -10,6 +10,7 @@ import csv
 import itertools
 import math
 import os
+import re
 import unicodedata
 import zipfile
 import zlib
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 _LONGEST_LINE = 1 << 26  # characters: two million numbers as long as numbers get
+_ROW_LABELS = re.compile(r"__index_level_\d+__")  # what pandas calls an index without a name in a Parquet file
 
 
 class TableError(ValueError):
@@ -63,7 +65,7 @@ def read_table(path: str | os.PathLike[str]) -> Table:
 
     - ``.csv``, ``.tsv``: UTF-8 text. A first row of numbers is data and the columns are x0, x1, …; any other
       first row holds the columns' names.
-    - ``.parquet``: columns of numbers (needs pyarrow).
+    - ``.parquet``: columns of numbers (needs pyarrow); pandas' index, where it has no name, is no column.
     - ``.npy``: a 2-D array, or a 1-D structured array whose fields are the columns.
     - ``.npz``: one 1-D array a column, or one 2-D array.
 
@@ -200,11 +202,12 @@ def _read_parquet(path: Path) -> tuple[tuple[str, ...], Tensor]:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             _distinct(path, tuple(schema.names))
+            labels = [name for name in schema.names if _ROW_LABELS.fullmatch(name)]
             for name, kind in zip(schema.names, schema.types, strict=True):
-                if not any(is_number(kind) for is_number in numbers):
+                if name not in labels and not any(is_number(kind) for is_number in numbers):
                     raise TableError(f"{path}, column '{name}': expected numbers, got {kind}")
             _require_memory(path, 8 * file.metadata.num_rows * len(schema.names))
-            table = file.read()
+            table = file.read().drop_columns(labels)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise TableError(f"{path}: expected a Parquet file ({first_line(error)})") from None
     for name, column in zip(table.column_names, table.columns, strict=True):

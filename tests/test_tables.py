@@ -93,6 +93,19 @@ def test_parquet_tables(tmp_path: Path) -> None:
     assert table.values.tolist() == [[2.0**60, 0.5, 1, 1.25], [-1, 0.25, 0, -7]]
 
 
+def test_pandas_row_labels_are_no_column(tmp_path: Path) -> None:
+    """Fails where a filtered or sorted DataFrame's old row numbers become a column, and the last: fit's target."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    for labels in ([7, 3], ["x", "y"]):
+        columns = {"a": [1.5, 2.5], "b": [3, 4], "__index_level_0__": labels, "__index_level_1__": labels}
+        parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+        table = read_table(tmp_path / "t.parquet")
+        assert table.columns == ("a", "b")
+        assert table.values.tolist() == [[1.5, 3], [2.5, 4]]
+
+
 def test_bad_parquet_tables(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
