@@ -239,6 +239,9 @@ def _read_npz(path: Path) -> tuple[tuple[str, ...], Tensor]:
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
+            if file.read(2) not in (b"\x93N", b"PK", b""):  # NumPy's words would be advice to unpickle it
+                raise ValueError("another kind of file")
+            file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return loaded

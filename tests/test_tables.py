@@ -169,7 +169,8 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("t.xlsx", "PK", "expected one of the suffixes .csv, .tsv, .parquet, .npy, .npz, got '.xlsx'"),
         ("t", "1,2\n", "got none"),
         ("t.npy", "", "expected NumPy arrays of numbers"),
-        ("t.npy", b"\x80\x04K\x01.", "expected NumPy arrays of numbers"),
+        ("t.npy", b"\x80\x04K\x01.", "expected NumPy arrays of numbers (another kind of file)"),
+        ("t.npz", "no archive", "expected NumPy arrays of numbers (another kind of file)"),
         ("t.npz", b"PK\x03\x04 cut off", "expected NumPy arrays of numbers"),
         (
             "t.csv",
