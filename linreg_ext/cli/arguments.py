@@ -55,10 +55,10 @@ def _add_command(
 
 
 def _add_fit(commands: Any) -> None:
-    whole = _ranged(int, lambda n: 0 < n < 2**31, "a whole number > 0")
+    whole = _ranged(int, lambda n: 0 < n < 2**31, "a whole number > 0 and < 2^31")
     positive = _ranged(float, lambda v: 0 < v < math.inf, "a number > 0")
     not_negative = _ranged(float, lambda v: 0 <= v < math.inf, "a number >= 0")
-    natural = _ranged(int, lambda n: 0 <= n < 2**63, "a whole number >= 0")
+    natural = _ranged(int, lambda n: 0 <= n < 2**63, "a whole number >= 0 and < 2^63")
     below_one = _ranged(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
     summary = "Fit a linear model to a table by SGD; write its weights, history and plot."
     add = _add_command(commands, "fit", fit, summary, "fit houses.csv --target price --out runs/houses").add_argument
