@@ -39,9 +39,10 @@ class _LinearRegressionLoss(nn.Module):
         """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in the function."""
         linear = self.linear
         if type(linear) is not nn.Linear or has_hooks(linear) or "forward" in linear.__dict__:
+            own = " with hooks" if has_hooks(linear) else " with its own" if "forward" in linear.__dict__ else ""
             raise RuntimeError(
                 f"{type(self).__name__}: linear must be an nn.Linear without hooks, parametrizations or a forward of "
-                f"its own, got {type(linear).__name__}; apply the loss to predict(input) instead"
+                f"its own, got {type(linear).__name__}{own}; apply the loss to predict(input) instead"
             )
         return self._loss(
             input, linear.weight, target, linear_bias=linear.bias, weight=weight, reduction=self.reduction
