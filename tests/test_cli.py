@@ -286,7 +286,10 @@ BAD = [
     ("fit good.csv --lr 2 --epochs 5 --momentum 0", "training diverges: the loss went from"),
     ("fit good.csv --out good.csv/run", "good.csv is not a folder)"),
     ("fit good.csv --out good.csv", "--out good.csv: expected a folder, got a file"),
-    ("fit good.csv --out mine", "--out mine: is a folder of something else than an earlier fit"),
+    (
+        "fit good.csv --out mine",
+        "--out mine: is a folder of something else than an earlier fit (it holds 'notes.txt'), and",
+    ),
     ("fit good.csv --out .", "--out .: is a folder of something else than an earlier fit"),
     ("fit good.csv --epochs 0", "argument --epochs: expected a whole number > 0 and < 2^31, got '0'"),
     ("fit good.csv --epochs -3", "argument --epochs: expected a whole number > 0 and < 2^31, got '-3'"),

@@ -40,7 +40,11 @@ def require_writable(place: Path, table: Path) -> None:
         (scratch if entry.name.startswith(_SCRATCH) else names).add(entry.name)
     of_a_fit = names & {HISTORY, CHECKPOINT} or scratch  # that one left which was killed
     if names and not (names <= _NAMES and of_a_fit):
-        raise CommandError(f"--out {place}: is a folder of something else than an earlier fit, and is left as it is")
+        other = min(names - _NAMES or names)
+        raise CommandError(
+            f"--out {place}: is a folder of something else than an earlier fit (it holds {other!r}), "
+            "and is left as it is"
+        )
     if table.parent.samefile(place) or table.resolve().parent.samefile(place):
         raise CommandError(f"--out {place}: the table {table} lies in it and would be lost")
 
