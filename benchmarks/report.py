@@ -100,8 +100,8 @@ def _losses(cases: list[Case]) -> str:
             gain = f"{_gain(ratio)} as fast ({duration(_seconds(row))})"
             lines.append(f"{_label(best)}, where {row['variant']} is {gain}")
     if not lines:
-        return "No peer is more than 5 % faster on any of these lines."
-    return f"**Where it loses**, by more than 5 % to the fastest peer: {'; '.join(lines)}."
+        return "No peer is more than 5 % faster than the fastest way in."
+    return f"**Where it loses** by its fastest way in, by more than 5 % to the fastest peer: {'; '.join(lines)}."
 
 
 def _memory(cases: list[Case]) -> str:
