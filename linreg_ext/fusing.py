@@ -77,7 +77,7 @@ def fuse(module: nn.Module) -> fx.GraphModule:
             loss = _loss(module, node)
             if loss is not None:
                 kind, operands, options = loss
-                pairs.append((node, kind, options, *_layer(module, operands)))
+                pairs.append((node, kind, options, *_layer(module, node, operands)))
         except _NoPair as reason:
             reasons.append(str(reason))
     if not pairs:
@@ -240,7 +240,7 @@ def _loss(module: nn.Module, node: fx.Node) -> tuple[str, tuple[Any, Any], dict[
     return kind, (given["input"], given["target"]), options
 
 
-def _layer(module: nn.Module, operands: tuple[Any, Any]) -> tuple[fx.Node, fx.Node, fx.Node, bool]:
+def _layer(module: nn.Module, loss: fx.Node, operands: tuple[Any, Any]) -> tuple[fx.Node, fx.Node, fx.Node, bool]:
     """The operand that a linear layer gives, the other one, the layer, and whether its last dimension is dropped."""
     reason = "no operand of the loss is the output of an nn.Linear"
     for prediction, target in (operands, operands[::-1]):
@@ -268,9 +268,25 @@ def _layer(module: nn.Module, operands: tuple[Any, Any]) -> tuple[fx.Node, fx.No
             reason = f"the output of `{layer.name}` is used by more than the loss"
         elif drops and outputs != 1:
             reason = f"`{layer.name}` has not one output, whose dimension could be dropped"
+        elif changing := next((n for n in _between(layer, loss) if _is_in_place(module, n)), None):
+            reason = f"`{changing.name}` may change what went into `{layer.name}` before the loss"
         else:
             return prediction, target, layer, drops
     raise _NoPair(reason)
+
+
+def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
+    while (first := first.next) is not last:
+        yield first
+
+
+def _is_in_place(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a node writes to a tensor that was there before it."""
+    if node.op == "call_module":
+        return getattr(module.get_submodule(node.target), "inplace", False)
+    name = getattr(node.target, "__name__", node.target)
+    in_place = name.endswith("_") or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+    return in_place and node.op in ("call_function", "call_method")
 
 
 def _replace(

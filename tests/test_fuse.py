@@ -237,6 +237,34 @@ class Activated(Network):
         return F.mse_loss(torch.relu(self.head(self.body(x))), y)
 
 
+class ChangesFeatures(Network):
+    """Adds to what went into the head, which has read it by then, before the loss."""
+
+    change = staticmethod(lambda h: h.add_(1))
+
+    def forward(self, x, y):
+        h = self.body(x)
+        prediction = self.head(h)
+        return self.change(h).mean() + F.mse_loss(prediction, y)
+
+
+class ChangesByFunction(ChangesFeatures):
+    change = staticmethod(lambda h: F.relu(h, inplace=True))
+
+
+class ChangesByModule(ChangesFeatures):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def change(self, h):
+        return self.act(h)
+
+
+class ChangesOut(ChangesFeatures):
+    change = staticmethod(lambda h: torch.neg(h, out=h))
+
+
 class DropsOneOfTwo(Network):
     def forward(self, x, y):
         return F.mse_loss(self.head(self.body(x))[..., 0], y[:, 0])
@@ -281,6 +309,10 @@ REFUSED = {
     "a constant": (Constant, "Constant uses a tensor that is neither a parameter nor a buffer"),
     "prediction returned": (Both, "the output of `head` is used by more than the loss"),
     "an activation between": (Activated, "no operand of the loss is the output of an nn.Linear"),
+    "features changed": (ChangesFeatures, "`add_` may change what went into `head` before the loss"),
+    "features changed by a function": (ChangesByFunction, "`relu` may change what went into `head`"),
+    "features changed by a module": (ChangesByModule, "`act` may change what went into `head`"),
+    "features overwritten": (ChangesOut, "`neg` may change what went into `head`"),
     "one of two outputs": (DropsOneOfTwo, "`head` has not one output"),
     "legacy options": (Legacy, "F.mse_loss is given a size_average"),
     "another loss": (CrossEntropy, "there is no regression loss in its forward"),
