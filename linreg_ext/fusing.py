@@ -284,9 +284,13 @@ def _is_in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node writes to a tensor that was there before it."""
     if node.op == "call_module":
         return getattr(module.get_submodule(node.target), "inplace", False)
+    if node.op not in ("call_function", "call_method") or getattr(node.target, "__module__", "") == "_operator":
+        return False  # `and_` is no method that ends in an underscore
+    given = node.kwargs
+    if inspect.isfunction(node.target):
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
     name = getattr(node.target, "__name__", node.target)
-    in_place = name.endswith("_") or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
-    return in_place and node.op in ("call_function", "call_method")
+    return name.endswith("_") or bool(given.get("inplace")) or given.get("out") is not None
 
 
 def _replace(

@@ -38,6 +38,14 @@ class Weighted(Network):
         return F.mse_loss(input=self.head(input=self.body(x)), target=y, weight=x.detach()[:, :2].abs()) * 3
 
 
+class Masked(Network):
+    """By `and_`, which changes nothing in place, though its name ends as if it did."""
+
+    def forward(self, x, y):
+        prediction = self.head(self.body(x))
+        return F.mse_loss(prediction, y, weight=((y > -1) & (y < 1)).to(y.dtype) + 1)
+
+
 class OneOutput(Network):
     def forward(self, x, y):
         return F.l1_loss(self.head(self.body(x)).squeeze(-1), y[:, 0], reduction="sum")
@@ -75,6 +83,7 @@ MODULES = {  # and how many pairs they have
     "SmoothL1Loss": (lambda: Network(nn.SmoothL1Loss(beta=0.2), bias=False), 1),
     "swapped": (Swapped, 1),
     "weighted": (Weighted, 1),
+    "masked": (Masked, 1),
     "one output": (lambda: OneOutput(k=1), 1),
     "penalised": (Penalised, 1),
     "in a submodule": (Inner, 1),
@@ -252,6 +261,10 @@ class ChangesByFunction(ChangesFeatures):
     change = staticmethod(lambda h: F.relu(h, inplace=True))
 
 
+class ChangesByPosition(ChangesFeatures):
+    change = staticmethod(lambda h: F.relu(h, True))
+
+
 class ChangesByModule(ChangesFeatures):
     def __init__(self):
         super().__init__()
@@ -311,6 +324,7 @@ REFUSED = {
     "an activation between": (Activated, "no operand of the loss is the output of an nn.Linear"),
     "features changed": (ChangesFeatures, "`add_` may change what went into `head` before the loss"),
     "features changed by a function": (ChangesByFunction, "`relu` may change what went into `head`"),
+    "features changed by position": (ChangesByPosition, "`relu` may change what went into `head`"),
     "features changed by a module": (ChangesByModule, "`act` may change what went into `head`"),
     "features overwritten": (ChangesOut, "`neg` may change what went into `head`"),
     "one of two outputs": (DropsOneOfTwo, "`head` has not one output"),
