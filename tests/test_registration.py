@@ -108,12 +108,30 @@ def test_the_direct_entry_sees_transforms_and_subclasses():
     assert isinstance(loss, FakeTensor)
 
 
-def test_the_direct_entry_does_not_dispatch_plain_tensors():
-    p = Problem.random(9, 5, 2, DTYPES["float32"])
-    with torch.profiler.profile(acc_events=True) as profile:
-        OPS.linear_loss(p.input, p.linear_weight, p.target, None, None, "mse", 1.0, "mean")
-        linreg_ext.sgd_step_(p.input, p.linear_weight, p.target, lr=0.1)
-    assert [event.key for event in profile.key_averages() if "linreg_ext" in event.key] == ["linreg_ext::linear_loss"]
+def test_what_is_not_dispatched_is_profiled_all_the_same():
+    """Only what the dispatcher calls has its operands' shapes told."""
+    x, w, y, *_ = vars(Problem.random(9, 5, 2, DTYPES["float32"])).values()
+    layer = torch.nn.Linear(5, 2)
+    step = linreg_ext.make_train_step(layer, torch.nn.MSELoss(), torch.optim.SGD(layer.parameters(), lr=0.1))
+    step(x, y)  # plans the next ones
+    ways = {
+        "sgd_step_": lambda: (linreg_ext.sgd_step_(x, w, y, lr=0.1), step(x, y)),
+        "sgd_run_": lambda: linreg_ext.sgd_run_(x, w, y, lr=0.1, epochs=2),
+        "linear_loss": lambda: linreg_ext.linear_mse_loss(x, w, y),
+        "linear_loss_grads": lambda: linreg_ext.linear_mse_loss(x, layer.weight, y),
+    }
+    with torch.profiler.profile(record_shapes=True, acc_events=True) as profile:
+        for way in ways.values():
+            way()
+        OPS.linear_loss(x, w, y, None, None, "mse", 1.0, "mean")
+    shapes = {name: [e.input_shapes for e in profile.events() if e.name == f"linreg_ext::{name}"] for name in ways}
+    dispatched = [[9, 5], [2, 5], [9, 2], [], [], [], [], []]
+    assert shapes == {
+        "sgd_step_": [[], []],
+        "sgd_run_": [[]],
+        "linear_loss": [[], dispatched],
+        "linear_loss_grads": [[]],
+    }
 
 
 def test_version_counters_are_bumped_by_op_and_direct_entry(device):

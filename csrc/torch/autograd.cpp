@@ -200,7 +200,9 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
   {
     std::optional<pybind11::gil_scoped_release> released;
     if (takes_long(operands)) released.emplace();
-    value = (differentiable ? differentiable_loss : linear_loss)(operands, loss, delta, reduction);
+    value = recorded(differentiable ? "linreg_ext::linear_loss_grads" : "linreg_ext::linear_loss", [&] {
+      return (differentiable ? differentiable_loss : linear_loss)(operands, loss, delta, reduction);
+    });
   }
   return THPVariable_Wrap(std::move(value));
   END_HANDLE_TH_ERRORS

@@ -113,7 +113,9 @@ PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   {
     std::optional<pybind11::gil_scoped_release> released;
     if (!direct || takes_long(operands)) released.emplace();
-    value = (direct ? torch_ops::sgd_step : sgd_step_dispatched)(operands, loss, delta, reduction, sgd);
+    const auto step = [&] { return torch_ops::sgd_step(operands, loss, delta, reduction, sgd); };
+    value =
+        direct ? recorded("linreg_ext::sgd_step_", step) : sgd_step_dispatched(operands, loss, delta, reduction, sgd);
   }
   return THPVariable_Wrap(std::move(value));
   END_HANDLE_TH_ERRORS
@@ -156,7 +158,7 @@ PyObject* sgd_run_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   {
     const pybind11::gil_scoped_release released;
     if (direct) {
-      results = call(sgd_run_op);
+      results = recorded("linreg_ext::sgd_run_", [&] { return call(sgd_run_op); });
     } else {
       static const auto op =
           c10::Dispatcher::singleton().findSchemaOrThrow("linreg_ext::sgd_run_", "").typed<decltype(sgd_run_op)>();

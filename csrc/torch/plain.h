@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
@@ -28,6 +29,13 @@ inline bool plain(std::initializer_list<const at::Tensor*> tensors) {
     if (!backend_of(tensor->device().type())) return false;
   }
   return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;  // operator- would leave the bits of the devices
+}
+
+// Computes, and tells torch.profiler so, as the dispatcher does when it calls an operator.
+template <class Compute>
+auto recorded(const char* op, const Compute& compute) {
+  RECORD_FUNCTION(op, c10::ArrayRef<const c10::IValue>());
+  return compute();
 }
 
 constexpr int64_t kLongWork = 1 << 16;  // products, some 10 µs, from which other Python threads should not have to wait

@@ -289,7 +289,8 @@ at::Tensor planned_step(const Plan& plan, PyObject* optimizer, const at::Tensor&
     if (find_overlap(operands, sgd)) return {};
     std::optional<pybind11::gil_scoped_release> released;
     if (takes_long(operands)) released.emplace();
-    return sgd_step(operands, plan.loss, plan.delta, plan.reduction, sgd);
+    return recorded("linreg_ext::sgd_step_",
+                    [&] { return sgd_step(operands, plan.loss, plan.delta, plan.reduction, sgd); });
   }
 }
 
