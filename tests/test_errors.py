@@ -304,5 +304,39 @@ def test_fit_refuses_bad_options():
         arguments = {"num_epochs": 1, "model": model, "loss_fn": nn.MSELoss(), "opt": opt, "train_dl": batch, **options}
         with pytest.raises(ValueError, match=words):
             linreg_ext.fit(**arguments)
+    with pytest.raises(ValueError, match=r"fit: a loader must yield \(input, target\) pairs, got 3 items"):
+        linreg_ext.fit(1, model, nn.MSELoss(), opt, batch, val_dl=[(1, 2, 3)])
     with pytest.raises(RuntimeError, match=r"sgd_step_: target must have shape \[2, 1\], got \[2\]"):
         linreg_ext.fit(1, model, nn.MSELoss(), opt, [(torch.ones(2, 1), torch.ones(2))])
+
+
+def test_evaluate_refuses_what_fit_refuses():
+    model, batch = nn.Linear(1, 2).eval(), (torch.ones(3, 1), torch.ones(3, 2))
+    for item, got in (((*batch, 1), "3 items"), (batch[0], "Tensor")):
+        with pytest.raises(ValueError, match=rf"evaluate: a loader must yield \(input, target\) pairs, got {got}"):
+            linreg_ext.evaluate(model.train(), nn.MSELoss(), [item])
+        assert model.training
+
+
+@pytest.mark.filterwarnings("ignore:eager")
+def test_a_loss_that_is_not_one_number():
+    model, batch = nn.Linear(1, 2), (torch.ones(3, 1), torch.ones(3, 2))
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    unreduced, before = nn.MSELoss(reduction="none"), model.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"evaluate: the loss must be one number, got shape \[3, 2\]"):
+        linreg_ext.evaluate(model, unreduced, [batch])
+    for on_divergence in ("stop", "continue"):
+        with pytest.raises(ValueError, match=r"step: the loss must be one number, got shape \[3, 2\]"):
+            linreg_ext.fit(1, model, unreduced, opt, [batch], on_divergence=on_divergence)
+    assert torch.equal(model.weight, before)
+    assert model.weight.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:eager")
+def test_a_loss_of_one_element_is_one_number():
+    model, loader = nn.Linear(1, 2), [(torch.ones(3, 1), torch.ones(3, 2)), (torch.ones(2, 1), torch.zeros(2, 2))]
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    one_element = lambda prediction, y: (prediction - y).square().mean().reshape(1, 1)  # noqa: E731
+    mean = linreg_ext.evaluate(model, nn.MSELoss(), loader)
+    assert linreg_ext.evaluate(model, one_element, loader) == mean
+    assert linreg_ext.fit(2, model, one_element, opt, loader).step_loss.shape == (4,)

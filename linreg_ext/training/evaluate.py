@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ def evaluate(
     Returns:
         The mean over all rows, so that a short last batch counts by its size; nan if there are none.
 
+    Raises:
+        ValueError: `dataloader` yields something else than pairs, or the loss of a batch is not one number.
+
     Equivalent to:
         ``model.eval()``, then under ``torch.no_grad()`` the sum over batches of ``len(x) * loss_fn(model(x), y)``, by
         the number of rows.
@@ -38,8 +41,10 @@ def evaluate(
     rows: list[int] = []
     try:
         with torch.no_grad():
-            for x, y in dataloader:
-                losses.append(loss_fn(model(x), y).detach())
+            for x, y in pairs("evaluate", dataloader):
+                loss = loss_fn(model(x), y)
+                require_one_number("evaluate", loss)
+                losses.append(loss.detach())
                 rows.append(len(x))
     finally:
         for module, training in modes:
@@ -47,10 +52,26 @@ def evaluate(
     return mean_over_rows(losses, rows, summed)
 
 
+def pairs(op: str, dataloader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a loader yields, which must be pairs."""
+    for batch in dataloader:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+            raise ValueError(f"{op}: a loader must yield (input, target) pairs, got {got}")
+        x, y = batch
+        yield x, y
+
+
+def require_one_number(op: str, loss: Tensor) -> None:
+    """Raise unless the loss of a batch is reduced."""
+    if loss.numel() != 1:
+        raise ValueError(f"{op}: the loss must be one number, got shape {list(loss.shape)}")
+
+
 def mean_over_rows(losses: list[Tensor], rows: list[int], summed: bool) -> float:
     """The mean over rows of batch losses that are means (or, if `summed`, sums) over their own rows."""
     if sum(rows) == 0:
         return float("nan")
-    values = torch.stack(losses).double().cpu()
+    values = torch.stack(losses).flatten().double().cpu()
     weights = torch.ones(len(rows), dtype=torch.float64) if summed else torch.tensor(rows, dtype=torch.float64)
     return float(values @ weights) / sum(rows)

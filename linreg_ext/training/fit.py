@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .early_stopping import EarlyStopping
 from .epochs import Residents, fused_epochs
-from .evaluate import evaluate
+from .evaluate import evaluate, pairs
 from .history import History
 from .recorder import Recorder
 from .train_step import TrainStep
@@ -65,7 +65,8 @@ def fit(
         The :class:`History` of the run.
 
     Raises:
-        ValueError: num_epochs, log_every, on_divergence or patience is out of range.
+        ValueError: num_epochs, log_every, on_divergence or patience is out of range; a loader yields something else
+            than pairs, or the loss of a batch is not one number.
         DivergenceError: see `on_divergence`.
 
     Equivalent to:
@@ -174,11 +175,7 @@ def _progress_bar(num_epochs: int, progress: bool | None) -> Any:
 
 
 def _batches(dataloader: Iterable[tuple[Tensor, Tensor]], device: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in dataloader:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-            raise ValueError(f"fit: a loader must yield (input, target) pairs, got {got}")
-        x, y = batch
+    for x, y in pairs("fit", dataloader):
         yield (x, y) if device is None else (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
 
 

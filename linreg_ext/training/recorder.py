@@ -132,7 +132,7 @@ class Recorder:
     def _read_steps(self) -> None:
         losses, rates = [step[0] for step in self._steps], [float(step[2]) for step in self._steps]
         self._add_read(
-            torch.stack(losses).double().cpu() if losses else torch.empty(0, dtype=torch.float64),
+            torch.stack(losses).flatten().double().cpu() if losses else torch.empty(0, dtype=torch.float64),
             torch.tensor(rates, dtype=torch.float64),
         )
         self._steps = []

@@ -20,6 +20,7 @@ from ..autograd import is_transforming
 from ..check import DTYPES, find_overlap
 from .affine import Affine
 from .decision import Decision, decide
+from .evaluate import require_one_number
 from .plan import Plan, make_plan
 from .regression_loss import RegressionLoss, reduction_of
 
@@ -46,6 +47,9 @@ def make_train_step(
     Returns:
         The step. ``step(x, y)`` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss of before the update,
         without waiting for the device.
+
+    Raises:
+        ValueError: (the step) the loss is not one number; nothing has changed then.
 
     Equivalent to:
         ``model.train(); loss = loss_fn(model(x), y); loss.backward(); optimizer.step(); optimizer.zero_grad()``
@@ -95,6 +99,7 @@ class TrainStep:
             loss = fused_loss(affine, loss_read, x, y)
         else:
             loss = self.loss_fn(self.model(x), y)
+            require_one_number("step", loss)
         if not (skip_nonfinite and not math.isfinite(loss.detach().sum().item())):
             loss.backward()
             self.optimizer.step()
