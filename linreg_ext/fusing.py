@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from . import functional
 from .training.affine import has_hooks
 from .training.regression_loss import FUNCTIONS, MODULES, THRESHOLDS
+from .training.tracing import with_article
 
 _LINEAR = {F.linear, torch._C._nn.linear}
 _DROPS = (
@@ -68,7 +69,8 @@ def fuse(module: nn.Module) -> fx.GraphModule:
     name = type(module).__name__
     if type(module).__module__.partition(".")[0] == "torch":
         raise NotImplementedError(
-            f"fuse: module is a {name}; fuse the module that computes the loss, before it is wrapped"
+            f"fuse: module is {with_article(type(module))}; fuse the module that computes the loss, before it is "
+            "wrapped"
         )
     graph = _trace(module)
     pairs, reasons = [], []
@@ -161,7 +163,7 @@ def _require_traceable(module: nn.Module) -> None:
     """Raise unless tracing through a module shows all that calling it does."""
     name = type(module).__name__
     if type(module).__module__.partition(".")[0] == "torch" and not isinstance(module, _CONTAINERS):
-        raise NotImplementedError(f"holds a {name}")
+        raise NotImplementedError(f"holds {with_article(type(module))}")
     if has_hooks(module):
         raise NotImplementedError(f"has hooks on its {name}")
 
@@ -254,10 +256,10 @@ def _layer(module: nn.Module, loss: fx.Node, operands: tuple[Any, Any]) -> tuple
         if layer.op == "call_module":
             linear = module.get_submodule(layer.target)
             if isinstance(linear, nn.Linear) and (type(linear) is not nn.Linear or has_hooks(linear)):
-                reason = f"`{layer.target}` is a {type(linear).__name__} with hooks or more than an nn.Linear"
+                reason = f"`{layer.target}` is {with_article(type(linear))} with hooks or more than an nn.Linear"
                 continue
             if type(linear) is not nn.Linear or "forward" in vars(linear):
-                reason = f"the loss is that of `{layer.target}`, a {type(linear).__name__}"
+                reason = f"the loss is that of `{layer.target}`, {with_article(type(linear))}"
                 continue
             outputs = linear.out_features
         elif layer.op == "call_function" and layer.target in _LINEAR:

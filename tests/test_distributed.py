@@ -177,7 +177,7 @@ def check_train_step_of_a_fully_sharded_model():
     for (x, y), batch in zip(mine, joined, strict=True):
         step(x, y)
         plain(*batch)
-    assert step.explain() == "eager: the model holds a FSDPLinear"
+    assert step.explain() == "eager: the model holds an FSDPLinear"
     assert_same_parameters(model, twin)
 
 

@@ -164,6 +164,22 @@ def test_history_keeps_the_rates_that_a_tensor_had():
     assert history.lr.tolist() == [0.25, 0.125, 0.0625, 0.03125]
 
 
+@pytest.mark.parametrize("spent", ["train_dl", "val_dl"])
+def test_an_iterator_has_batches_for_one_epoch_only(spent):
+    """What was trained until it is found spent stays."""
+    batches = [(X[:20], Y[:20]), (X[20:], Y[20:])]
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    options = {"train_dl": batches, "val_dl": batches, spent: iter(batches)}
+    with pytest.raises(ValueError, match=f"fit: {spent} must yield its batches in every epoch, got none.* iterator"):
+        linreg_ext.fit(3, models[0], nn.MSELoss(), sgd(models[0]), **options)
+    trained = 1 if spent == "train_dl" else 2  # epochs, the last of them without its validation
+    linreg_ext.fit(trained, models[1], nn.MSELoss(), sgd(models[1]), batches)
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    options[spent] = iter(batches)
+    assert linreg_ext.fit(1, models[1], nn.MSELoss(), sgd(models[1]), **options).val_loss.isfinite().all()
+
+
 def test_log_lines_are_the_tutorials(capsys):
     model = nn.Linear(3, 2)
     loader = DataLoader(TensorDataset(X, Y), batch_size=25)

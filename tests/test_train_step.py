@@ -595,6 +595,17 @@ def test_a_device_without_kernels_is_left_to_pytorch():
     assert linear_mse_loss(*arguments).device.type == "meta"  # the fake kernel's
 
 
+@pytest.mark.filterwarnings("ignore:eager")
+def test_reasons_are_sentences():
+    for cls, words in ((nn.ReLU, "a ReLU"), (nn.LSTM, "an LSTM"), (nn.Unfold, "an Unfold"), (nn.ELU, "an ELU")):
+        model = nn.Sequential(nn.Linear(3, 1), cls(1, 1) if cls in (nn.LSTM, nn.Unfold) else cls())
+        assert make_train_step(model, nn.MSELoss(), sgd(model)).explain() == f"eager: the model holds {words}"
+    model = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    step = make_train_step(model, nn.MSELoss(), sgd(model))
+    step(torch.ones(3), torch.ones(1))
+    assert step.explain().startswith("eager: the input is 1-dimensional")
+
+
 def test_the_warning_comes_once():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())

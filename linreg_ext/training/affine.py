@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from .evidence import ABSENT, Evidence, is_pytorchs
-from .tracing import Unrecognised, called, evaluate, require_plain
+from .tracing import Unrecognised, called, evaluate, require_plain, with_article
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def recognise_model(model: nn.Module, evidence: Evidence) -> Affine:
         Unrecognised: it computes something else, or what it computes cannot be established.
     """
     if not isinstance(model, nn.Module):
-        raise Unrecognised(f"the model is a {type(model).__name__}, not an nn.Module")
+        raise Unrecognised(f"the model is {with_article(type(model))}, not an nn.Module")
     numbers: list[tuple[nn.Module, str]] = []
     modules: list[nn.Module] = []
     waiting: list[nn.Module | None] = [model]
@@ -127,7 +127,7 @@ def _see(module: nn.Module, evidence: Evidence, numbers: list[tuple[nn.Module, s
     """
     cls = evidence.type_of(module)
     if cls.__module__.partition(".")[0] == "torch" and cls not in _TRANSPARENT:
-        raise Unrecognised(f"the model holds a {cls.__name__}")  # such as DistributedDataParallel or a compiled module
+        raise Unrecognised(f"the model holds {with_article(cls)}")  # such as DistributedDataParallel or a compiled one
     require_module(module, evidence, "the model", "train")
     children, parameters = evidence.contents(module, "_modules"), evidence.contents(module, "_parameters")
     if children is None or parameters is None:
@@ -214,7 +214,7 @@ class _Rules:
             return Affine(Slot(module, "weight"), Slot(module, "bias") if module.bias is not None else None, "rows")
         if type(module) is nn.Flatten and len(args) == 1:
             return self.call(torch.flatten, (args[0], module.start_dim, module.end_dim), {})
-        raise Unrecognised(f"the model holds a {type(module).__name__} that is not a linear layer of its input")
+        raise Unrecognised(f"the model holds {with_article(type(module))} that is not a linear layer of its input")
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if function in _LINEAR:

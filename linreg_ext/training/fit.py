@@ -66,7 +66,8 @@ def fit(
 
     Raises:
         ValueError: num_epochs, log_every, on_divergence or patience is out of range; a loader yields something else
-            than pairs, or the loss of a batch is not one number.
+            than pairs, or nothing in an epoch after one in which it did, as an iterator does (the parameters are then
+            as trained so far); or the loss of a batch is not one number.
         DivergenceError: see `on_divergence`.
 
     Equivalent to:
@@ -95,13 +96,14 @@ def fit(
 
     bar = _progress_bar(num_epochs, progress)
     pace, residents = _Pace(bar), Residents(device)
+    train_batches, val_batches = _Batches("train_dl", train_dl, device), _Batches("val_dl", val_dl, device)
     epoch = 0
     try:
         while epoch < num_epochs:
             fused = fused_epochs(step, train_dl, val_dl, residents)
             if fused is None:
                 count, validated = 1, False
-                _train_epoch(step, train_dl, device, opt, recorder, stop)
+                _train_epoch(step, train_batches, opt, recorder, stop)
             else:
                 validated = fused.validates
                 alone = watched or (val_dl is not None and not validated)
@@ -111,7 +113,7 @@ def fit(
                     fused.take(count, recorder, stop)
             epoch += count
             if val_dl is not None and not validated:
-                recorder.val_loss.append(evaluate(model, loss_fn, _batches(val_dl, device)))
+                recorder.val_loss.append(evaluate(model, loss_fn, val_batches))
             if scheduler is not None:
                 _step_scheduler(scheduler, recorder)
             if bar is not None:
@@ -133,9 +135,9 @@ def fit(
     return recorder.history(val_dl is not None)
 
 
-def _train_epoch(step: TrainStep, train_dl: Any, device: Any, opt: Any, recorder: Recorder, stop: bool) -> None:
+def _train_epoch(step: TrainStep, batches: _Batches, opt: Any, recorder: Recorder, stop: bool) -> None:
     """Go through the loader once, batch by batch."""
-    for x, y in _batches(train_dl, device):
+    for x, y in batches:
         rate = opt.param_groups[0]["lr"]
         loss = step.step(x, y, skip_nonfinite=stop)
         recorder.add(loss, len(x), rate)
@@ -174,9 +176,24 @@ def _progress_bar(num_epochs: int, progress: bool | None) -> Any:
     return None if bar.disable else bar
 
 
-def _batches(dataloader: Iterable[tuple[Tensor, Tensor]], device: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in pairs("fit", dataloader):
-        yield (x, y) if device is None else (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
+class _Batches:
+    """The batches of a loader on a device, to be gone through once an epoch."""
+
+    def __init__(self, name: str, dataloader: Iterable[tuple[Tensor, Tensor]] | None, device: Any) -> None:
+        self._name, self._dataloader, self._device = name, dataloader, device
+        self._had_some = False
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device, has_some = self._device, False
+        for x, y in pairs("fit", self._dataloader):
+            has_some = True
+            yield (x, y) if device is None else (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
+        if self._had_some and not has_some:
+            raise ValueError(
+                f"fit: {self._name} must yield its batches in every epoch, got none after an epoch that had some: an "
+                "iterator can be gone through only once (the parameters are as trained so far)"
+            )
+        self._had_some = has_some
 
 
 def _step_scheduler(scheduler: Any, recorder: Recorder) -> None:

@@ -9,6 +9,7 @@ store or a value from outside could do is then not a question, and tracing chang
 from __future__ import annotations
 
 import dis
+import re
 from collections.abc import Callable, Collection
 from types import FunctionType, ModuleType
 from typing import Any, Protocol
@@ -106,6 +107,12 @@ def evaluate(root: torch.nn.Module | Callable[..., Any], rules: Rules, name: str
         else:
             values[node] = rules.call(node.target, tuple(args), dict(kwargs))
     raise Unrecognised(f"{name} returns nothing")
+
+
+def with_article(cls: type) -> str:
+    """A class's name in a reason: "a ReLU", "an LSTM"."""
+    article = "an" if re.match("[AEIO]|U[np]|[FHLMNRSX][A-Z]", cls.__name__) else "a"
+    return f"{article} {cls.__name__}"
 
 
 def called(function: Any) -> str:

@@ -23,6 +23,7 @@ from .decision import Decision, decide
 from .evaluate import require_one_number
 from .plan import Plan, make_plan
 from .regression_loss import RegressionLoss, reduction_of
+from .tracing import with_article
 
 
 def make_train_step(
@@ -300,7 +301,7 @@ def _not_plain_modes(x: Tensor, y: Tensor) -> str:
 
 def _not_plain_data(affine: Affine, x: Tensor, y: Tensor, weight: Tensor) -> str:
     if type(x) is not Tensor or type(y) is not Tensor:
-        return f"a batch is a {type(x).__name__} and a {type(y).__name__}, not two tensors"
+        return f"a batch is {with_article(type(x))} and {with_article(type(y))}, not two tensors"
     if x.requires_grad or y.requires_grad:
         return "a batch requires grad"
     if x.layout is not torch.strided or y.layout is not torch.strided:
@@ -308,7 +309,7 @@ def _not_plain_data(affine: Affine, x: Tensor, y: Tensor, weight: Tensor) -> str
     if any(t.dtype != x.dtype and (x.dtype.itemsize, t.dtype) != (2, torch.float32) for t in (y, weight)):
         return f"a batch of {x.dtype} and {y.dtype} meets parameters of {weight.dtype}"
     if (affine.flat or affine.layout == "scalar") and x.dim() != 2:
-        return f"the input has {x.dim()} dimensions, where only 2 are known to mean the same"
+        return f"the input is {x.dim()}-dimensional, where only 2 dimensions are known to mean the same"
     if affine.layout == "scalar" and x.shape[1] != 1:
         return "the model multiplies several features by one number"
     return ""
@@ -321,7 +322,7 @@ def _not_plain_parameters(*parameters: Tensor | None) -> str:
         if parameter is None:
             continue
         if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
-            return f"a parameter is a {type(parameter).__name__}"
+            return f"a parameter is {with_article(type(parameter))}"
         if not has_kernels(parameter.device.type):
             return f"this build has no kernels for {parameter.device.type}"
         if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
