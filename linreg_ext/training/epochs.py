@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from .fused_call import FusedCall, target_rows
 from .loader_order import LoaderOrder, draw_epochs, follow
 from .recorder import Recorder
-from .train_step import TrainStep, target_rows
+from .train_step import TrainStep
 
 _ORDER_NUMBERS = 1 << 17  # 1 MB of row numbers, unless one epoch has more
 
@@ -38,55 +39,30 @@ class FusedEpochs:
         user interrupts, the random generators are left as going through the loaders up to that batch would leave them.
         """
         step, train = self._step, self._train
-        affine, loss, group = step._decision.affine, step._decision.loss, step._group
-        state = step.optimizer.state
-        weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
-        frozen = (not weight.requires_grad, bias is None or not bias.requires_grad)
-        buffers: list[Tensor | None] = [None, None]
-        first_step = [False, False]
-        if group["momentum"] != 0:
-            for i, parameter in enumerate((weight, bias)):
-                if not frozen[i]:
-                    buffers[i] = state[parameter].get("momentum_buffer") if parameter in state else None
-                    first_step[i] = buffers[i] is None
-                    buffers[i] = torch.empty_like(parameter) if first_step[i] else buffers[i]
+        affine, loss = step._decision.affine, step._decision.loss
         if not affine.training():
             step.model.train()
-
-        lr = group["lr"]
-        lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
-        x, y = train.x, train.y
+        call = FusedCall(step._decision, step._group)
         validation: tuple[Tensor | None, Tensor | None] = (None, None)
         if self._validation is not None:
             validation = self._validation[0], target_rows(affine, loss, *self._validation)
-        rule = (
-            loss.loss, loss.delta, loss.reduction, lr_tensor, lr_value, group["momentum"], group["dampening"],
-            group["weight_decay"], group["nesterov"], group["maximize"],
-        )  # fmt: skip
         parts: list[functional.Stretch] = []
         taken, steps = 0, count * train.epoch_steps
         before = self._generator_states()
         try:
             order = draw_epochs(count, train, self._val)
-            with torch.no_grad():  # the kernels' view of a parameter must not become part of a graph
-                tensors = (
-                    x, affine.as_rows(weight), target_rows(affine, loss, x, y),
-                    None if bias is None else affine.as_bias(bias), None,
-                    None if buffers[0] is None else affine.as_rows(buffers[0]),
-                    None if buffers[1] is None else affine.as_bias(buffers[1]), order, *validation,
-                )  # fmt: skip
+            with torch.no_grad():
+                tensors = (*call.tensors(train.x, train.y), order, *validation)
                 sizes = (train.batch_size, train.drop_last, count)
-                functional.sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop, parts)
+                functional.sgd_run(tensors, sizes, range(steps), call.rule, call.first_step, call.frozen, stop, parts)
         except BaseException:
             self._rewind(before, functional.steps_taken(parts), 0)
             raise
         finally:
             taken = functional.steps_taken(parts)
-            for parameter, is_first, buffer in zip((weight, bias), first_step, buffers, strict=True):
-                if taken and is_first:
-                    state[parameter]["momentum_buffer"] = buffer
-            if taken and "step" in step.optimizer.__dict__:  # by this mark a scheduler sees that the optimizer stepped
-                step.optimizer._opt_called = True
+            if taken:
+                call.keep_buffers()
+                call.tell_scheduler()
         if taken < steps:
             self._rewind(before, taken, 1)
         losses, validation_losses = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:2])

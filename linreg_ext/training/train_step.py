@@ -21,8 +21,9 @@ from ..check import DTYPES, find_overlap
 from .affine import Affine
 from .decision import Decision, decide
 from .evaluate import require_one_number
+from .fused_call import FusedCall, fused_loss
 from .plan import Plan, make_plan
-from .regression_loss import RegressionLoss, reduction_of
+from .regression_loss import reduction_of
 from .tracing import with_article
 
 
@@ -204,36 +205,13 @@ class TrainStep:
         return f"{name} overlaps {'itself' if name == other else other} in memory"
 
     def _fused(self, x: Tensor, y: Tensor, skip_nonfinite: bool) -> Tensor:
-        affine, loss, group = self._decision.affine, self._decision.loss, self._group
-        state = self.optimizer.state
-        weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
-        frozen = [not weight.requires_grad, bias is None or not bias.requires_grad]
-        buffers: list[Tensor | None] = [None, None]
-        first_step = [False, False]
-        if group["momentum"] != 0:
-            for i, parameter in enumerate((weight, bias)):
-                if not frozen[i]:
-                    buffers[i] = state[parameter].get("momentum_buffer") if parameter in state else None
-                    first_step[i] = buffers[i] is None
-                    buffers[i] = torch.empty_like(parameter) if first_step[i] else buffers[i]
-        lr = group["lr"]
-        lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
-        with torch.no_grad():  # the kernels' view of a parameter must not become part of a graph
-            value = functional.sgd_step(
-                x, affine.as_rows(weight), target_rows(affine, loss, x, y),
-                None if bias is None else affine.as_bias(bias), None,
-                None if buffers[0] is None else affine.as_rows(buffers[0]),
-                None if buffers[1] is None else affine.as_bias(buffers[1]),
-                loss.loss, loss.delta, loss.reduction, lr_tensor, lr_value,
-                group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"], group["maximize"],
-                *first_step, *frozen, skip_nonfinite,
-            )  # fmt: skip
-        if any(first_step) and not (skip_nonfinite and not math.isfinite(value.item())):
-            for i, parameter in enumerate((weight, bias)):
-                if first_step[i]:
-                    state[parameter]["momentum_buffer"] = buffers[i]
-        if "step" in self.optimizer.__dict__:  # a scheduler watches for the optimizer's step through this mark
-            self.optimizer._opt_called = True
+        call = FusedCall(self._decision, self._group)
+        with torch.no_grad():
+            tensors = call.tensors(x, y)
+            value = functional.sgd_step(*tensors, *call.rule, *call.first_step, *call.frozen, skip_nonfinite)
+        if any(call.first_step) and not (skip_nonfinite and not math.isfinite(value.item())):
+            call.keep_buffers()
+        call.tell_scheduler()
         return value
 
     def _say(self, level: str, reason: str) -> None:
@@ -253,25 +231,6 @@ def _within_range(group: dict[str, Any]) -> bool:
     lr, momentum = group["lr"], group["momentum"]
     plain_nesterov = not group["nesterov"] or (momentum > 0 and group["dampening"] == 0)
     return (isinstance(lr, Tensor) or lr >= 0) and momentum >= 0 and group["weight_decay"] >= 0 and plain_nesterov
-
-
-def fused_loss(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> Tensor:
-    """The loss of a recognised model, in one pass; differentiable in its parameters."""
-    weight, bias = affine.as_rows(affine.weight.tensor), affine.bias
-    bias = None if bias is None else affine.as_bias(bias.tensor)
-    return functional.linear_loss(
-        loss.loss, loss.delta, x, weight, target_rows(affine, loss, x, y), bias, None, loss.reduction
-    )
-
-
-def target_rows(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> Tensor:
-    """The target in the shape that the kernels give the prediction."""
-    if loss.flattens:
-        outputs = affine.as_rows(affine.weight.tensor).shape[:-1]
-        return y.reshape(*x.shape[:-1], *outputs)
-    if affine.flat and y.shape != x.shape[:-1]:
-        raise RuntimeError(f"step: target must have shape {list(x.shape[:-1])}, got {list(y.shape)}")
-    return y.unsqueeze(-1) if affine.flat and affine.layout != "vector" else y
 
 
 def _not_plain_modes(x: Tensor, y: Tensor) -> str:
