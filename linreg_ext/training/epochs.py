@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import functional
 from .fused_call import FusedCall, target_rows
+from .level import Level
 from .loader_order import LoaderOrder, draw_epochs, follow
 from .recorder import Recorder
 from .train_step import TrainStep
@@ -26,8 +27,8 @@ class FusedEpochs:
         limit: how many can be taken at once; None is any number.
     """
 
-    def __init__(self, step: TrainStep, train: LoaderOrder, val: LoaderOrder | None) -> None:
-        self._step, self._train, self._val = step, train, val
+    def __init__(self, step: TrainStep, level: Level, train: LoaderOrder, val: LoaderOrder | None) -> None:
+        self._step, self._level, self._train, self._val = step, level, train, val
         self.validates = val is not None
         self.limit = None if train.is_static else max(1, _ORDER_NUMBERS // train.length)
         self._validation = None if val is None else val.whole()
@@ -39,10 +40,10 @@ class FusedEpochs:
         user interrupts, the random generators are left as going through the loaders up to that batch would leave them.
         """
         step, train = self._step, self._train
-        affine, loss = step._decision.affine, step._decision.loss
+        affine, loss = self._level.decision.affine, self._level.decision.loss
         if not affine.training():
             step.model.train()
-        call = FusedCall(step._decision, step._group)
+        call = FusedCall(self._level.decision, self._level.group)
         validation: tuple[Tensor | None, Tensor | None] = (None, None)
         if self._validation is not None:
             validation = self._validation[0], target_rows(affine, loss, *self._validation)
@@ -143,19 +144,15 @@ def fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, residents: Residen
     Validation on `val_dl` is part of them where it goes through the same rows every time.
     """
     train = residents.follow("train", train_dl)
-    if train is None or train.epoch_steps == 0 or not _is_fused(step, train.x, train.y):
+    level = None if train is None or train.epoch_steps == 0 else _if_fused(step, train.x, train.y)
+    if level is None:
         return None
     val = None if val_dl is None else residents.follow("validation", val_dl)
-    if val is not None and not (val.once and _is_fused(step, *val.whole())):
+    if val is not None and not (val.once and _if_fused(step, *val.whole())):
         val = None
-    return FusedEpochs(step, train, val)
+    return FusedEpochs(step, level, train, val)
 
 
-def _is_fused(step: TrainStep, x: Tensor, y: Tensor) -> bool:
-    """Whether a step on batches of rows of `x` and `y` would be."""
-    if x.dim() != 2:
-        return False
-    level, reason = step._level(x, y)
-    if level == "fused" and level != step.level:
-        step._say(level, reason)
-    return level == "fused"
+def _if_fused(step: TrainStep, x: Tensor, y: Tensor) -> Level | None:
+    """The level of a step on batches of rows of `x` and `y` if that is fused."""
+    return step.if_fused(x, y) if x.dim() == 2 else None

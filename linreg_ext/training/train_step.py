@@ -5,26 +5,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from .. import functional
-from .._extension import _C, REFERENCE, has_kernels
-from ..autograd import is_transforming
-from ..check import DTYPES, find_overlap
-from .affine import Affine
+from .._extension import _C, REFERENCE
 from .decision import Decision, decide
 from .evaluate import require_one_number
 from .fused_call import FusedCall, fused_loss
+from .level import Level, find_level
 from .plan import Plan, make_plan
 from .regression_loss import reduction_of
-from .tracing import with_article
 
 
 def make_train_step(
@@ -74,7 +68,7 @@ class TrainStep:
         self._warned: set[str] = set()
         self._plan: Plan | None = None
         self._decision: Decision | None = None
-        self._say(*self._level())
+        self._say(self._find_level())
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return self.step(x, y)
@@ -86,19 +80,19 @@ class TrainStep:
             if value is not NotImplemented:
                 return value
             self._plan = None
-        level, reason = self._level(x, y)
-        affine, loss_read = self._decision.affine, self._decision.loss
+        found = self._find_level(x, y)
+        level, affine = found.name, found.decision.affine
         if level == "eager" or not affine.training():
             self.model.train()
-        if level != self.level or reason != self._reason:
-            self._say(level, reason)
+        if level != self.level or found.reason != self._reason:
+            self._say(found)
         if level == "fused":
-            value = self._fused(x, y, skip_nonfinite)
+            value = self._fused(found, x, y, skip_nonfinite)
             if not torch.compiler.is_compiling():
-                self._plan = make_plan(self._decision)
+                self._plan = make_plan(found.decision)
             return value
         if level == "gradients":
-            loss = fused_loss(affine, loss_read, x, y)
+            loss = fused_loss(affine, found.decision.loss, x, y)
         else:
             loss = self.loss_fn(self.model(x), y)
             require_one_number("step", loss)
@@ -121,91 +115,24 @@ class TrainStep:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None, "_decision": None}  # a copy has objects of its own
 
-    def _level(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[str, str]:
-        """The level of a step on `x` and `y` as everything stands now, and why."""
+    def if_fused(self, x: Tensor, y: Tensor) -> Level | None:
+        """The level of a step on `x` and `y` where that is fused, which :meth:`explain` then says; else None."""
+        found = self._find_level(x, y)
+        if found.name != "fused":
+            return None
+        if self.level != "fused":
+            self._say(found)
+        return found
+
+    def _find_level(self, x: Tensor | None = None, y: Tensor | None = None) -> Level:
+        """The level of a step on `x` and `y` as everything stands now."""
         decision = self._decision
         if decision is None or not decision.stands(self.model, self.loss_fn, self.optimizer):
             self._decision = decision = decide(self.model, self.loss_fn, self.optimizer)
-        affine = decision.affine
-        if REFERENCE:
-            return "eager", "LINREG_EXT_REFERENCE=1 runs plain PyTorch"
-        if affine is None:
-            return "eager", decision.not_affine
-        weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
-        reason = _not_plain_parameters(weight, bias)
-        if not reason and x is not None:
-            reason = _not_plain_data(affine, x, y, weight) or _not_plain_modes(x, y)
-        if reason:
-            return "eager", reason
-        reason = decision.not_sgd or self._not_plain_sgd(weight, bias) or self._overlap(affine, x, y)
-        if reason:
-            return "gradients", reason
-        return "fused", f"an affine model under {decision.loss.loss} with SGD, pass and update in one kernel"
+        return find_level(decision, x, y)
 
-    def _not_plain_sgd(self, weight: Tensor, bias: Tensor | None) -> str:
-        found: dict[int, dict[str, Any]] = {}
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter is weight or parameter is bias:
-                    if id(parameter) in found:
-                        return "the optimizer has a parameter twice"
-                    found[id(parameter)] = group
-                elif parameter.grad is not None:
-                    return "another parameter of the optimizer has a gradient waiting"
-        trained = [p for p in (weight, bias) if p is not None and p.requires_grad]
-        if len(trained) == 0:
-            return "no parameter requires grad"
-        if any(id(p) not in found for p in trained):
-            return "a parameter of the model is not the optimizer's"
-        for name in (*_RULE, "foreach", "differentiable"):
-            if any(name not in found[id(p)] for p in trained):
-                return f"a group of the optimizer has no '{name}'"  # of which its step complains
-        self._group = group = found[id(trained[0])]
-        if any(found[id(p)][name] != group[name] for p in trained[1:] for name in _RULE):
-            return "weight and bias have different settings in the optimizer"
-        if group["differentiable"] or any(isinstance(group[name], Tensor) for name in _RULE[1:]):
-            return "the optimizer is differentiable or has tensors for settings"
-        if not _within_range(group):
-            return "the optimizer has settings that torch.optim.SGD does not accept when it is made"
-        if isinstance(group["lr"], Tensor) and group["lr"].dtype not in (torch.float32, torch.float64):
-            return f"the learning rate is a tensor of {group['lr'].dtype}"
-        state = self.optimizer.state
-        for p in trained:
-            if group["momentum"] != 0 and p not in state and not isinstance(state, defaultdict):
-                return "the optimizer's state has nothing for a parameter, and would not make it"
-            buffer = state[p].get("momentum_buffer") if p in state else None
-            if buffer is not None and (buffer.dtype != p.dtype or buffer.device != p.device):
-                return "a momentum buffer is of another dtype or device than its parameter"
-            if p._backward_hooks or p._post_accumulate_grad_hooks or _C.has_gradient_hooks(p):
-                return "a parameter has hooks"
-        if any(p is not None and id(p) in found and p.grad is not None for p in (weight, bias)):
-            return "a parameter has a gradient waiting"  # which SGD takes for a frozen parameter, too
-        return ""
-
-    def _overlap(self, affine: Affine, x: Tensor | None, y: Tensor | None) -> str:
-        """Why the kernel must not write where it reads: a parameter that shares memory with something else."""
-        if torch.compiler.is_compiling():  # which asks the operator
-            return ""
-        state, written, read = self.optimizer.state, [], []
-        for name, part, view in (("weight", affine.weight, affine.as_rows), ("bias", affine.bias, affine.as_bias)):
-            if part is None:
-                continue
-            parameter = part.tensor
-            (written if parameter.requires_grad else read).append((f"the {name}", view(parameter.detach())))
-            buffer = state[parameter].get("momentum_buffer") if parameter in state else None
-            if parameter.requires_grad and buffer is not None and self._group["momentum"] != 0:
-                written.append((f"the {name}'s momentum", view(buffer)))
-        lr = self._group["lr"]
-        read += [("the batch", t) for t in (x, y) if t is not None]
-        read += [("the learning rate", lr)] if isinstance(lr, Tensor) else []
-        found = find_overlap(written, read)
-        if found is None:
-            return ""
-        name, other = found
-        return f"{name} overlaps {'itself' if name == other else other} in memory"
-
-    def _fused(self, x: Tensor, y: Tensor, skip_nonfinite: bool) -> Tensor:
-        call = FusedCall(self._decision, self._group)
+    def _fused(self, found: Level, x: Tensor, y: Tensor, skip_nonfinite: bool) -> Tensor:
+        call = FusedCall(found.decision, found.group)
         with torch.no_grad():
             tensors = call.tensors(x, y)
             value = functional.sgd_step(*tensors, *call.rule, *call.first_step, *call.frozen, skip_nonfinite)
@@ -214,78 +141,12 @@ class TrainStep:
         call.tell_scheduler()
         return value
 
-    def _say(self, level: str, reason: str) -> None:
-        self.level, self._reason = level, reason
+    def _say(self, found: Level) -> None:
+        self.level, self._reason = found.name, found.reason
         sentence = self.explain()
-        if level != "fused" and sentence not in self._warned:
+        if found.name != "fused" and sentence not in self._warned:
             self._warned.add(sentence)
             warnings.warn(sentence, UserWarning, stacklevel=4)
 
 
 _by_plan = None if REFERENCE else _C.train_step
-
-_RULE = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
-
-
-def _within_range(group: dict[str, Any]) -> bool:
-    lr, momentum = group["lr"], group["momentum"]
-    plain_nesterov = not group["nesterov"] or (momentum > 0 and group["dampening"] == 0)
-    return (isinstance(lr, Tensor) or lr >= 0) and momentum >= 0 and group["weight_decay"] >= 0 and plain_nesterov
-
-
-def _not_plain_modes(x: Tensor, y: Tensor) -> str:
-    """Why the plain loop's operations would do more, or something else, than they do by themselves."""
-    if not torch.is_grad_enabled():
-        return "grad mode is off"
-    if torch.is_autocast_enabled(x.device.type):
-        return "autocast is on"
-    if torch.is_anomaly_enabled():
-        return "anomaly detection is on"
-    if torch.compiler.is_compiling():
-        return ""
-    if x.is_inference() or y.is_inference():
-        return "a batch was made in inference mode"
-    if any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()):  # set_default_device's
-        return "a TorchFunctionMode is active"
-    if torch._C._len_torch_dispatch_stack():
-        return "a TorchDispatchMode is active"
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-        return "hooks on saved tensors are active"
-    if torch._C._get_tracing_state() is not None:
-        return "torch.jit.trace is recording"
-    if is_transforming():
-        return "a transform of torch.func or forward-mode AD is active"
-    return ""
-
-
-def _not_plain_data(affine: Affine, x: Tensor, y: Tensor, weight: Tensor) -> str:
-    if type(x) is not Tensor or type(y) is not Tensor:
-        return f"a batch is {with_article(type(x))} and {with_article(type(y))}, not two tensors"
-    if x.requires_grad or y.requires_grad:
-        return "a batch requires grad"
-    if x.layout is not torch.strided or y.layout is not torch.strided:
-        return f"a batch is {x.layout} and {y.layout}"
-    if any(t.dtype != x.dtype and (x.dtype.itemsize, t.dtype) != (2, torch.float32) for t in (y, weight)):
-        return f"a batch of {x.dtype} and {y.dtype} meets parameters of {weight.dtype}"
-    if (affine.flat or affine.layout == "scalar") and x.dim() != 2:
-        return f"the input is {x.dim()}-dimensional, where only 2 dimensions are known to mean the same"
-    if affine.layout == "scalar" and x.shape[1] != 1:
-        return "the model multiplies several features by one number"
-    return ""
-
-
-def _not_plain_parameters(*parameters: Tensor | None) -> str:
-    if parameters[0] is parameters[1]:
-        return "weight and bias are one parameter"
-    for parameter in parameters:
-        if parameter is None:
-            continue
-        if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
-            return f"a parameter is {with_article(type(parameter))}"
-        if not has_kernels(parameter.device.type):
-            return f"this build has no kernels for {parameter.device.type}"
-        if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
-            return f"a parameter is {parameter.layout} of {parameter.dtype}"
-        if not parameter.is_leaf:
-            return "a parameter is the result of an operation"
-    return ""
