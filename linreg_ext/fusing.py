@@ -7,14 +7,14 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from . import functional
+from .module_graph import NotTraceableError, module_graph
 from .training.affine import has_hooks
 from .training.regression_loss import FUNCTIONS, MODULES, THRESHOLDS
 from .training.tracing import with_article
@@ -25,7 +25,6 @@ _DROPS = (
     ("call_function", torch.squeeze, (-1,), {}),
     ("call_function", operator.getitem, ((..., 0),), {}),
 )
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def fuse(module: nn.Module) -> fx.GraphModule:
@@ -72,7 +71,10 @@ def fuse(module: nn.Module) -> fx.GraphModule:
             f"fuse: module is {with_article(type(module))}; fuse the module that computes the loss, before it is "
             "wrapped"
         )
-    graph = _trace(module)
+    try:
+        graph = module_graph(module)
+    except NotTraceableError as reason:
+        raise NotImplementedError(f"fuse: {reason}") from None
     pairs, reasons = [], []
     for node in graph.nodes:
         try:
@@ -117,108 +119,6 @@ def _fused_again(module: nn.Module, training: bool) -> fx.GraphModule:
 
 class _NoPair(Exception):  # noqa: N818 - why a loss is left as it is
     pass
-
-
-class _Proxy(fx.Proxy):
-    """Refuses what a graph would show as something else."""
-
-    def _in_place(self, other: Any) -> Any:
-        raise NotImplementedError("works in place, which torch.fx does not record")
-
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = __imod__ = __ipow__ = __imatmul__ = _in_place
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
-        super().__init__()
-        self._modes = _modes()
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _modes() != self._modes:
-            raise NotImplementedError("enters a grad mode, inference_mode or autocast, which torch.fx does not record")
-        return super().create_node(*args, **kwargs)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.is_leaf_module(m, self.path_of_module(m)):
-            _require_traceable(m)
-        return super().call_module(m, forward, args, kwargs)
-
-    def create_arg(self, a: Any) -> Any:
-        held = isinstance(a, nn.Parameter) or not isinstance(a, Tensor) or any(a is b for b in self.root.buffers())
-        if not held:  # it would become a constant, and an attribute of the module
-            raise NotImplementedError("uses a tensor that is neither a parameter nor a buffer of it")
-        return super().create_arg(a)
-
-
-def _modes() -> tuple[Any, ...]:
-    """What decides beside its arguments what an operation does, and whether its gradient is recorded."""
-    autocast = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")]
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
-
-
-def _require_traceable(module: nn.Module) -> None:
-    """Raise unless tracing through a module shows all that calling it does."""
-    name = type(module).__name__
-    if type(module).__module__.partition(".")[0] == "torch" and not isinstance(module, _CONTAINERS):
-        raise NotImplementedError(f"holds {with_article(type(module))}")
-    if has_hooks(module):
-        raise NotImplementedError(f"has hooks on its {name}")
-
-
-def _trace(module: nn.Module) -> fx.Graph:
-    """The graph of the module's forward, the same in training and in evaluation mode."""
-    name = type(module).__name__
-    try:
-        _require_traceable(module)
-        graphs = []
-        for training in (not module.training, module.training):
-            with _as_it_was(module), torch.enable_grad():
-                module.train(training)
-                graphs.append(_Tracer().trace(module))
-    except NotImplementedError as error:
-        raise NotImplementedError(f"fuse: {name} {error}") from None
-    except Exception as error:
-        raise NotImplementedError(f"fuse: torch.fx cannot trace {name} ({type(error).__name__}: {error})") from None
-    if str(graphs[0]) != str(graphs[1]):
-        raise NotImplementedError(f"fuse: {name} computes something else in evaluation mode than in training mode")
-    return graphs[1]
-
-
-@contextmanager
-def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """Undo what tracing does to a module, and raise if that is more than to pass through it."""
-    states = [(m, dict(vars(m)), m.training) for m in module.modules()]
-    holders = [(name, v) for _, before, _ in states for name, v in before.items() if isinstance(v, (list, dict, set))]
-    contents = [(name, holder, copy.copy(holder), _held(holder)) for name, holder in holders]
-    generator = torch.get_rng_state()
-    changed = ""
-    try:
-        yield
-        if not torch.equal(generator, torch.get_rng_state()):
-            raise NotImplementedError("draws random numbers outside of its modules")
-    finally:
-        torch.set_rng_state(generator)
-        for m, before, training in states:
-            names = {*before, *vars(m)} - {"training"}
-            changed = next((n for n in names if vars(m).get(n, m) is not before.get(n, m)), changed)
-            vars(m).clear()
-            vars(m).update(before)
-            m.training = training
-        for name, holder, before, held in contents:
-            if _held(holder) != held:
-                changed = name
-                holder.clear()
-                (holder.extend if isinstance(holder, list) else holder.update)(before)
-    if changed:
-        raise NotImplementedError(f"changes its `{changed}`")
-
-
-def _held(holder: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:
-    """What is in a container, by identity."""
-    return [*map(id, holder), *map(id, holder.values() if isinstance(holder, dict) else ())]
 
 
 def _loss(module: nn.Module, node: fx.Node) -> tuple[str, tuple[Any, Any], dict[str, Any]] | None:
