@@ -141,7 +141,7 @@ bool find_buffers(PyObject* state, Trained& weight, Trained& bias) {
   return true;
 }
 
-// TrainStep._within_range and what goes before it; false where Python has to look.
+// level.py's _within_range and what goes before it; false where Python has to look.
 bool read_settings(PyObject* group, SgdArguments& sgd, THPObjectPtr& lr_tensor) {
   const Names& n = names();
   PyObject* const lr = entry(group, n.lr);
@@ -203,7 +203,7 @@ struct Plan {
   bool scheduled;  // a scheduler watches the optimizer's step
 };
 
-// TrainStep._not_plain_data, and what of _not_plain_parameters a tensor can change under its name.
+// level.py's _not_plain_data, and what of _not_plain_parameters a tensor can change under its name.
 bool fit(const Plan& plan, const at::Tensor& x, const at::Tensor& y, const at::Tensor& w) {
   const auto data = x.scalar_type(), parameter = w.scalar_type();
   const bool two_bytes = data == at::kHalf || data == at::kBFloat16;
@@ -215,7 +215,7 @@ bool fit(const Plan& plan, const at::Tensor& x, const at::Tensor& y, const at::T
   return !((plan.flat || scalar) && x.dim() != 2) && !(scalar && x.size(1) != 1);
 }
 
-// TrainStep._not_plain_modes; plain() sees the modes that have a dispatch key.
+// level.py's _not_plain_modes; plain() sees the modes that have a dispatch key.
 bool plain_modes(const Plan& plan, c10::DeviceType device) {
   if (!at::GradMode::is_enabled() || torch::autograd::AnomalyMode::is_enabled()) return false;
   if (at::autocast::is_autocast_enabled(device)) return false;
