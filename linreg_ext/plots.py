@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .training import History
+
+    class Losses(Protocol):
+        """What a history has for each epoch."""
+
+        @property
+        def epoch_loss(self) -> Tensor: ...
+        @property
+        def val_loss(self) -> Tensor | None: ...
+
 
 # Okabe and Ito's blue and vermilion, told apart with any colour vision, and by their markers in print.
 _TRAINING, _VALIDATION, _QUIET = "#0072B2", "#D55E00", "#666666"
@@ -48,7 +57,7 @@ def loss_curves(
 
 
 def fit_figure(
-    history: History,
+    history: Losses,
     targets: Sequence[str],
     actual: Tensor,
     predicted: Tensor,
@@ -61,7 +70,7 @@ def fit_figure(
     """Loss curves beside predicted against actual values, one panel a target.
 
     Args:
-        history: the run.
+        history: the run's :class:`linreg_ext.History`, or what has its losses of epochs.
         targets: the names of the K targets; the first 6 are drawn.
         actual: [N, K], in the targets' own units.
         predicted: [N, K].
@@ -92,7 +101,7 @@ def fit_figure(
     return _saved(figure, path)
 
 
-def _draw_losses(axes: Axes, history: History, label: str) -> None:
+def _draw_losses(axes: Axes, history: Losses, label: str) -> None:
     curves = [("training", history.epoch_loss, _TRAINING, "-")]
     if history.val_loss is not None:
         curves.append(("validation", history.val_loss, _VALIDATION, "--"))

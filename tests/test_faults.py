@@ -176,14 +176,29 @@ def test_what_is_not_gone_on_with(tmp_path, tmp_path_factory, capsys):
 
 def test_a_fit_that_diverges_is_not_gone_on_with(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "_SECONDS", 0)
-    assert main([*FIT, str(tmp_path), "--lr", "3"]) == 2
-    assert "training diverges" in capsys.readouterr().err
+    assert main([*FIT, str(tmp_path), "--lr", "10"]) == 2
+    diverges = capsys.readouterr().err
+    assert "training diverges: the loss is inf at step " in diverges
+    assert contents(tmp_path) == {}
+    killed_after(2, tmp_path, "--lr", "10")
+    assert main([*FIT, str(tmp_path), "--lr", "10", "--resume"]) == 2
+    assert capsys.readouterr().err == diverges  # counted from the first step of all
     assert contents(tmp_path) == {}
     killed_after(2, tmp_path)
     left = contents(tmp_path)
     monkeypatch.setattr(checkpoint, "_SECONDS", 1000)
-    assert main([*FIT, str(tmp_path), "--lr", "3"]) == 2
+    assert main([*FIT, str(tmp_path), "--lr", "10"]) == 2
     assert contents(tmp_path) == left  # of another fit
+
+
+def test_a_checkpoint_does_not_grow_with_the_steps_of_an_epoch(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "_SHARE", 1e9)
+    monkeypatch.setattr(run_folder, "write_file", lambda path, content: sizes.append(len(content)))
+    for rows in ("1", "12"):
+        assert main(["fit", "--epochs", "9", "--batch-size", rows, "--out", str(tmp_path)]) == 0
+    assert sizes[:9] == sizes[9:]
 
 
 def test_a_disk_that_is_full_costs_a_checkpoint_not_the_fit(tmp_path, capsys, monkeypatch):

@@ -9,7 +9,6 @@ import hashlib
 import io
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from torch import nn
 from .._version import __version__
 from ..training import History
 from . import run_folder
+from .epochs import Epochs
 from .errors import CommandError
 from .problem import Problem
 
 _SECONDS = 10.0  # at least, between two checkpoints
-_SHARE = 0.05  # of the time, at most, for writing them: each holds all losses so far
+_SHARE = 0.05  # of the time, at most, for writing them: each holds the losses of all epochs so far
 _NO_MATTER = ("command", "out", "resume", "table", "target")  # to the numbers, or seen in the problem
 
 
@@ -44,7 +44,7 @@ class Checkpoints:
         """What a fit's state is, beside its history."""
         self._stateful = {"layer": layer, "sgd": sgd, "scheduler": scheduler}
         self._generator = generator
-        self._earlier: History | None = None
+        self._earlier: Epochs | None = None
 
     def load(self) -> int:
         """Put the state of a checkpoint back, if there is one; how many epochs it has behind it.
@@ -53,7 +53,7 @@ class Checkpoints:
             CommandError: the checkpoint is of another fit, or broken.
         """
         if not self.path.exists():
-            return 0
+            return 0 if self._earlier is None else self._earlier.steps
         try:
             # On the CPU; what takes the state moves it to where it belongs.
             found = torch.load(self.path, weights_only=True, map_location="cpu")
@@ -62,7 +62,7 @@ class Checkpoints:
                 for name, stateful in self._stateful.items():
                     stateful.load_state_dict(found[name])
                 self._generator.set_state(found["generator"])
-                self._earlier = History(**found["history"])
+                self._earlier = Epochs(**found["epochs"])
         except Exception:  # a broken file can break its reader in any way
             raise CommandError(f"{self.path}: is damaged, or no checkpoint of a fit; without it, fit begins") from None
         if different:
@@ -81,12 +81,15 @@ class Checkpoints:
         if self.matches():
             self.path.unlink()
 
-    def whole(self, history: History) -> History:
-        """The history of the fit, of which `history` is what came after the checkpoint."""
-        if self._earlier is None:
-            return history
-        parts = {f.name: (getattr(self._earlier, f.name), getattr(history, f.name)) for f in fields(History)}
-        return History(**{name: None if b is None else torch.cat([a, b]) for name, (a, b) in parts.items()})
+    @property
+    def steps(self) -> int:
+        """How many steps the checkpoint that was loaded has behind it; 0 if none was."""
+        return 0 if self._earlier is None else self._earlier.steps
+
+    def whole(self, history: History) -> Epochs:
+        """The epochs of the fit, of which `history` is what came after the checkpoint."""
+        epochs = Epochs.of(history)
+        return epochs if self._earlier is None else self._earlier.then(epochs)
 
     def after_epoch(self, _: int, history: History) -> None:
         """Write a checkpoint if it is time; for `fit`'s on_epoch_end."""
@@ -94,8 +97,7 @@ class Checkpoints:
         if began < self._next:
             return
         state: dict[str, Any] = {name: stateful.state_dict() for name, stateful in self._stateful.items()}
-        losses = {name: None if t is None else t.clone() for name, t in vars(self.whole(history)).items()}
-        state |= {"generator": self._generator.get_state(), "history": losses, "of": self._of}
+        state |= {"generator": self._generator.get_state(), "epochs": vars(self.whole(history)), "of": self._of}
         content = io.BytesIO()
         torch.save(state, content)
         try:

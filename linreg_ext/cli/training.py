@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ..training import DivergenceError, History, fit, make_train_step
+from ..training import DivergenceError, fit, make_train_step
 from .checkpoint import Checkpoints
 from .coefficients import Coefficients
+from .epochs import Epochs
 from .errors import CommandError
 from .problem import Problem
 from .standardize import scale_of, steady_lr
@@ -23,7 +24,7 @@ LOSSES = {"mse": nn.MSELoss, "l1": nn.L1Loss, "huber": nn.HuberLoss, "smooth-l1"
 
 def train(
     problem: Problem, args: argparse.Namespace, generator: torch.Generator, checkpoints: Checkpoints
-) -> tuple[Coefficients, History]:
+) -> tuple[Coefficients, Epochs]:
     """Train as the arguments say, in float32 on scaled columns; `generator` shuffles the rows."""
     of_x = scale_of(problem.x, problem.features, "feature", problem.held_out, args.standardize)
     of_y = scale_of(problem.y, problem.targets, "target", problem.held_out, args.standardize)
@@ -43,8 +44,8 @@ def train(
         at_start = loss_fn(layer(train_rows.tensors[0]), train_rows.tensors[1]).item()
 
     columns = "standardised columns" if args.standardize else "the columns as they are"
-    epochs = f"{args.epochs:,} epoch{'s' if args.epochs > 1 else ''}"
-    print(f"training: {epochs} in batches of {batch_size}, {args.loss} loss on {columns}")
+    count = f"{args.epochs:,} epoch{'s' if args.epochs > 1 else ''}"
+    print(f"training: {count} in batches of {batch_size}, {args.loss} loss on {columns}")
     print(f"SGD: learning rate {lr:g} falling to 0, momentum {args.momentum:g}, weight decay {args.weight_decay:g}")
     print(make_train_step(layer, loss_fn, sgd).explain(), flush=True)
     # A constant rate would leave the coefficients trembling around the solution.
@@ -71,19 +72,20 @@ def train(
         )
     except DivergenceError as error:
         loss = error.history.step_loss[error.step - 1].item()
-        step = error.step + len(checkpoints.whole(error.history).step_loss) - len(error.history.step_loss)
         checkpoints.forget()
-        raise CommandError(f"training diverges: the loss is {loss} at step {step}; {advice}") from None
+        raise CommandError(
+            f"training diverges: the loss is {loss} at step {checkpoints.steps + error.step}; {advice}"
+        ) from None
     except KeyboardInterrupt:
         if checkpoints.path.exists():
             print(f"\n{checkpoints.path} is where --resume goes on", file=sys.stderr)
         raise
 
-    history = checkpoints.whole(history)
+    epochs = checkpoints.whole(history)
     weight = layer.weight.detach().double().cpu() * of_y.spread[:, None] / of_x.spread
     bias = of_y.centre + layer.bias.detach().double().cpu() * of_y.spread - weight @ of_x.centre
-    at_end = history.epoch_loss[-1].item()
+    at_end = epochs.epoch_loss[-1].item()
     if not (at_end <= 10 * at_start and weight.isfinite().all() and bias.isfinite().all()):
         checkpoints.forget()
         raise CommandError(f"training diverges: the loss went from {at_start:.3g} to {at_end:.3g}; {advice}")
-    return Coefficients(problem.features, problem.targets, weight, bias), history
+    return Coefficients(problem.features, problem.targets, weight, bias), epochs
