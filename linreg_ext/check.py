@@ -161,6 +161,12 @@ def check_sgd(
             if buffer.device != input.device:
                 raise RuntimeError(f"{op}: {name} must be on {input.device}, got {buffer.device}")
             written.append((name, buffer))
+    for name, tensor in written:
+        if tensor.is_neg():
+            raise RuntimeError(
+                f"{op}: {name} must not have the negative bit, since it is written to; "
+                "pass its resolve_neg(), which is a copy"
+            )
     read += [("input", input), ("target", target)]
     if weight is not None:
         read.append(("weight", weight))

@@ -105,6 +105,10 @@ STEP_CASES = [
     (buffers(lambda a, b: b.__setitem__(1, b[0][0, 2:])), RuntimeError, "momentum_buffers[0] must not overlap momentum_buffers[1] in memory"),
     (buffers(lambda a, b: b.__setitem__(1, a["target"][0])), RuntimeError, "momentum_buffers[1] must not overlap target in memory"),
     (expanded("linear_weight", (1, 3)), RuntimeError, "linear_weight must not overlap itself in memory (is it expanded?)"),
+    ({"linear_weight": torch.zeros(1, 3).cfloat().conj().imag}, RuntimeError, "linear_weight must not have the negative bit, since it is written to; pass its resolve_neg(), which is a copy"),
+    ({"linear_bias": torch._neg_view(torch.zeros(1))}, RuntimeError, "linear_bias must not have the negative bit"),
+    ({"momentum": 0.9, "momentum_buffers": [torch._neg_view(torch.zeros(1, 3)), None]}, RuntimeError, "momentum_buffers[0] must not have the negative bit"),
+    ({"momentum": 0.9, "momentum_buffers": [None, torch._neg_view(torch.zeros(1))]}, RuntimeError, "momentum_buffers[1] must not have the negative bit"),
 ]  # fmt: skip
 
 
@@ -163,7 +167,8 @@ def on_fakes(function):
                 if key not in bases:
                     numel = max(1, t.untyped_storage().nbytes() // t.element_size())
                     bases[key] = torch.empty(numel, dtype=t.dtype, device=t.device)
-                return bases[key].as_strided(t.shape, t.stride(), t.storage_offset())
+                view = bases[key].as_strided(t.shape, t.stride(), t.storage_offset())
+                return torch._neg_view(view) if t.is_neg() else view
 
             return function(**{name: fake(value) for name, value in arguments.items()})
 
@@ -278,6 +283,20 @@ def test_memory_that_interleaves_without_overlap_is_accepted():
     linreg_ext.sgd_step_(torch.randn(5, 8), w, torch.randn(5, 4), linear_bias=b, lr=0.1)
     with pytest.raises(RuntimeError, match="linear_weight must not overlap linear_bias"):
         linreg_ext.sgd_step_(torch.randn(5, 8), w, torch.randn(5, 4), linear_bias=flat[:, 7], lr=0.1)
+
+
+@pytest.mark.parametrize("function", [linreg_ext.sgd_step_, linreg_ext.sgd_run_], ids=["step", "run"])
+def test_what_is_only_read_may_have_the_negative_bit(function):
+    x, w, y, b = good().values()
+    twin_w, twin_b = w.clone(), b.clone()
+    loss = function(torch._neg_view(-x), w, torch._neg_view(-y), linear_bias=b, lr=0.1)
+    assert torch.equal(loss, function(x, twin_w, y, linear_bias=twin_b, lr=0.1))
+    assert torch.equal(w, twin_w)
+    assert torch.equal(b, twin_b)
+    frozen = torch._neg_view(w)
+    torch.ops.linreg_ext.sgd_step_(x, frozen, y, b, lr=0.1, weight_frozen=True)
+    assert torch.equal(frozen, -twin_w)
+    assert not torch.equal(b, twin_b)
 
 
 def test_modules_refuse_bad_options():

@@ -35,6 +35,11 @@ TENSORS = (
     Mutant("check: an order may name the row behind the last", "csrc/torch/check.cpp",
            "uint64_t(order[i]) < uint64_t(rows)", "uint64_t(order[i]) <= uint64_t(rows)", BAD_RUN,
            within="inside &= uint64_t(order[i]) < uint64_t(rows)"),
+    Mutant("check: what is written may have the negative bit", "csrc/torch/negative.cpp",
+           "value.toTensor().is_neg()", "false", BAD_STEP),
+    Mutant("check: negative bits are overlooked where they are read", "csrc/torch/negative.cpp",
+           "if (arguments[i].isTensor()) arguments[i] = arguments[i].toTensor().resolve_neg();", "",
+           (ERRORS + "test_what_is_only_read_may_have_the_negative_bit",)),
     # Operands.
     Mutant("operands: leading dimensions of any strides are one", "csrc/torch/check.cpp",
            "tensor.stride(i) != expected", "false", (PARITY + "test_leading_dimensions_and_a_weight_of_one_dimension",)),
