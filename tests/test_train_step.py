@@ -337,6 +337,22 @@ def test_a_bias_that_is_broadcast_over_targets_is_not_fused():
     assert_same_training(model, nn.MSELoss(), optimizer, torch.rand(6, 3), torch.rand(6, 2), "eager", rtol=1e-6)
 
 
+def test_a_parameter_with_the_negative_bit_trains_as_it_is():
+    x, y = torch.rand(6, 1), torch.rand(6, 1)
+    model, twin = nn.Linear(1, 1), nn.Linear(1, 1)
+    model.weight = nn.Parameter(torch._neg_view(-twin.weight.detach()))  # a copy of the model would have no such bit
+    model.bias.data.copy_(twin.bias.detach())
+    with pytest.warns(UserWarning, match="^eager: a parameter has the negative bit$"):
+        step = make_train_step(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    fused = make_train_step(twin, nn.MSELoss(), torch.optim.SGD(twin.parameters(), lr=0.1))
+    for _ in range(2):
+        step(x, y)
+        fused(x, y)
+    assert model.weight.is_neg()
+    torch.testing.assert_close(model.weight, twin.weight)
+    torch.testing.assert_close(model.bias, twin.bias)
+
+
 def raised_to_the_fourth():
     loss = nn.MSELoss()
     loss.forward = lambda prediction, target: ((prediction - target) ** 4).mean()

@@ -187,4 +187,6 @@ def _not_plain_parameters(*parameters: Tensor | None) -> str:
             return f"a parameter is {parameter.layout} of {parameter.dtype}"
         if not parameter.is_leaf:
             return "a parameter is the result of an operation"
+        if parameter.is_neg():
+            return "a parameter has the negative bit"
     return ""
