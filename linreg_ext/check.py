@@ -8,6 +8,7 @@ in ``tests/test_errors.py`` holds all three to that.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,38 @@ def require_tensors(op: str, required: dict[str, Any], optional: dict[str, Any])
             raise TypeError(f"{op}: {name} must be a Tensor or None, got {type(value).__name__}")
 
 
+def require_options(op: str, loss: Any, delta: Any, reduction: Any) -> None:
+    """Raise TypeError for the first of a loss's options that is of another type."""
+    _require_text(op, "loss", loss)
+    require_number(op, _threshold(op), delta)
+    _require_text(op, "reduction", reduction)
+
+
+def require_number(op: str, name: str, value: Any) -> None:
+    """Raise TypeError for what does not become a float."""
+    several = isinstance(value, Tensor) and value.numel() != 1
+    if several or not (isinstance(value, (float, int)) or hasattr(type(value), "__float__")):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}") from None
+
+
+def _require_text(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{op}: {name} must be a str, got {type(value).__name__}")
+
+
+def _integer(op: str, name: str, value: Any) -> int:
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an int or None, got {type(value).__name__}") from None
+
+
+def _threshold(op: str) -> str:
+    return "beta" if op == "linear_smooth_l1_loss" else "delta"
+
+
 def check_problem(
     op: str,
     input: Tensor,  # [*, D]
@@ -41,6 +74,7 @@ def check_problem(
     reduction: str,
 ) -> None:
     """Check everything that the pass needs to be true of its arguments."""
+    require_options(op, loss, delta, reduction)
     if loss not in LOSSES:
         raise ValueError(f"{op}: loss must be one of {_quoted(LOSSES)}, got '{loss}'")
     if reduction not in REDUCTIONS:
@@ -48,8 +82,7 @@ def check_problem(
     if loss == "huber" and not delta > 0:
         raise ValueError(f"{op}: delta must be > 0, got {delta:g}")
     if loss == "smooth_l1" and not delta >= 0:
-        name = "beta" if op == "linear_smooth_l1_loss" else "delta"
-        raise ValueError(f"{op}: {name} must be >= 0, got {delta:g}")
+        raise ValueError(f"{op}: {_threshold(op)} must be >= 0, got {delta:g}")
 
     named = {"input": input, "linear_weight": linear_weight, "target": target}
     named |= {"linear_bias": linear_bias} if linear_bias is not None else {}
@@ -117,6 +150,9 @@ def check_sgd(
 
     Of a run, `steps` says how many learning rates there may be and `also_read` which tensors it has beside these.
     """
+    numbers = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+    for name, value in numbers.items():
+        require_number(op, name, value)
     if reduction == "none":
         raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got 'none'")
     if lr_tensor is not None:
@@ -230,14 +266,19 @@ def check_run(
 
 
 def run_sizes(
-    input: Tensor, order: Tensor | None, batch_size: int | None, drop_last: bool, epochs: int | None
+    op: str, input: Tensor, order: Tensor | None, batch_size: int | None, drop_last: bool, epochs: int | None
 ) -> tuple[int, int, int]:
-    """The batch size, epochs and steps of a run as its arguments mean them, right or not."""
+    """The batch size, epochs and steps of a run as its arguments mean them, in range or not.
+
+    Raises:
+        TypeError: `batch_size` or `epochs` is not an int.
+    """
     shape = input.shape if order is None else order.shape[-1:]
     rows = shape[0] if len(shape) else 0
-    batch_size = max(1, rows) if batch_size is None else batch_size
+    batch_size = max(1, rows) if batch_size is None else _integer(op, "batch_size", batch_size)
     if epochs is None:
         epochs = order.shape[0] if order is not None and order.dim() == 2 else 1
+    epochs = _integer(op, "epochs", epochs)
     if batch_size < 1 or epochs < 0:
         return batch_size, epochs, 0
     return batch_size, epochs, epochs * (rows // batch_size if drop_last else -(-rows // batch_size))
@@ -247,8 +288,12 @@ def check_momentum_buffers(
     momentum: float, buffers: list[Tensor | None] | None, op: str = "sgd_step_"
 ) -> list[Tensor | None]:
     """The two momentum buffers, of the weight and of the bias; both None where there is no momentum."""
-    if not momentum > 0:  # a momentum below 0 is check_sgd's to refuse
-        return [None, None]
+    try:
+        if not momentum > 0:  # a momentum below 0 is check_sgd's to refuse
+            return [None, None]
+    except TypeError:
+        require_number(op, "momentum", momentum)
+        raise
     if not isinstance(buffers, list) or len(buffers) != 2:
         got = f"{len(buffers)} entries" if isinstance(buffers, list) else type(buffers).__name__
         raise ValueError(

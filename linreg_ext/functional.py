@@ -15,7 +15,7 @@ from . import reference
 from ._extension import _C, REFERENCE, has_kernels
 from .autocast import cast, is_autocast, no_autocast
 from .autograd import refuse_transforms, register_fakes
-from .check import check_momentum_buffers, check_problem, require_tensors, run_sizes
+from .check import check_momentum_buffers, check_problem, require_options, require_tensors, run_sizes
 
 if not REFERENCE:
     register_fakes()
@@ -58,7 +58,7 @@ def linear_mse_loss(
         promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
-        TypeError: an argument is not a tensor.
+        TypeError: an argument is not a tensor, or `reduction` not a str.
         ValueError: `reduction` is out of range.
         RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
 
@@ -111,7 +111,7 @@ def linear_l1_loss(
         promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
-        TypeError: an argument is not a tensor.
+        TypeError: an argument is not a tensor, or `reduction` not a str.
         ValueError: `reduction` is out of range.
         RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
 
@@ -167,7 +167,7 @@ def linear_huber_loss(
         promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
-        TypeError: an argument is not a tensor.
+        TypeError: an argument is not a tensor, `reduction` not a str or `delta` not a number.
         ValueError: `reduction` or `delta` is out of range.
         RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
 
@@ -223,7 +223,7 @@ def linear_smooth_l1_loss(
         promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
-        TypeError: an argument is not a tensor.
+        TypeError: an argument is not a tensor, `reduction` not a str or `beta` not a number.
         ValueError: `reduction` or `beta` is out of range.
         RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
 
@@ -289,9 +289,10 @@ def sgd_step_(
         The loss of before the update: a fresh 0-dim tensor of the dtype that linear_weight's and target's promote to.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`; ValueError for a hyper-parameter out of range;
-            RuntimeError, with the word `overlap`, when a tensor to be written shares memory with itself or with another
-            argument, and inside a torch.func transform. Nothing is changed when an error is raised.
+        TypeError, ValueError, RuntimeError: as :func:`linear_huber_loss`; TypeError for a hyper-parameter that is not a
+            number, ValueError for one out of range; RuntimeError when a tensor to be written has the negative bit or,
+            with the word `overlap`, shares memory with itself or with another argument, and inside a torch.func
+            transform. Nothing is changed when an error is raised.
 
     Equivalent to:
         ``loss = F.mse_loss(F.linear(input, linear_weight, linear_bias), target); loss.backward()`` and one
@@ -378,7 +379,8 @@ def sgd_run_(
         `stop_nonfinite` has ended has fewer, and the last one is the loss that ended it, of a step not taken.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`sgd_step_`.
+        TypeError, ValueError, RuntimeError: as :func:`sgd_step_`; TypeError for a `batch_size` or `epochs` that is
+            not an int.
         IndexError: `order`, on the CPU, names a row that there is not; on a GPU such a row is nan.
             Nothing is changed when an error is raised.
 
@@ -398,7 +400,7 @@ def sgd_run_(
         {"linear_bias": linear_bias, "weight": weight, "order": order},
     )
     refuse_transforms("sgd_run_")
-    batch_size, epochs, steps = run_sizes(input, order, batch_size, drop_last, epochs)
+    batch_size, epochs, steps = run_sizes("sgd_run_", input, order, batch_size, drop_last, epochs)
     buffers = list(check_momentum_buffers(momentum, momentum_buffers, "sgd_run_"))
     first_step = [False, False]
     if momentum != 0:
@@ -523,6 +525,7 @@ def linear_loss(
         options = {"linear_bias": linear_bias, "weight": weight, "reduction": reduction, **_threshold(loss, delta)}
         return handle_torch_function(_LOSSES[loss], operands, *operands[:3], **options)
     _require_tensors(op, *operands)
+    require_options(op, loss, delta, reduction)
     if is_autocast(input):
         operands = cast(*operands)
         with no_autocast(input):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .check import REDUCTIONS
+from .check import REDUCTIONS, require_number
 from .training.affine import has_hooks
 
 
@@ -71,7 +71,7 @@ class LinearMSELoss(_LinearRegressionLoss):
     returns [*, K].
 
     Raises:
-        ValueError, RuntimeError: as :func:`linear_mse_loss`.
+        TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`.
 
     Equivalent to:
         ``nn.MSELoss(reduction=reduction)(nn.Linear(in_features, out_features, bias)(input), target)``
@@ -122,6 +122,7 @@ class LinearHuberLoss(_LinearRegressionLoss):
         self, in_features: int, out_features: int, bias: bool = True, *, delta: float = 1.0, **options: Any
     ) -> None:
         super().__init__(in_features, out_features, bias, **options)
+        require_number("LinearHuberLoss", "delta", delta)
         if not delta > 0:
             raise ValueError(f"LinearHuberLoss: delta must be > 0, got {delta:g}")
         self.delta = delta
@@ -153,6 +154,7 @@ class LinearSmoothL1Loss(_LinearRegressionLoss):
         self, in_features: int, out_features: int, bias: bool = True, *, beta: float = 1.0, **options: Any
     ) -> None:
         super().__init__(in_features, out_features, bias, **options)
+        require_number("LinearSmoothL1Loss", "beta", beta)
         if not beta >= 0:
             raise ValueError(f"LinearSmoothL1Loss: beta must be >= 0, got {beta:g}")
         self.beta = beta

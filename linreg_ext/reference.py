@@ -137,7 +137,7 @@ def sgd_run_(
         {"input": input, "linear_weight": linear_weight, "target": target},
         {"linear_bias": linear_bias, "weight": weight, "order": order},
     )
-    batch_size, epochs, steps = run_sizes(input, order, batch_size, drop_last, epochs)
+    batch_size, epochs, steps = run_sizes("sgd_run_", input, order, batch_size, drop_last, epochs)
     buffers = list(check_momentum_buffers(momentum, momentum_buffers, "sgd_run_"))
     first_step = [momentum != 0 and buffer is None for buffer in buffers]
     for i, parameter in enumerate((linear_weight, linear_bias)):

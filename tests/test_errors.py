@@ -89,6 +89,12 @@ STEP_CASES = [
     ({"nesterov": True}, ValueError, "nesterov must be False unless momentum > 0 and dampening == 0, got momentum 0 and"),
     ({"nesterov": True, "momentum": 0.9, "dampening": 0.5, "momentum_buffers": [None, None]}, ValueError, "and dampening 0.5"),
     ({"loss": "mae"}, ValueError, "loss must be one of 'mse', 'l1', 'huber' or 'smooth_l1', got 'mae'"),
+    ({"loss": None}, TypeError, "loss must be a str, got NoneType"),
+    ({"delta": "1"}, TypeError, "delta must be a number, got str"),
+    ({"lr": "0.1"}, TypeError, "lr must be a number, got str"),
+    ({"momentum": "0.9"}, TypeError, "momentum must be a number, got str"),
+    ({"dampening": []}, TypeError, "dampening must be a number, got list"),
+    ({"weight_decay": None}, TypeError, "weight_decay must be a number, got NoneType"),
     ({"loss": "huber", "delta": 0.0}, ValueError, "delta must be > 0, got 0"),
     ({"loss": "huber", "delta": math.nan}, ValueError, "delta must be > 0, got nan"),
     ({"loss": "smooth_l1", "delta": -2.5}, ValueError, "delta must be >= 0, got -2.5"),
@@ -115,6 +121,8 @@ STEP_CASES = [
 RUN_CASES = [
     ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
     ({"epochs": -1}, ValueError, "epochs must be >= 0, got -1"),
+    ({"batch_size": 2.0}, TypeError, "batch_size must be an int or None, got float"),
+    ({"epochs": "2"}, TypeError, "epochs must be an int or None, got str"),
     ({"order": torch.arange(32).int()}, RuntimeError, "order must have dtype int64, got int32"),
     ({"order": torch.zeros(2, 2, 2).long(), "epochs": 1}, RuntimeError, "order must have shape [rows] or [1, rows], got [2, 2, 2]"),
     ({"order": torch.zeros(2, 32).long(), "epochs": 3}, RuntimeError, "order must have shape [rows] or [3, rows], got [2, 32]"),
@@ -247,14 +255,15 @@ def test_bad_validation_and_ranges_of_a_run(run):
 @pytest.mark.parametrize("module", [linreg_ext, reference], ids=["operator", "reference"])
 def test_bad_options_of_a_loss(module):
     arguments = good()
-    for function, options, words in (
-        ("linear_mse_loss", {"reduction": "avg"}, "linear_mse_loss: reduction must be one of 'none', 'mean' or 'sum', got 'avg'"),
-        ("linear_huber_loss", {"delta": -1.0}, "linear_huber_loss: delta must be > 0, got -1"),
-        ("linear_smooth_l1_loss", {"beta": -0.5}, "linear_smooth_l1_loss: beta must be >= 0, got -0.5"),
+    for function, options, error, words in (
+        ("linear_mse_loss", {"reduction": "avg"}, ValueError, "linear_mse_loss: reduction must be one of 'none', 'mean' or 'sum', got 'avg'"),
+        ("linear_huber_loss", {"delta": -1.0}, ValueError, "linear_huber_loss: delta must be > 0, got -1"),
+        ("linear_smooth_l1_loss", {"beta": -0.5}, ValueError, "linear_smooth_l1_loss: beta must be >= 0, got -0.5"),
+        ("linear_mse_loss", {"reduction": None}, TypeError, "linear_mse_loss: reduction must be a str, got NoneType"),
+        ("linear_huber_loss", {"delta": "1"}, TypeError, "linear_huber_loss: delta must be a number, got str"),
+        ("linear_smooth_l1_loss", {"beta": torch.ones(2)}, TypeError, "linear_smooth_l1_loss: beta must be a number, got Tensor"),
     ):  # fmt: skip
-        with pytest.raises(ValueError) as raised:
-            getattr(module, function)(**arguments, **options)
-        assert str(raised.value) == words
+        assert message_of(getattr(module, function), arguments | options, error) == words
 
 
 def test_a_weight_that_requires_grad_is_refused():
@@ -300,13 +309,15 @@ def test_what_is_only_read_may_have_the_negative_bit(function):
 
 
 def test_modules_refuse_bad_options():
-    for call, words in (
-        (lambda: linreg_ext.LinearMSELoss(1, 1, reduction="avg"), "LinearMSELoss: reduction must be one of"),
-        (lambda: linreg_ext.LinearHuberLoss(1, 1, delta=0.0), "LinearHuberLoss: delta must be > 0, got 0"),
-        (lambda: linreg_ext.LinearSmoothL1Loss(1, 1, beta=-1.0), "LinearSmoothL1Loss: beta must be >= 0, got -1"),
+    for module, options, error, words in (
+        (linreg_ext.LinearMSELoss, {"reduction": "avg"}, ValueError, "LinearMSELoss: reduction must be one of"),
+        (linreg_ext.LinearHuberLoss, {"delta": 0.0}, ValueError, "LinearHuberLoss: delta must be > 0, got 0"),
+        (linreg_ext.LinearHuberLoss, {"delta": "1"}, TypeError, "LinearHuberLoss: delta must be a number, got str"),
+        (linreg_ext.LinearSmoothL1Loss, {"beta": -1.0}, ValueError, "LinearSmoothL1Loss: beta must be >= 0, got -1"),
+        (linreg_ext.LinearSmoothL1Loss, {"beta": None}, TypeError, "LinearSmoothL1Loss: beta must be a number, got"),
     ):
-        with pytest.raises(ValueError, match=words):
-            call()
+        with pytest.raises(error, match=words):
+            module(1, 1, **options)
 
 
 def test_fit_refuses_bad_options():
