@@ -284,6 +284,15 @@ BAD = [
     ("fit good.csv --lr 50", "training diverges"),
     ("fit good.csv --lr 1 --no-standardize --momentum 0", "lower --lr (1) or drop --no-standardize"),
     ("fit good.csv --lr 2 --epochs 5 --momentum 0", "training diverges: the loss went from"),
+    (
+        "fit small.csv",
+        "the coefficient of 'b' for 'y' is too small for a float64 in the table's own units; divide 'b' or",
+    ),
+    (
+        "fit large.csv",
+        "the coefficient of 'b' for 'y' is too large for a float64 in the table's own units; multiply 'b'",
+    ),
+    ("fit far.csv", "the intercept of 'y' is too large for a float64; divide 'y' by a power of ten"),
     ("fit good.csv --out good.csv/run", "good.csv is not a folder)"),
     ("fit good.csv --out good.csv", "--out good.csv: expected a folder, got a file"),
     (
@@ -332,6 +341,12 @@ def test_bad_input_is_one_line(command: str, message: str, capsys: pytest.Captur
     table("flat.csv", "a,b,y\n1,7,3\n2,7,1\n3,7,2\n4,7,4\n5,7,3\n")
     table("rare.csv", "a,b,y\n" + "".join(f"{i},{int(i == RARE_ROW)},{i % 3}\n" for i in range(8)))
     table("huge.csv", "a,y\n1e200,1\n2e200,2\n3e200,4\n0,3\n1,3\n")
+    for name, a, b, y in (
+        ("small", "e-200", "e200", "e-200"),
+        ("large", "e200", "e-200", "e200"),
+        ("far", "", "", "e306"),
+    ):
+        table(f"{name}.csv", "a,b,y\n" + "".join(f"{1000 + i}{a},{i % 5}{b},{i}{y}\n" for i in range(20)))
     table("needed.csv", "c\n1\n2\n")
     for folder in ("mine", "broken", "foreign", "garbled", "model"):
         Path(folder).mkdir()

@@ -17,7 +17,7 @@ from .coefficients import Coefficients
 from .epochs import Epochs
 from .errors import CommandError
 from .problem import Problem
-from .standardize import scale_of, steady_lr
+from .standardize import Scale, scale_of, steady_lr
 
 LOSSES = {"mse": nn.MSELoss, "l1": nn.L1Loss, "huber": nn.HuberLoss, "smooth-l1": nn.SmoothL1Loss}
 
@@ -82,10 +82,40 @@ def train(
         raise
 
     epochs = checkpoints.whole(history)
-    weight = layer.weight.detach().double().cpu() * of_y.spread[:, None] / of_x.spread
-    bias = of_y.centre + layer.bias.detach().double().cpu() * of_y.spread - weight @ of_x.centre
     at_end = epochs.epoch_loss[-1].item()
-    if not (at_end <= 10 * at_start and weight.isfinite().all() and bias.isfinite().all()):
+    if not (at_end <= 10 * at_start and all(p.isfinite().all() for p in layer.parameters())):
         checkpoints.forget()
         raise CommandError(f"training diverges: the loss went from {at_start:.3g} to {at_end:.3g}; {advice}")
-    return Coefficients(problem.features, problem.targets, weight, bias), epochs
+    try:
+        return _in_the_tables_units(layer, problem, of_x, of_y), epochs
+    except CommandError:
+        checkpoints.forget()
+        raise
+
+
+def _in_the_tables_units(layer: nn.Linear, problem: Problem, of_x: Scale, of_y: Scale) -> Coefficients:
+    """The model that `layer` is of scaled columns.
+
+    Raises:
+        CommandError: a coefficient has no place in float64's range there.
+    """
+    scaled_weight, scaled_bias = (p.detach().double().cpu() for p in (layer.weight, layer.bias))
+    weight = scaled_weight * of_y.spread[:, None] / of_x.spread
+    bias = of_y.centre + scaled_bias * of_y.spread - weight @ of_x.centre
+    vanished = (weight == 0) & (scaled_weight != 0)
+    lost = (vanished | ~weight.isfinite()).nonzero().tolist()
+    if lost:
+        target, feature = problem.targets[lost[0][0]], problem.features[lost[0][1]]
+        size, mend = "large", f"multiply '{feature}' or divide '{target}'"
+        if vanished[tuple(lost[0])]:
+            size, mend = "small", f"divide '{feature}' or multiply '{target}'"
+        raise CommandError(
+            f"the coefficient of '{feature}' for '{target}' is too {size} for a float64 in the table's own units; "
+            f"{mend} by a power of ten"
+        )
+    if not bias.isfinite().all():
+        target = problem.targets[int(bias.isfinite().int().argmin())]
+        raise CommandError(
+            f"the intercept of '{target}' is too large for a float64; divide '{target}' by a power of ten"
+        )
+    return Coefficients(problem.features, problem.targets, weight, bias)

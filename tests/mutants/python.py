@@ -178,6 +178,8 @@ PYTHON = (
             (CLI + "test_statistics_come_from_the_training_rows_alone",)),
     _python("cli: the intercept is that of the scaled features", "cli/training.py", " - weight @ of_x.centre", "", UNITS),
     _python("cli: coefficients are in units of the spread", "cli/training.py", " / of_x.spread", "", UNITS),
+    _python("cli: a coefficient that vanishes is left out", "cli/training.py",
+            "(weight == 0) & (scaled_weight != 0)", "weight.isnan()", (CLI + "test_bad_input_is_one_line",)),
     _python("cli: rows that validate are trained on", "cli/training.py", "t[training] for t in data", "t for t in data",
             (CLI + "test_statistics_come_from_the_training_rows_alone",)),
     _python("cli: the first rows validate", "cli/problem.py",
