@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -166,15 +166,15 @@ def _finish(axes: Axes) -> None:
         axes.legend(frameon=False)
 
 
-def _figure(**size: float) -> Figure:
+def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("linreg_ext: a plot needs matplotlib (`pip install matplotlib`)") from None
-    return Figure(figsize=(size["width"], size["height"]), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _saved(figure: Figure, path: str | os.PathLike[str] | IO[bytes] | None) -> Any:
+def _saved(figure: Figure, path: str | os.PathLike[str] | IO[bytes] | None) -> Figure:
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure

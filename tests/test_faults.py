@@ -174,8 +174,14 @@ def test_what_is_not_gone_on_with(tmp_path, tmp_path_factory, capsys):
     assert "something else than an earlier fit" in capsys.readouterr().err
 
 
-def test_a_fit_that_diverges_is_not_gone_on_with(tmp_path, monkeypatch, capsys):
+def test_a_fit_that_diverges_is_not_gone_on_with(tmp_path, tmp_path_factory, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "_SECONDS", 0)
+    vanishing = tmp_path_factory.mktemp("other") / "vanishing.csv"
+    vanishing.write_text("a,y\n" + "".join(f"{i}e200,{i}e-200\n" for i in range(9)))
+    for more, words in ((["--lr", "3"], "the loss went from 1 to "), ([str(vanishing)], "is too small for a float64")):
+        assert main([*FIT, str(tmp_path), *more]) == 2
+        assert words in capsys.readouterr().err
+        assert contents(tmp_path) == {}
     assert main([*FIT, str(tmp_path), "--lr", "10"]) == 2
     diverges = capsys.readouterr().err
     assert "training diverges: the loss is inf at step " in diverges

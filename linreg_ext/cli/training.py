@@ -43,10 +43,7 @@ def train(
     with torch.no_grad():
         at_start = loss_fn(layer(train_rows.tensors[0]), train_rows.tensors[1]).item()
 
-    columns = "standardised columns" if args.standardize else "the columns as they are"
-    count = f"{args.epochs:,} epoch{'s' if args.epochs > 1 else ''}"
-    print(f"training: {count} in batches of {batch_size}, {args.loss} loss on {columns}")
-    print(f"SGD: learning rate {lr:g} falling to 0, momentum {args.momentum:g}, weight decay {args.weight_decay:g}")
+    _print_plan(args, batch_size, lr)
     print(make_train_step(layer, loss_fn, sgd).explain(), flush=True)
     # A constant rate would leave the coefficients trembling around the solution.
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, args.epochs)
@@ -56,7 +53,6 @@ def train(
         left = args.epochs - done
         print(f"{done:,} of them were trained before; going on with the other {left:,}, counted from 1", flush=True)
     bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
-    advice = f"lower --lr ({lr:g})" + ("" if args.standardize else " or drop --no-standardize")
     try:
         history = fit(
             args.epochs - done,
@@ -70,27 +66,34 @@ def train(
             log_every=None if bar else max(1, args.epochs // 10),
             on_epoch_end=checkpoints.after_epoch,
         )
+        epochs = checkpoints.whole(history)
+        at_end = epochs.epoch_loss[-1].item()
+        if not (at_end <= 10 * at_start and all(p.isfinite().all() for p in layer.parameters())):
+            raise _diverges(f"went from {at_start:.3g} to {at_end:.3g}", args, lr)
+        return _in_the_tables_units(layer, problem, of_x, of_y), epochs
     except DivergenceError as error:
-        loss = error.history.step_loss[error.step - 1].item()
         checkpoints.forget()
-        raise CommandError(
-            f"training diverges: the loss is {loss} at step {checkpoints.steps + error.step}; {advice}"
-        ) from None
+        loss = error.history.step_loss[error.step - 1].item()
+        raise _diverges(f"is {loss} at step {checkpoints.steps + error.step}", args, lr) from None
+    except CommandError:  # at which one that goes on would end, too
+        checkpoints.forget()
+        raise
     except KeyboardInterrupt:
         if checkpoints.path.exists():
             print(f"\n{checkpoints.path} is where --resume goes on", file=sys.stderr)
         raise
 
-    epochs = checkpoints.whole(history)
-    at_end = epochs.epoch_loss[-1].item()
-    if not (at_end <= 10 * at_start and all(p.isfinite().all() for p in layer.parameters())):
-        checkpoints.forget()
-        raise CommandError(f"training diverges: the loss went from {at_start:.3g} to {at_end:.3g}; {advice}")
-    try:
-        return _in_the_tables_units(layer, problem, of_x, of_y), epochs
-    except CommandError:
-        checkpoints.forget()
-        raise
+
+def _print_plan(args: argparse.Namespace, batch_size: int, lr: float) -> None:
+    columns = "standardised columns" if args.standardize else "the columns as they are"
+    epochs = f"{args.epochs:,} epoch{'s' if args.epochs > 1 else ''}"
+    print(f"training: {epochs} in batches of {batch_size}, {args.loss} loss on {columns}")
+    print(f"SGD: learning rate {lr:g} falling to 0, momentum {args.momentum:g}, weight decay {args.weight_decay:g}")
+
+
+def _diverges(what_the_loss_does: str, args: argparse.Namespace, lr: float) -> CommandError:
+    advice = f"lower --lr ({lr:g})" + ("" if args.standardize else " or drop --no-standardize")
+    return CommandError(f"training diverges: the loss {what_the_loss_does}; {advice}")
 
 
 def _in_the_tables_units(layer: nn.Linear, problem: Problem, of_x: Scale, of_y: Scale) -> Coefficients:
