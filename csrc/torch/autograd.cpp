@@ -174,7 +174,8 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
     tensors[i] = missing ? nullptr : &THPVariable_Unpack(item);
   }
   const auto [input, linear_weight, target, linear_bias, weight] = tensors;
-  if (!PyUnicode_Check(items[0]) || !PyFloat_Check(items[1]) || !PyUnicode_Check(items[7])) Py_RETURN_NOTIMPLEMENTED;
+  const bool number = PyFloat_Check(items[1]) || PyLong_Check(items[1]);
+  if (!PyUnicode_Check(items[0]) || !number || !PyUnicode_Check(items[7])) Py_RETURN_NOTIMPLEMENTED;
   if (!plain({input, linear_weight, target, linear_bias, weight}) || transforming()) Py_RETURN_NOTIMPLEMENTED;
   if (at::impl::torch_function_mode_enabled()) Py_RETURN_NOTIMPLEMENTED;  // which wants to see the function
   if (at::autocast::is_autocast_enabled(input->device().type())) Py_RETURN_NOTIMPLEMENTED;  // casts come first
@@ -186,7 +187,8 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
     return std::string_view(characters, size_t(length));
   };
   const std::string_view loss = text(items[0]), reduction = text(items[7]);
-  const double delta = PyFloat_AS_DOUBLE(items[1]);
+  const double delta = PyFloat_AsDouble(items[1]);
+  if (delta == -1.0 && PyErr_Occurred()) throw python_error();  // an int beyond a double
   const Operands operands{*input, *linear_weight, *target, linear_bias, weight};
   bool differentiable = false;
   if (at::GradMode::is_enabled()) {

@@ -53,7 +53,7 @@ class Checkpoints:
             CommandError: the checkpoint is of another fit, or broken.
         """
         if not self.path.exists():
-            return 0 if self._earlier is None else self._earlier.steps
+            return 0
         try:
             # On the CPU; what takes the state moves it to where it belongs.
             found = torch.load(self.path, weights_only=True, map_location="cpu")
