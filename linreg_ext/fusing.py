@@ -188,10 +188,7 @@ def _is_in_place(module: nn.Module, node: fx.Node) -> bool:
         return getattr(module.get_submodule(node.target), "inplace", False)
     if node.op not in ("call_function", "call_method") or getattr(node.target, "__module__", "") == "_operator":
         return False  # `and_` is no method that ends in an underscore
-    given = node.kwargs
-    if inspect.isfunction(node.target):
-        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
-    name = getattr(node.target, "__name__", node.target)
+    name, given = getattr(node.target, "__name__", node.target), node.kwargs  # functions of torch hand these on by name
     return name.endswith("_") or bool(given.get("inplace")) or given.get("out") is not None
 
 

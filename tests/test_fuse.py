@@ -258,10 +258,6 @@ class ChangesFeatures(Network):
 
 
 class ChangesByFunction(ChangesFeatures):
-    change = staticmethod(lambda h: F.relu(h, inplace=True))
-
-
-class ChangesByPosition(ChangesFeatures):
     change = staticmethod(lambda h: F.relu(h, True))
 
 
@@ -324,7 +320,6 @@ REFUSED = {
     "an activation between": (Activated, "no operand of the loss is the output of an nn.Linear"),
     "features changed": (ChangesFeatures, "`add_` may change what went into `head` before the loss"),
     "features changed by a function": (ChangesByFunction, "`relu` may change what went into `head`"),
-    "features changed by position": (ChangesByPosition, "`relu` may change what went into `head`"),
     "features changed by a module": (ChangesByModule, "`act` may change what went into `head`"),
     "features overwritten": (ChangesOut, "`neg` may change what went into `head`"),
     "one of two outputs": (DropsOneOfTwo, "`head` has not one output"),
