@@ -4,17 +4,14 @@
 from . import _interpreter  # noqa: F401 - says so before torch is imported
 from ._extension import build_info
 from ._version import __version__
-from .functional import (
-    linear_huber_loss,
-    linear_l1_loss,
-    linear_mse_loss,
-    linear_smooth_l1_loss,
-    sgd_run_,
-    sgd_step_,
-)
-from .fusing import fuse
-from .modules import LinearHuberLoss, LinearL1Loss, LinearMSELoss, LinearSmoothL1Loss
+from .functional import FUNCTIONS, sgd_run_, sgd_step_
+from .modules import MODULES
 from .training import History, TrainStep, evaluate, fit, make_train_step
+
+linear_mse_loss, LinearMSELoss = FUNCTIONS["mse"], MODULES["mse"]
+linear_l1_loss, LinearL1Loss = FUNCTIONS["l1"], MODULES["l1"]
+linear_huber_loss, LinearHuberLoss = FUNCTIONS["huber"], MODULES["huber"]
+linear_smooth_l1_loss, LinearSmoothL1Loss = FUNCTIONS["smooth_l1"], MODULES["smooth_l1"]
 
 __all__ = [
     "History",
@@ -27,7 +24,6 @@ __all__ = [
     "build_info",
     "evaluate",
     "fit",
-    "fuse",
     "linear_huber_loss",
     "linear_l1_loss",
     "linear_mse_loss",

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import reference
-from .check import check_problem, check_run, check_sgd, loss_dtype
+from ._extension import REFERENCE
+from .autocast import no_autocast
+from .losses import LOSSES
+from .reference import loss_dtype
 
 OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradient can be asked for, in this order
 
@@ -90,12 +93,13 @@ def recorded_loss(
     delta: float,
     reduction: str,
 ) -> Tensor:
-    """The operator ``linear_loss`` where a derivative may be asked for; ``csrc/torch/derivatives.cpp`` calls it."""
+    """The operator ``linear_loss`` where a derivative may be asked for; ``csrc/torch/ops.cpp`` calls it."""
     arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     if weight is not None and weight.requires_grad:
         raise RuntimeError(f"linear_{loss}_loss: weight must not require grad, got one that does")
     if is_transforming():
-        return reference.linear_loss(*arguments)
+        with no_autocast(input):
+            return reference.linear_loss(*arguments)
     operands = (input, linear_weight, linear_bias, target)
     return LinearLoss.apply(*arguments, [t is not None and t.requires_grad for t in operands])[0]
 
@@ -114,7 +118,7 @@ def recorded_loss_grads(
     """The operator ``linear_loss_grads`` there: its gradients come from plain PyTorch, which differentiates them."""
     arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     value = torch.ops.linreg_ext.linear_loss(*arguments)
-    of = _wanted_operands(input, linear_weight, target, linear_bias, loss, reduction, wanted)
+    of = _wanted_operands(input, linear_weight, target, linear_bias, wanted)
     grads = differentiable_grads(torch.ones_like(value), *arguments, wanted)
     return value, [grad.to(_gradient_dtype(operand)) for grad, operand in zip(grads, of, strict=True)]
 
@@ -192,14 +196,7 @@ def differentiable_grads(
     r = F.linear(x, w) - y
     if linear_bias is not None:
         r = r + linear_bias.to(compute).reshape(w.shape[:-1])
-    if loss == "mse":
-        g = 2 * r
-    elif loss == "l1" or (loss == "smooth_l1" and delta == 0):
-        g = r.sgn()
-    elif loss == "huber":
-        g = torch.where(r.abs() < delta, r, r.detach().clamp(-delta, delta))
-    else:
-        g = torch.where(r.abs() < delta, r / delta, (r.detach() / delta).clamp(-1, 1))
+    g = LOSSES[loss].dloss(r, delta)
     if weight is not None:
         v = _like(weight.to(compute), r)
         g = g * v
@@ -234,7 +231,6 @@ def _fake_linear_loss(
     delta: float,
     reduction: str,
 ) -> Tensor:
-    check_problem(f"linear_{loss}_loss", input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
     shape = target.shape if reduction == "none" else ()
     return linear_weight.new_empty(shape, dtype=loss_dtype(linear_weight, target))
 
@@ -250,26 +246,15 @@ def _fake_linear_loss_grads(
     reduction: str,
     wanted: list[bool],
 ) -> tuple[Tensor, list[Tensor]]:
-    value = _fake_linear_loss(input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
-    of = _wanted_operands(input, linear_weight, target, linear_bias, loss, reduction, wanted)
+    of = _wanted_operands(input, linear_weight, target, linear_bias, wanted)
+    value = linear_weight.new_empty((), dtype=loss_dtype(linear_weight, target))
     return value, [t.new_empty(t.shape, dtype=_gradient_dtype(t)) for t in of]
 
 
 def _wanted_operands(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    loss: str,
-    reduction: str,
-    wanted: list[bool],
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, wanted: list[bool]
 ) -> list[Tensor]:
-    """What ``linear_loss_grads`` returns the gradients of; raises as it does where there are none."""
-    op = f"linear_{loss}_loss"
-    if reduction == "none":
-        raise ValueError(f"{op}: reduction must be 'mean' or 'sum', got 'none'")
-    if wanted[2] and linear_bias is None:
-        raise ValueError(f"{op}: linear_bias must be given when its gradient is asked for, got None")
+    """What ``linear_loss_grads`` returns the gradients of."""
     operands = (input, linear_weight, linear_bias, target)
     return [operand for operand, asked in zip(operands, wanted, strict=True) if asked]
 
@@ -278,99 +263,27 @@ def _gradient_dtype(operand: Tensor) -> torch.dtype:
     return torch.float32 if operand.dtype == torch.float16 else operand.dtype
 
 
-def _fake_sgd_step_(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    weight_momentum_buffer: Tensor | None = None,
-    bias_momentum_buffer: Tensor | None = None,
-    loss: str = "mse",
-    delta: float = 1.0,
-    reduction: str = "mean",
-    lr_tensor: Tensor | None = None,
-    lr: float = -1.0,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
-    maximize: bool = False,
-    weight_first_step: bool = False,
-    bias_first_step: bool = False,
-    weight_frozen: bool = False,
-    bias_frozen: bool = False,
-    skip_nonfinite: bool = False,
-) -> Tensor:
+def _fake_sgd_step_(input: Tensor, target: Tensor, parameters: list[Tensor], *_: Any, **__: Any) -> Tensor:
     refuse_transforms("sgd_step_")
-    check_problem("sgd_step_", input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
-    check_sgd(
-        "sgd_step_", input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
-        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, weight_frozen, bias_frozen,
-    )  # fmt: skip
-    return linear_weight.new_empty((), dtype=loss_dtype(linear_weight, target))
+    return parameters[0].new_empty((), dtype=loss_dtype(parameters[0], target))
 
 
 def _fake_sgd_run_(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    weight: Tensor | None,
-    weight_momentum_buffer: Tensor | None,
-    bias_momentum_buffer: Tensor | None,
-    order: Tensor | None,
-    validation_input: Tensor | None,
-    validation_target: Tensor | None,
-    batch_size: int,
-    drop_last: bool,
-    epochs: int,
-    begin: int,
-    end: int,
-    loss: str,
-    delta: float,
-    reduction: str,
-    lr_tensor: Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    weight_first_step: bool,
-    bias_first_step: bool,
-    weight_frozen: bool,
-    bias_frozen: bool,
-    stop_nonfinite: bool,
+    input: Tensor, target: Tensor, parameters: list[Tensor], *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    op = "sgd_run_"
-    refuse_transforms(op)
-    check_problem(op, input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
-    epoch_steps = check_run(op, input, order, batch_size, drop_last, epochs, begin, end)
-    check_sgd(
-        op, input, linear_weight, target, linear_bias, weight, weight_momentum_buffer, bias_momentum_buffer,
-        reduction, lr_tensor, lr, momentum, dampening, weight_decay, nesterov, weight_frozen, bias_frozen,
-        epoch_steps * epochs,
-        {"order": order, "validation_input": validation_input, "validation_target": validation_target},
-    )  # fmt: skip
-    if (validation_input is None) != (validation_target is None):
-        raise ValueError(f"{op}: validation_input and validation_target must be given together")
-    if validation_input is not None:
-        check_problem(
-            f"{op}: validation", validation_input, linear_weight, validation_target, linear_bias, None, loss, delta,
-            reduction,
-        )  # fmt: skip
+    refuse_transforms("sgd_run_")
+    *_, order, validation, batch_size, drop_last, _, begin, end = others
+    rows = input.shape[0] if order is None else order.shape[-1]
+    epoch_steps = rows // batch_size if drop_last else -(-rows // batch_size)
+    new_empty, dtype = parameters[0].new_empty, loss_dtype(parameters[0], target)
+    losses, done = new_empty(end - begin, dtype=dtype), new_empty((), dtype=torch.int64)
+    if not validation:
+        return losses, new_empty(0, dtype=dtype), done
     epochs_ended = end // epoch_steps - begin // epoch_steps if epoch_steps else 0
-    dtype = loss_dtype(linear_weight, target)
-    validation_dtype = dtype if validation_target is None else loss_dtype(linear_weight, validation_target)
-    return (
-        linear_weight.new_empty(end - begin, dtype=dtype),
-        linear_weight.new_empty(0 if validation_input is None else epochs_ended, dtype=validation_dtype),
-        linear_weight.new_empty((), dtype=torch.int64),
-    )
+    return losses, new_empty(epochs_ended, dtype=loss_dtype(parameters[0], validation[1])), done
 
 
-def register_fakes() -> None:
+if not REFERENCE:
     torch.library.register_fake("linreg_ext::linear_loss", _fake_linear_loss)
     torch.library.register_fake("linreg_ext::linear_loss_grads", _fake_linear_loss_grads)
     torch.library.register_fake("linreg_ext::sgd_step_", _fake_sgd_step_)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The fused losses and the fused SGD step as functions of tensors."""
+"""The fused losses and the fused SGD steps as functions of tensors."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import operator
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,30 +16,38 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import reference
 from ._extension import _C, REFERENCE, has_kernels
 from .autocast import cast, is_autocast, no_autocast
-from .autograd import refuse_transforms, register_fakes
-from .check import check_momentum_buffers, check_problem, require_options, require_tensors, run_sizes
+from .autograd import refuse_transforms
+from .losses import LOSSES, Loss, threshold_of
 
-if not REFERENCE:
-    register_fakes()
+_OPS = reference if REFERENCE else torch.ops.linreg_ext
 
 
-def linear_mse_loss(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-) -> Tensor:
-    r"""Mean squared error of a linear layer, in one pass over `input`.
+class LossFunction(Protocol):
+    """What the functions ``linear_<loss>_loss`` have in common; `threshold` is the loss's own keyword, if it has one."""
+
+    def __call__(
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        *,
+        linear_bias: Tensor | None = None,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        **threshold: float,
+    ) -> Tensor: ...
+
+
+_SUMMARY = r"""{title} of a linear layer, in one pass over `input`.
 
     .. math::
         P = X W^T + b, \quad R = P - Y, \quad
-        \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = r^2
+        \text{{loss}} = \text{{reduce}}(\ell(R)), \quad \ell(r) = {formula}
 
-    The factor is PyTorch's: :math:`dW = \tfrac{2}{NK} R^T X` for ``"mean"`` (scikit-learn halves the loss).
+    {derivative}
+"""
 
+_ARGUMENTS = """
     Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
     `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
 
@@ -58,185 +68,101 @@ def linear_mse_loss(
         promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
 
     Raises:
-        TypeError: an argument is not a tensor, or `reduction` not a str.
-        ValueError: `reduction` is out of range.
+        TypeError: an argument is not a tensor, a threshold is not a number, or `reduction` is not a str.
+        ValueError: `reduction` or a threshold is out of range.
         RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
+"""
 
-    Equivalent to:
-        ``F.mse_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction)``
-
+_EXAMPLE = """
     Example:
         >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
         >>> layer = torch.nn.Linear(8, 1)
-        >>> loss = linear_mse_loss(x, layer.weight, y, linear_bias=layer.bias)
+        >>> loss = {function}(x, layer.weight, y, linear_bias=layer.bias)
         >>> loss.backward()
     """
-    return linear_loss("mse", 1.0, input, linear_weight, target, linear_bias, weight, reduction)
 
 
-def linear_l1_loss(
+def _docstring(loss: Loss, function: str) -> str:
+    """All of it for `linear_mse_loss`; its siblings' say what differs."""
+    text = _SUMMARY.format(title=loss.title, formula=loss.formula, derivative=loss.derivative)
+    if loss.name == "mse":
+        text += _ARGUMENTS
+    else:
+        text += "\n    Arguments, shapes, results and errors are those of :func:`linear_mse_loss`"
+        text += f", and:\n\n    Args:\n        {loss.threshold.name}: {loss.threshold.meaning}.\n" if loss.threshold else ".\n"
+    if loss.function is not None:
+        option = f", {loss.threshold.name}={loss.threshold.name}" if loss.threshold else ""
+        text += "\n    Equivalent to:\n"
+        text += f"        ``F.{loss.function.__name__}(F.linear(input, linear_weight, linear_bias), target, "
+        text += f"reduction=reduction{option})``\n"
+    return text + _EXAMPLE.format(function=function)
+
+
+def _loss_function(loss: Loss) -> LossFunction:
+    """The public function of a row of the table."""
+    name, own = f"linear_{loss.name}_loss", loss.threshold
+
+    def function(
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        *,
+        linear_bias: Tensor | None = None,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        **threshold: float,
+    ) -> Tensor:
+        value = 1.0
+        if own is not None:
+            value = threshold.pop(own.name, own.default)
+        if threshold:
+            raise TypeError(f"{name}() got an unexpected keyword argument '{next(iter(threshold))}'")
+        return linear_loss(loss.name, value, input, linear_weight, target, linear_bias, weight, reduction)
+
+    signature = inspect.signature(function)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if own is not None:
+        parameters.append(inspect.Parameter(own.name, inspect.Parameter.KEYWORD_ONLY, default=own.default, annotation="float"))
+    function.__signature__ = signature.replace(parameters=parameters)
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = __package__  # which has it under this name, for pickle and torch.fx
+    function.__doc__ = _docstring(loss, name)
+    return function
+
+
+def linear_loss(
+    loss: str,
+    threshold: float,
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
 ) -> Tensor:
-    r"""Mean absolute error of a linear layer, in one pass over `input`.
-
-    .. math::
-        P = X W^T + b, \quad R = P - Y, \quad
-        \text{loss} = \text{reduce}(\ell(R)), \quad \ell(r) = |r|
-
-    The derivative is :math:`\mathrm{sign}(r)`, 0 at r = 0.
-
-    Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
-    `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
-
-    Args:
-        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
-            made when the last dimension is not contiguous.
-        linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
-            float32 when input is 16-bit.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype, or float32 when input is
-            16-bit. It is never broadcast.
-        linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
-        weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
-            flows to it.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-
-    Returns:
-        The loss: 0-dim, or of target's shape with ``reduction="none"``; of the dtype that linear_weight's and target's
-        promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
-
-    Raises:
-        TypeError: an argument is not a tensor, or `reduction` not a str.
-        ValueError: `reduction` is out of range.
-        RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
-
-    Equivalent to:
-        ``F.l1_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction)``
-
-    Example:
-        >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
-        >>> layer = torch.nn.Linear(8, 1)
-        >>> loss = linear_l1_loss(x, layer.weight, y, linear_bias=layer.bias)
-        >>> loss.backward()
-    """
-    return linear_loss("l1", 1.0, input, linear_weight, target, linear_bias, weight, reduction)
+    """The losses under one name."""
+    operands = (input, linear_weight, target, linear_bias, weight)
+    if not torch.compiler.is_compiling():
+        if _C is not None:
+            value = _C.linear_loss(*operands, loss, threshold, reduction)
+            if value is not NotImplemented:
+                return value
+        if has_torch_function(operands):
+            options = {"linear_bias": linear_bias, "weight": weight, "reduction": reduction}
+            options |= LOSSES[loss].options(threshold)
+            return handle_torch_function(FUNCTIONS[loss], operands, *operands[:3], **options)
+    if is_autocast(input):
+        operands = cast(*operands)
+        with no_autocast(input):
+            return linear_loss(loss, threshold, *operands, reduction)
+    try:
+        return _OPS.linear_loss(*operands, loss, threshold, reduction)
+    except RuntimeError as error:
+        _explain(f"linear_{loss}_loss", error, *operands)
+        raise
 
 
-def linear_huber_loss(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    delta: float = 1.0,
-) -> Tensor:
-    r"""Huber loss of a linear layer, in one pass over `input`.
-
-    .. math::
-        P = X W^T + b, \quad R = P - Y, \quad
-        \text{loss} = \text{reduce}(\ell(R)), \quad
-        \ell(r) = r^2/2 \text{ if } |r| \le \delta \text{ else } \delta(|r| - \delta/2)
-
-    The derivative is r clamped to [−δ, δ].
-
-    Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
-    `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
-
-    Args:
-        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
-            made when the last dimension is not contiguous.
-        linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
-            float32 when input is 16-bit.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype, or float32 when input is
-            16-bit. It is never broadcast.
-        linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
-        weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
-            flows to it.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        delta: δ, where the quadratic part ends; > 0.
-
-    Returns:
-        The loss: 0-dim, or of target's shape with ``reduction="none"``; of the dtype that linear_weight's and target's
-        promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
-
-    Raises:
-        TypeError: an argument is not a tensor, `reduction` not a str or `delta` not a number.
-        ValueError: `reduction` or `delta` is out of range.
-        RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
-
-    Equivalent to:
-        ``F.huber_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction, delta=delta)``
-
-    Example:
-        >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
-        >>> layer = torch.nn.Linear(8, 1)
-        >>> loss = linear_huber_loss(x, layer.weight, y, linear_bias=layer.bias)
-        >>> loss.backward()
-    """
-    return linear_loss("huber", delta, input, linear_weight, target, linear_bias, weight, reduction)
-
-
-def linear_smooth_l1_loss(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    beta: float = 1.0,
-) -> Tensor:
-    r"""Smooth L1 loss of a linear layer, in one pass over `input`.
-
-    .. math::
-        P = X W^T + b, \quad R = P - Y, \quad
-        \text{loss} = \text{reduce}(\ell(R)), \quad
-        \ell(r) = r^2/(2\beta) \text{ if } |r| < \beta \text{ else } |r| - \beta/2
-
-    The derivative is r/β clamped to [−1, 1]; β = 0 is the absolute error.
-
-    Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
-    `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
-
-    Args:
-        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
-            made when the last dimension is not contiguous.
-        linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
-            float32 when input is 16-bit.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype, or float32 when input is
-            16-bit. It is never broadcast.
-        linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
-        weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
-            flows to it.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        beta: β, where the quadratic part ends; >= 0.
-
-    Returns:
-        The loss: 0-dim, or of target's shape with ``reduction="none"``; of the dtype that linear_weight's and target's
-        promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
-
-    Raises:
-        TypeError: an argument is not a tensor, `reduction` not a str or `beta` not a number.
-        ValueError: `reduction` or `beta` is out of range.
-        RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
-
-    Equivalent to:
-        ``F.smooth_l1_loss(F.linear(input, linear_weight, linear_bias), target, reduction=reduction, beta=beta)``
-
-    Example:
-        >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
-        >>> layer = torch.nn.Linear(8, 1)
-        >>> loss = linear_smooth_l1_loss(x, layer.weight, y, linear_bias=layer.bias)
-        >>> loss.backward()
-    """
-    return linear_loss("smooth_l1", beta, input, linear_weight, target, linear_bias, weight, reduction)
+FUNCTIONS = {loss.name: _loss_function(loss) for loss in LOSSES.values()}
 
 
 def sgd_step_(
@@ -247,7 +173,9 @@ def sgd_step_(
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
     loss: str = "mse",
-    delta: float = 1.0,
+    delta: float | None = None,
+    beta: float | None = None,
+    quantile: float | None = None,
     lr: float | Tensor,
     momentum: float = 0.0,
     dampening: float = 0.0,
@@ -276,8 +204,8 @@ def sgd_step_(
         target: Y, of shape [*, K], or [*] when `linear_weight` is [D].
         linear_bias: b, of shape [K]; updated in place.
         weight: one value an element of target or one a row; the mean divides by its sum.
-        loss: ``"mse"``, ``"l1"``, ``"huber"`` or ``"smooth_l1"``.
-        delta: the threshold of huber (> 0), the beta of smooth_l1 (>= 0).
+        loss: ``"mse"`` or another of the losses: a function ``linear_<loss>_loss`` exists for each.
+        delta, beta, quantile: the threshold of the loss that has it under that name; None is its default.
         lr: a float, or a 1-element float32 or float64 tensor, which is read where it lives. torch.compile compiles anew
             for every float, and once for a tensor.
         momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
@@ -289,10 +217,10 @@ def sgd_step_(
         The loss of before the update: a fresh 0-dim tensor of the dtype that linear_weight's and target's promote to.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`linear_huber_loss`; TypeError for a hyper-parameter that is not a
-            number, ValueError for one out of range; RuntimeError when a tensor to be written has the negative bit or,
-            with the word `overlap`, shares memory with itself or with another argument, and inside a torch.func
-            transform. Nothing is changed when an error is raised.
+        TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`; TypeError for a hyper-parameter that is not a
+            number; ValueError for one out of range and for a threshold of another loss; RuntimeError when a tensor has
+            the negative bit, when one to be written shares memory with itself or with another argument (`overlap`),
+            and inside a torch.func transform. Nothing is changed when an error is raised.
 
     Equivalent to:
         ``loss = F.mse_loss(F.linear(input, linear_weight, linear_bias), target); loss.backward()`` and one
@@ -304,22 +232,18 @@ def sgd_step_(
         >>> for _ in range(100):
         ...     loss = sgd_step_(x, w, y, linear_bias=b, lr=0.1)
     """
-    buffers: list[Tensor | None] = [None, None]
-    first_step = [False, False]
-    if momentum != 0:
-        _require_tensors("sgd_step_", input, linear_weight, target, linear_bias, weight)
-        buffers = list(check_momentum_buffers(momentum, momentum_buffers))
-        for i, parameter in enumerate((linear_weight, linear_bias)):
-            if parameter is not None and buffers[i] is None:
-                buffers[i], first_step[i] = torch.empty_like(parameter), True
-    lr_tensor, lr_value = (None, lr) if type(lr) is float or not isinstance(lr, Tensor) else (lr, 0.0)
+    threshold = 1.0
+    if loss != "mse" or delta is not None or beta is not None or quantile is not None:
+        threshold = threshold_of("sgd_step_", loss, delta=delta, beta=beta, quantile=quantile)
+    parameters = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
+    state = _NO_STATE if momentum == 0 else _momentum_state("sgd_step_", parameters, momentum, momentum_buffers)
+    rate, lr_tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
     value = sgd_step(
-        input, linear_weight, target, linear_bias, weight, buffers[0], buffers[1], loss, delta, "mean", lr_tensor,
-        lr_value, momentum, dampening, weight_decay, nesterov, maximize, first_step[0], first_step[1], False, False,
-        False,
+        input, target, parameters, state[0], (rate, momentum, dampening, weight_decay, nesterov, maximize), loss,
+        threshold, weight, lr_tensor, "mean", state[1], _NOT_FROZEN, False,
     )  # fmt: skip
-    if momentum != 0 and any(first_step):
-        momentum_buffers[:] = buffers
+    if state[1] is not _NOT_FIRST:
+        momentum_buffers[: len(parameters)] = state[0]
     return value
 
 
@@ -335,7 +259,9 @@ def sgd_run_(
     drop_last: bool = False,
     epochs: int | None = None,
     loss: str = "mse",
-    delta: float = 1.0,
+    delta: float | None = None,
+    beta: float | None = None,
+    quantile: float | None = None,
     lr: float | Tensor,
     momentum: float = 0.0,
     dampening: float = 0.0,
@@ -367,8 +293,8 @@ def sgd_run_(
         batch_size: how many rows a step takes; the last batch of an epoch has what is left. None takes all.
         drop_last: leaves a last batch out that is shorter.
         epochs: how often to go through the rows; None is once, or once for every row of `order`.
-        loss: ``"mse"``, ``"l1"``, ``"huber"`` or ``"smooth_l1"``.
-        delta: the threshold of huber (> 0), the beta of smooth_l1 (>= 0).
+        loss: ``"mse"`` or another of the losses: a function ``linear_<loss>_loss`` exists for each.
+        delta, beta, quantile: the threshold of the loss that has it under that name; None is its default.
         lr: a float, a 1-element tensor, or a tensor of shape [steps] with one for every step.
         momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
         momentum_buffers: as in :func:`sgd_step_`; carries the state from call to call.
@@ -381,7 +307,7 @@ def sgd_run_(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`sgd_step_`; TypeError for a `batch_size` or `epochs` that is
             not an int.
-        IndexError: `order`, on the CPU, names a row that there is not; on a GPU such a row is nan.
+        IndexError: `order`, on the CPU, contains an out-of-range index; on a GPU such a row is nan.
             Nothing is changed when an error is raised.
 
     Equivalent to:
@@ -394,36 +320,78 @@ def sgd_run_(
         >>> order = torch.stack([torch.randperm(80) for _ in range(100)])
         >>> losses = sgd_run_(x, w, y, linear_bias=b, order=order, batch_size=16, lr=0.1)
     """
-    require_tensors(
-        "sgd_run_",
-        {"input": input, "linear_weight": linear_weight, "target": target},
-        {"linear_bias": linear_bias, "weight": weight, "order": order},
-    )
     refuse_transforms("sgd_run_")
-    batch_size, epochs, steps = run_sizes("sgd_run_", input, order, batch_size, drop_last, epochs)
-    buffers = list(check_momentum_buffers(momentum, momentum_buffers, "sgd_run_"))
-    first_step = [False, False]
-    if momentum != 0:
-        for i, parameter in enumerate((linear_weight, linear_bias)):
-            if parameter is not None and buffers[i] is None:
-                buffers[i], first_step[i] = torch.empty_like(parameter), True
-    fresh = any(first_step)
-    lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
-    tensors = (input, linear_weight, target, linear_bias, weight, *buffers, order, None, None)
-    sizes, frozen = (batch_size, drop_last, epochs), (False, False)
-    rule = (loss, delta, "mean", lr_tensor, lr_value, momentum, dampening, weight_decay, nesterov, maximize)
+    threshold = threshold_of("sgd_run_", loss, delta=delta, beta=beta, quantile=quantile)
+    parameters = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
+    state = _NO_STATE if momentum == 0 else _momentum_state("sgd_run_", parameters, momentum, momentum_buffers)
+    rate, lr_tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+    batch_size, epochs, steps = _run_sizes(input, order, batch_size, drop_last, epochs)
+    step = (
+        input, target, parameters, state[0], (rate, momentum, dampening, weight_decay, nesterov, maximize), loss,
+        threshold, weight, lr_tensor, "mean", state[1], _NOT_FROZEN, stop_nonfinite,
+    )  # fmt: skip
     parts: list[Stretch] = []
     try:
-        if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
-            op = torch.ops.linreg_ext.sgd_run_
-            parts.append(op(*tensors, *sizes, 0, steps, *rule, *first_step, *frozen, stop_nonfinite))
-        else:
-            sgd_run(tensors, sizes, range(steps), rule, first_step, frozen, stop_nonfinite, parts)
+        sgd_run(step, order, [], (batch_size, drop_last, epochs), range(steps), parts)
     finally:
-        if fresh and steps and parts and (not stop_nonfinite or steps_taken(parts)):
-            momentum_buffers[:] = buffers
+        if state[1] is not _NOT_FIRST and steps and parts and (not stop_nonfinite or steps_taken(parts)):
+            momentum_buffers[: len(parameters)] = state[0]
     losses = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
     return losses[: steps_taken(parts) + 1] if stop_nonfinite else losses
+
+
+_NOT_FIRST = _NOT_FROZEN = (False, False)
+_NO_STATE: tuple[list[Tensor], tuple[bool, bool]] = ([], _NOT_FIRST)
+
+
+def _momentum_state(
+    op: str, parameters: list[Tensor], momentum: float, buffers: list[Tensor | None] | None
+) -> tuple[list[Tensor], tuple[bool, bool]]:
+    """The parameters' momentum buffers, new ones where there are none, and whether their first step is to come."""
+    try:
+        if not momentum > 0:
+            return _NO_STATE  # the operator refuses it
+    except TypeError:
+        return _NO_STATE
+    if not isinstance(buffers, list) or len(buffers) != 2:
+        got = f"{len(buffers)} entries" if isinstance(buffers, list) else type(buffers).__name__
+        raise ValueError(
+            f"{op}: momentum_buffers must be a list [buffer of linear_weight, buffer of linear_bias] "
+            f"when momentum != 0, got {got}"
+        )
+    first = [i < len(parameters) and buffers[i] is None for i in range(2)]
+    if not any(first):
+        return buffers[: len(parameters)], _NOT_FIRST
+    state = [
+        torch.empty_like(p) if is_first and isinstance(p, Tensor) else buffer
+        for p, buffer, is_first in zip(parameters, buffers, first, strict=False)
+    ]
+    return state, (first[0], first[1])
+
+
+def _run_sizes(
+    input: Tensor, order: Tensor | None, batch_size: int | None, drop_last: bool, epochs: int | None
+) -> tuple[int, int, int]:
+    """The batch size, epochs and steps of a run. Arguments that the operator refuses make no steps."""
+    rows = 0
+    if isinstance(input, Tensor) and input.dim() and (order is None or (isinstance(order, Tensor) and order.dim())):
+        rows = input.shape[0] if order is None else order.shape[-1]
+    if epochs is None:
+        epochs = order.shape[0] if isinstance(order, Tensor) and order.dim() == 2 else 1
+    batch_size = max(1, rows) if batch_size is None else _integer("batch_size", batch_size)
+    epochs = _integer("epochs", epochs)
+    if batch_size < 1 or epochs < 0:
+        return batch_size, epochs, 0
+    return batch_size, epochs, epochs * (rows // batch_size if drop_last else -(-rows // batch_size))
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"sgd_run_: {name} must be an int or None, got {type(value).__name__}") from None
 
 
 Stretch = tuple[Tensor, Tensor, Tensor]  # what the operator returns: losses, validation losses, how many steps it took
@@ -432,49 +400,50 @@ _FIRST_STRETCH = 0.01  # of estimated work, which may be an order of magnitude o
 
 
 def sgd_run(
-    tensors: tuple[Tensor | None, ...],
+    step: tuple[Any, ...],
+    order: Tensor | None,
+    validation: list[Tensor],
     sizes: tuple[int, bool, int],
     steps: range,
-    rule: tuple[Any, ...],
-    first_step: list[bool],
-    frozen: tuple[bool, bool],
-    stop_nonfinite: bool,
     parts: list[Stretch],
 ) -> None:
     """The operator ``linreg_ext::sgd_run_`` in stretches, between which Python handles signals.
 
     Args:
-        tensors, sizes, rule, first_step, frozen, stop_nonfinite: its arguments in its order, between its flags and
-            numbers; `first_step` is for the first of `steps`.
+        step: its arguments up to `stop_nonfinite`, which are those of ``sgd_step_``.
+        order, validation, sizes: its further arguments but `begin` and `end`.
         steps: from the first step to take to the end.
         parts: gets what the operator returns for each stretch, also of the one in which a signal arrived.
     """
     begin, end = steps.start, steps.stop
-    op, validation = reference.sgd_run if REFERENCE else _C.sgd_run_, tensors[8:]
-    rows = min(sizes[0], len(tensors[0]) if tensors[0].dim() else 1)
-    start, number = (5e-8, 1e-9) if tensors[0].device.type == "cpu" else (5e-6, 4e-12)
-    seconds = start + number * max(1, rows) * (tensors[1].numel() + 1)  # of a step, about
+    if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
+        parts.append(_OPS.sgd_run_(*_schema_arguments(step), order, validation, *sizes, begin, end))
+        return
+    op = reference.sgd_run_ if REFERENCE else _C.sgd_run_
+    input, parameters = step[0], step[2]
     count = end - begin
-    captured = tensors[0].device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if count * seconds > _FIRST_STRETCH and not captured:  # into a graph, which cannot wait
-        count = max(1, int(_FIRST_STRETCH / seconds))
+    if count:
+        rows = min(sizes[0], len(input) if input.dim() else 1)
+        start, number = (5e-8, 1e-9) if input.device.type == "cpu" else (5e-6, 4e-12)
+        seconds = start + number * max(1, rows) * (parameters[0].numel() + 1)  # of a step, about
+        captured = input.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if count * seconds > _FIRST_STRETCH and not captured:  # into a graph, which cannot wait
+            count = max(1, int(_FIRST_STRETCH / seconds))
     while True:
         stop = min(end, begin + count)
-        arguments = (*tensors, *sizes, begin, stop, *rule, *first_step, *frozen, stop_nonfinite)
+        arguments = (*step, order, validation, *sizes, begin, stop)
         started = time.perf_counter()
         try:
             # Signals are handled between a call and whatever comes after it, so the call itself must keep its result.
             parts.extend(itertools.starmap(op, (arguments,)))
         except RuntimeError as error:
-            _refuse("sgd_run_", error, *tensors[:5], *rule[:3])
+            _explain("sgd_run_", error, *_operands(step))
             raise
         if stop == end or int(parts[-1][2]) < stop - begin:  # which waits for a GPU, so that there is a time to go by
             return
         if begin == steps.start:  # else every stretch would copy all rows, and the order to a GPU
-            order = None if tensors[7] is None else tensors[7].to(tensors[0].device)
-            tensors = (tensors[0] if tensors[0].stride(1) == 1 else tensors[0].contiguous(), *tensors[1:7], order)
-            tensors += validation
-        first_step = [False, False]
+            order = None if order is None else order.to(input.device)
+            step = (input if input.stride(1) == 1 else input.contiguous(), *step[1:10], _NOT_FIRST, *step[11:])
         count = max(1, min(4 * count, int(count * _STRETCH / max(1e-9, time.perf_counter() - started))))
         begin = stop
 
@@ -487,84 +456,34 @@ def steps_taken(parts: list[Stretch]) -> int:
 def sgd_step(*arguments: Any) -> Tensor:
     """The operator ``linreg_ext::sgd_step_`` by its shortest way: its arguments in its order, positionally."""
     if REFERENCE or torch.compiler.is_compiling():
-        _require_tensors("sgd_step_", *arguments[:5])
         refuse_transforms("sgd_step_")
-        return (reference.sgd_step if REFERENCE else torch.ops.linreg_ext.sgd_step_)(*arguments)
+        return _OPS.sgd_step_(*_schema_arguments(arguments))
     try:
         return _C.sgd_step_(*arguments)
     except RuntimeError as error:
-        _refuse("sgd_step_", error, *arguments[:5], *arguments[7:10])
+        _explain("sgd_step_", error, *_operands(arguments))
         raise
 
 
-_LOSSES = {
-    "mse": linear_mse_loss, "l1": linear_l1_loss, "huber": linear_huber_loss, "smooth_l1": linear_smooth_l1_loss,
-}  # fmt: skip
+def _schema_arguments(step: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A step's arguments in the types of its schema, of which the direct entry takes others, too."""
+    return (*step[:4], [float(number) for number in step[4]], *step[5:])
 
 
-def linear_loss(
-    loss: str,
-    delta: float,
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    weight: Tensor | None,
-    reduction: str,
-) -> Tensor:
-    """The four losses under one name."""
-    if REFERENCE:
-        return reference.linear_loss(input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
-    if not torch.compiler.is_compiling():
-        value = _C.linear_loss(loss, delta, input, linear_weight, target, linear_bias, weight, reduction)
-        if value is not NotImplemented:
-            return value
-    op = f"linear_{loss}_loss"
-    operands = (input, linear_weight, target, linear_bias, weight)
-    if not torch.compiler.is_compiling() and has_torch_function(operands):
-        options = {"linear_bias": linear_bias, "weight": weight, "reduction": reduction, **_threshold(loss, delta)}
-        return handle_torch_function(_LOSSES[loss], operands, *operands[:3], **options)
-    _require_tensors(op, *operands)
-    require_options(op, loss, delta, reduction)
-    if is_autocast(input):
-        operands = cast(*operands)
-        with no_autocast(input):
-            return linear_loss(loss, delta, *operands, reduction)
-    arguments = (*operands, loss, delta, reduction)
-    try:
-        return torch.ops.linreg_ext.linear_loss(*arguments)
-    except RuntimeError as error:
-        _refuse(op, error, *arguments)
-        raise
+def _operands(step: tuple[Any, ...]) -> tuple[Any, ...]:
+    return step[0], step[2][0], step[1], *step[2][1:], step[7]
 
 
-def _threshold(loss: str, delta: float) -> dict[str, float]:
-    return {"huber": {"delta": delta}, "smooth_l1": {"beta": delta}}.get(loss, {})
-
-
-def _require_tensors(op: str, input: Any, linear_weight: Any, target: Any, linear_bias: Any, weight: Any) -> None:
-    require_tensors(
-        op,
-        {"input": input, "linear_weight": linear_weight, "target": target},
-        {"linear_bias": linear_bias, "weight": weight},
-    )
-
-
-def _refuse(op: str, error: RuntimeError, input: Tensor, *others: Any) -> None:
+def _explain(op: str, error: RuntimeError, input: Tensor, linear_weight: Tensor, target: Tensor, *others: Any) -> None:
     """Say what is wrong with tensors for which the dispatcher has no kernel, if that is what is wrong."""
-    operands = zip(("input", "linear_weight", "target", "linear_bias", "weight"), (input, *others[:4]), strict=True)
-    distributed = [name for name, operand in operands if type(operand).__name__ == "DTensor"]
-    if distributed:
-        name = "linear_weight" if "linear_weight" in distributed else distributed[0]
+    operands = {"linear_weight": linear_weight, "input": input, "target": target, "linear_bias or weight": others}
+    for name, operand in operands.items():
+        if any(type(t).__name__ == "DTensor" for t in (operand if isinstance(operand, tuple) else (operand,))):
+            raise NotImplementedError(
+                f"{op}: {name} is a DTensor, for which there is no sharding rule; pass its to_local() or full_tensor()"
+            ) from None
+    if isinstance(error, NotImplementedError) and not has_kernels(input.device.type):
         raise NotImplementedError(
-            f"{op}: {name} is a DTensor, for which there is no sharding rule; pass its to_local() or full_tensor()"
-        ) from None
-    if not isinstance(error, NotImplementedError):
-        return
-    check_problem(op, input, *others)
-    if has_kernels(input.device.type):
-        return
-    raise NotImplementedError(
-        f"{op}: this build has no kernels for tensors on {input.device.type} (see linreg_ext.build_info()); "
-        "move them to cpu, or set LINREG_EXT_REFERENCE=1 to run on plain PyTorch"
-    )
+            f"{op}: this build has no kernels for tensors on {input.device.type} (see linreg_ext.build_info()); "
+            "move them to cpu, or set LINREG_EXT_REFERENCE=1 to run on plain PyTorch"
+        )

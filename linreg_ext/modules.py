@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import functional
-from .check import REDUCTIONS, require_number
+from .functional import FUNCTIONS
+from .losses import LOSSES, Loss
 from .training.affine import has_hooks
 
 
-class _LinearRegressionLoss(nn.Module):
-    _loss: Callable[..., Tensor]
+class LinearRegressionLoss(nn.Module):
+    """What the modules ``Linear…Loss`` have in common; :class:`LinearMSELoss` documents it."""
+
+    _loss: Loss
 
     def __init__(
         self,
@@ -26,14 +27,21 @@ class _LinearRegressionLoss(nn.Module):
         reduction: str = "mean",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **threshold: float,
     ) -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"{type(self).__name__}: reduction must be one of 'none', 'mean' or 'sum', got '{reduction}'"
-            )
         self.linear = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.reduction = reduction
+        own = self._loss.threshold
+        if own is not None:
+            setattr(self, own.name, threshold.pop(own.name, own.default))
+        if threshold:
+            name = type(self).__name__
+            raise TypeError(f"{name}.__init__() got an unexpected keyword argument '{next(iter(threshold))}'")
+
+    def _threshold(self) -> dict[str, float]:
+        own = self._loss.threshold
+        return {} if own is None else {own.name: getattr(self, own.name)}
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in the function."""
@@ -44,21 +52,23 @@ class _LinearRegressionLoss(nn.Module):
                 f"{type(self).__name__}: linear must be an nn.Linear without hooks, parametrizations or a forward of "
                 f"its own, got {type(linear).__name__}{own}; apply the loss to predict(input) instead"
             )
-        return self._loss(
-            input, linear.weight, target, linear_bias=linear.bias, weight=weight, reduction=self.reduction
-        )
+        return FUNCTIONS[self._loss.name](
+            input, linear.weight, target, linear_bias=linear.bias, weight=weight, reduction=self.reduction,
+            **self._threshold(),
+        )  # fmt: skip
 
     def predict(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``, of shape [*, out_features]."""
         return self.linear(input)
 
     def extra_repr(self) -> str:
-        return f"reduction='{self.reduction}'"
+        return ", ".join([f"reduction='{self.reduction}'", *(f"{k}={v:g}" for k, v in self._threshold().items())])
 
 
-class LinearMSELoss(_LinearRegressionLoss):
-    r"""A linear layer and its mean squared error: :math:`\text{loss} = \tfrac{1}{NK} \sum (X W^T + b - Y)^2`.
+_SUMMARY = r"""A linear layer and its {title}: the mean of :math:`\ell(r) = {formula}` over the residuals.
+"""
 
+_ARGUMENTS = """
     Args:
         in_features: D, the size of each input row.
         out_features: K, the number of targets.
@@ -71,96 +81,31 @@ class LinearMSELoss(_LinearRegressionLoss):
     returns [*, K].
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`.
+        TypeError, ValueError, RuntimeError: in ``forward``, as :func:`linear_mse_loss`.
+"""
 
-    Equivalent to:
-        ``nn.MSELoss(reduction=reduction)(nn.Linear(in_features, out_features, bias)(input), target)``
-
+_EXAMPLE = """
     Example:
-        >>> model = LinearMSELoss(8, 1)
+        >>> model = {name}(8, 1)
         >>> model(torch.randn(32, 8), torch.randn(32, 1)).backward()
     """
 
-    def _loss(self, *args: Tensor, **kwargs: Any) -> Tensor:
-        return functional.linear_mse_loss(*args, **kwargs)
+
+def _loss_module(loss: Loss) -> type[LinearRegressionLoss]:
+    """The public module of a row of the table."""
+    name, own = f"Linear{loss.camel_case}Loss", loss.threshold
+    doc = _SUMMARY.format(title=loss.title[0].lower() + loss.title[1:], formula=loss.formula)
+    if loss.name == "mse":
+        doc += _ARGUMENTS
+    else:
+        doc += f"\n    Args:\n        {own.name}: {own.meaning}.\n" if own else ""
+        doc += "\n    Arguments, shapes, errors and state are otherwise those of :class:`LinearMSELoss`.\n"
+    if loss.module is not None:
+        option = f", {own.name}={own.name}" if own else ""
+        doc += f"\n    Equivalent to:\n        ``nn.{loss.module.__name__}(reduction=reduction{option})"
+        doc += "(nn.Linear(in_features, out_features, bias)(input), target)``\n"
+    members: dict[str, Any] = {"_loss": loss, "__doc__": doc + _EXAMPLE.format(name=name), "__module__": __package__}
+    return type(name, (LinearRegressionLoss,), members)
 
 
-class LinearL1Loss(_LinearRegressionLoss):
-    r"""A linear layer and its mean absolute error: :math:`\text{loss} = \tfrac{1}{NK} \sum |X W^T + b - Y|`.
-
-    Arguments, shapes, errors and state are those of :class:`LinearMSELoss`.
-
-    Equivalent to:
-        ``nn.L1Loss(reduction=reduction)(nn.Linear(in_features, out_features, bias)(input), target)``
-
-    Example:
-        >>> model = LinearL1Loss(8, 1)
-        >>> model(torch.randn(32, 8), torch.randn(32, 1)).backward()
-    """
-
-    def _loss(self, *args: Tensor, **kwargs: Any) -> Tensor:
-        return functional.linear_l1_loss(*args, **kwargs)
-
-
-class LinearHuberLoss(_LinearRegressionLoss):
-    r"""A linear layer and its Huber loss: r²/2 where |r| ≤ δ, δ(|r| − δ/2) elsewhere.
-
-    Args:
-        delta: δ, where the quadratic part ends; > 0.
-
-    The other arguments, shapes, errors and state are those of :class:`LinearMSELoss`.
-
-    Equivalent to:
-        ``nn.HuberLoss(reduction, delta)(nn.Linear(in_features, out_features, bias)(input), target)``
-
-    Example:
-        >>> model = LinearHuberLoss(8, 1, delta=0.5)
-        >>> model(torch.randn(32, 8), torch.randn(32, 1)).backward()
-    """
-
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, delta: float = 1.0, **options: Any
-    ) -> None:
-        super().__init__(in_features, out_features, bias, **options)
-        require_number("LinearHuberLoss", "delta", delta)
-        if not delta > 0:
-            raise ValueError(f"LinearHuberLoss: delta must be > 0, got {delta:g}")
-        self.delta = delta
-
-    def _loss(self, *args: Tensor, **kwargs: Any) -> Tensor:
-        return functional.linear_huber_loss(*args, **kwargs, delta=self.delta)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, delta={self.delta:g}"
-
-
-class LinearSmoothL1Loss(_LinearRegressionLoss):
-    r"""A linear layer and its smooth L1 loss: r²/(2β) where |r| < β, |r| − β/2 elsewhere.
-
-    Args:
-        beta: β, where the quadratic part ends; >= 0.
-
-    The other arguments, shapes, errors and state are those of :class:`LinearMSELoss`.
-
-    Equivalent to:
-        ``nn.SmoothL1Loss(reduction=reduction, beta=beta)(nn.Linear(in_features, out_features, bias)(input), target)``
-
-    Example:
-        >>> model = LinearSmoothL1Loss(8, 1, beta=0.5)
-        >>> model(torch.randn(32, 8), torch.randn(32, 1)).backward()
-    """
-
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, beta: float = 1.0, **options: Any
-    ) -> None:
-        super().__init__(in_features, out_features, bias, **options)
-        require_number("LinearSmoothL1Loss", "beta", beta)
-        if not beta >= 0:
-            raise ValueError(f"LinearSmoothL1Loss: beta must be >= 0, got {beta:g}")
-        self.beta = beta
-
-    def _loss(self, *args: Tensor, **kwargs: Any) -> Tensor:
-        return functional.linear_smooth_l1_loss(*args, **kwargs, beta=self.beta)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, beta={self.beta:g}"
+MODULES = {loss.name: _loss_module(loss) for loss in LOSSES.values()}

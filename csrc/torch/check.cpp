@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include <c10/util/Exception.h>
+#include <c10/util/SmallVector.h>
 #include <c10/util/accumulate.h>
 
 #include <array>
@@ -14,6 +15,8 @@ namespace {
 
 constexpr std::array<std::string_view, 4> kLosses = {"mse", "l1", "huber", "smooth_l1"};
 constexpr std::array<std::string_view, 3> kReductions = {"none", "mean", "sum"};
+constexpr const char *kParameters[] = {"linear_weight", "linear_bias"},
+                     *kBuffers[] = {"momentum_buffers[0]", "momentum_buffers[1]"};
 constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
 
 std::string joined(const std::vector<std::string>& words) {
@@ -203,16 +206,15 @@ Rows rows_of(const at::Tensor& tensor, at::Tensor& copy) {
   return {source.data_ptr(), source.dim() == 2 ? source.stride(0) : 0, dtype_of(source)};
 }
 
-Checked check_problem(std::string_view op, const Operands& o, std::string_view loss, double delta,
-                      std::string_view reduction) {
+Checked check_problem(std::string_view op, const Operands& o, const Objective& objective) {
   Checked checked;
   Problem& p = checked.problem;
-  p.loss = Loss(choice(op, "loss", loss, kLosses));
-  p.reduction = Reduction(choice(op, "reduction", reduction, kReductions));
+  const double delta = objective.delta;
+  p.loss = Loss(choice(op, "loss", objective.loss, kLosses));
+  p.reduction = Reduction(choice(op, "reduction", objective.reduction, kReductions));
   p.delta = delta;
   TORCH_CHECK_VALUE(p.loss != Loss::huber || delta > 0, op, ": delta must be > 0, got ", delta);
-  TORCH_CHECK_VALUE(p.loss != Loss::smooth_l1 || delta >= 0, op, ": ", op == "linear_smooth_l1_loss" ? "beta" : "delta",
-                    " must be >= 0, got ", delta);
+  TORCH_CHECK_VALUE(p.loss != Loss::smooth_l1 || delta >= 0, op, ": beta must be >= 0, got ", delta);
 
   const Named all[] = {{"input", &o.input},
                        {"linear_weight", &o.linear_weight},
@@ -257,9 +259,43 @@ Checked check_problem(std::string_view op, const Operands& o, std::string_view l
   return checked;
 }
 
-void check_sgd(std::string_view op, const Operands& o, std::string_view reduction, const SgdArguments& sgd,
+namespace {
+
+// What a step uses, by name: first what it writes, then what it only reads.
+struct Used {
+  Used(const Operands& o, const SgdArguments& sgd, std::initializer_list<Named> also_read) {
+    const std::array<const at::Tensor*, 2> parameters = {&o.linear_weight, o.linear_bias};
+    for (size_t i = 0; i < 2; ++i)
+      if (!sgd.frozen[i]) add(kParameters[i], parameters[i]);
+    for (size_t i = 0; i < 2; ++i)
+      if (!sgd.frozen[i] && parameters[i] && sgd.rule.momentum != 0) add(kBuffers[i], sgd.momentum_buffers[i]);
+    written = tensors.size();
+    for (size_t i = 0; i < 2; ++i)
+      if (sgd.frozen[i]) add(kParameters[i], parameters[i]);
+    add("input", &o.input);
+    add("target", &o.target);
+    add("weight", o.weight);
+    add("lr", sgd.lr_tensor);
+    for (const auto& [name, tensor] : also_read) add(name, tensor);
+  }
+
+  void add(const char* name, const at::Tensor* tensor) {
+    if (!tensor) return;
+    names.push_back(name);
+    tensors.push_back(tensor);
+  }
+
+  c10::SmallVector<const char*, 12> names;
+  c10::SmallVector<const at::Tensor*, 12> tensors;
+  size_t written = 0;
+};
+
+}  // namespace
+
+void check_sgd(std::string_view op, const Operands& o, const Objective& objective, const SgdArguments& sgd,
                std::initializer_list<Named> also_read) {
-  TORCH_CHECK_VALUE(reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
+  TORCH_CHECK_VALUE(objective.reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
+  const Sgd& rule = sgd.rule;
   if (sgd.lr_tensor) {
     const at::Tensor& lr = *sgd.lr_tensor;
     if (sgd.steps == 1) {
@@ -273,14 +309,14 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
     TORCH_CHECK(lr.device() == o.input.device() || lr.is_cpu(), op, ": lr must be on ", o.input.device(),
                 " or cpu, got ", lr.device());
   } else {
-    TORCH_CHECK_VALUE(sgd.lr >= 0, op, ": lr must be >= 0, got ", sgd.lr);
+    TORCH_CHECK_VALUE(rule.lr >= 0, op, ": lr must be >= 0, got ", rule.lr);
   }
-  TORCH_CHECK_VALUE(sgd.momentum >= 0, op, ": momentum must be >= 0, got ", sgd.momentum);
-  TORCH_CHECK_VALUE(sgd.weight_decay >= 0, op, ": weight_decay must be >= 0, got ", sgd.weight_decay);
-  TORCH_CHECK_VALUE(!sgd.nesterov || (sgd.momentum > 0 && sgd.dampening == 0), op,
-                    ": nesterov must be False unless momentum > 0 and dampening == 0, got momentum ", sgd.momentum,
-                    " and dampening ", sgd.dampening);
-  TORCH_CHECK_VALUE(!std::isnan(sgd.dampening), op, ": dampening must be a number, got nan");
+  TORCH_CHECK_VALUE(rule.momentum >= 0, op, ": momentum must be >= 0, got ", rule.momentum);
+  TORCH_CHECK_VALUE(rule.weight_decay >= 0, op, ": weight_decay must be >= 0, got ", rule.weight_decay);
+  TORCH_CHECK_VALUE(!rule.nesterov || (rule.momentum > 0 && rule.dampening == 0), op,
+                    ": nesterov must be False unless momentum > 0 and dampening == 0, got momentum ", rule.momentum,
+                    " and dampening ", rule.dampening);
+  TORCH_CHECK_VALUE(!std::isnan(rule.dampening), op, ": dampening must be a number, got nan");
 
   const auto check_buffer = [&](const char* name, const at::Tensor& parameter, const at::Tensor* buffer) {
     TORCH_CHECK_VALUE(buffer, op, ": ", name, " must be a tensor when momentum != 0, got None");
@@ -289,47 +325,33 @@ void check_sgd(std::string_view op, const Operands& o, std::string_view reductio
     TORCH_CHECK(buffer->device() == o.input.device(), op, ": ", name, " must be on ", o.input.device(), ", got ",
                 buffer->device());
   };
-  if (sgd.momentum != 0 && !sgd.weight_frozen)
-    check_buffer("momentum_buffers[0]", o.linear_weight, sgd.weight_momentum_buffer);
-  if (sgd.momentum != 0 && !sgd.bias_frozen && o.linear_bias)
-    check_buffer("momentum_buffers[1]", *o.linear_bias, sgd.bias_momentum_buffer);
+  const std::array<const at::Tensor*, 2> parameters = {&o.linear_weight, o.linear_bias};
+  for (size_t i = 0; i < 2; ++i)
+    if (rule.momentum != 0 && parameters[i] && !sgd.frozen[i])
+      check_buffer(kBuffers[i], *parameters[i], sgd.momentum_buffers[i]);
 
-  if (const auto found = find_overlap(o, sgd, also_read)) {
-    TORCH_CHECK(found->other, op, ": ", found->name, " must not overlap itself in memory (is it expanded?)");
-    TORCH_CHECK(false, op, ": ", found->name, " must not overlap ", found->other, " in memory");
+  Used used(o, sgd, also_read);
+  if (const auto found = find_overlap(used.tensors, used.written)) {
+    const auto [first, second] = *found;
+    TORCH_CHECK(first != second, op, ": ", used.names[first], " must not overlap itself in memory (is it expanded?)");
+    TORCH_CHECK(false, op, ": ", used.names[first], " must not overlap ", used.names[second], " in memory");
   }
 }
 
-std::optional<Overlap> find_overlap(const Operands& o, const SgdArguments& sgd,
-                                    std::initializer_list<Named> also_read) {
-  struct Used {
-    const char* name;
-    const at::Tensor* tensor;
-    Extent extent;
-  } used[12];
-  int count = 0;
-  const auto add = [&](const char* name, const at::Tensor* tensor) {
-    if (tensor) used[count++] = {name, tensor, extent_of(*tensor)};
-  };
-  if (!sgd.weight_frozen) add("linear_weight", &o.linear_weight);
-  if (!sgd.bias_frozen) add("linear_bias", o.linear_bias);
-  if (sgd.momentum != 0 && !sgd.weight_frozen) add("momentum_buffers[0]", sgd.weight_momentum_buffer);
-  if (sgd.momentum != 0 && !sgd.bias_frozen && o.linear_bias) add("momentum_buffers[1]", sgd.bias_momentum_buffer);
-  const int written = count;  // what follows is only read
-  if (sgd.weight_frozen) add("linear_weight", &o.linear_weight);
-  if (sgd.bias_frozen) add("linear_bias", o.linear_bias);
-  add("input", &o.input);
-  add("target", &o.target);
-  add("weight", o.weight);
-  add("lr", sgd.lr_tensor);
-  for (const auto& [name, tensor] : also_read) add(name, tensor);
+bool has_overlap(const Operands& operands, const SgdArguments& sgd) {
+  Used used(operands, sgd, {});
+  return find_overlap(used.tensors, used.written).has_value();
+}
 
-  for (int i = 0; i < written; ++i) {
-    const at::Tensor& tensor = *used[i].tensor;
+std::optional<std::pair<size_t, size_t>> find_overlap(at::ArrayRef<const at::Tensor*> tensors, size_t written) {
+  c10::SmallVector<Extent, 12> extents;
+  for (const at::Tensor* tensor : tensors) extents.push_back(extent_of(*tensor));
+  for (size_t i = 0; i < written; ++i) {
+    const at::Tensor& tensor = *tensors[i];
     for (int64_t dim = 0; dim < tensor.dim(); ++dim)
-      if (tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0) return Overlap{used[i].name, nullptr};
-    for (int j = i + 1; j < count; ++j)
-      if (overlap(used[i].extent, used[j].extent)) return Overlap{used[i].name, used[j].name};
+      if (tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0) return std::pair(i, i);
+    for (size_t j = i + 1; j < tensors.size(); ++j)
+      if (overlap(extents[i], extents[j])) return std::pair(i, j);
   }
   return std::nullopt;
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// From tensors to the kernels' structs: the one place that checks arguments. linreg_ext/check.py says the same in the
-// same words for the reference and the fake kernels.
+// From tensors to the kernels' structs: the one place that checks arguments.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <initializer_list>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "../linreg.h"
 
@@ -34,19 +35,24 @@ struct Checked {
   at::Tensor copies[5];
 };
 
-Checked check_problem(std::string_view op, const Operands& operands, std::string_view loss, double delta,
-                      std::string_view reduction);
+// What a pass computes of the residuals.
+struct Objective {
+  std::string_view loss;
+  double delta;  // the loss's own number
+  std::string_view reduction;
+};
 
-// What the rule needs beside the operands.
+Checked check_problem(std::string_view op, const Operands& operands, const Objective& objective);
+
+// What the rule needs beside the operands: its settings, and its state for [linear_weight, linear_bias].
 struct SgdArguments {
-  const at::Tensor *weight_momentum_buffer, *bias_momentum_buffer;
-  const at::Tensor* lr_tensor;  // in place of lr
-  double lr, momentum, dampening, weight_decay;
-  bool nesterov, maximize;
-  bool weight_first_step, bias_first_step;  // the buffer is filled, not read
-  bool weight_frozen, bias_frozen;          // the parameter is read, not updated, and needs no buffer
-  bool skip_nonfinite;                      // change nothing when the loss is nan or inf
-  int64_t steps = 1;                        // of a run: lr_tensor may have a number for each
+  Sgd rule;                               // without lr_on_device
+  const at::Tensor* lr_tensor = nullptr;  // in place of rule.lr
+  std::array<const at::Tensor*, 2> momentum_buffers{};
+  std::array<bool, 2> first_step{};  // the buffer is filled, not read
+  std::array<bool, 2> frozen{};      // the parameter is read, not updated, and needs no buffer
+  bool skip_nonfinite = false;       // change nothing when the loss is nan or inf
+  int64_t steps = 1;                 // of a run: lr_tensor may have a number for each
 };
 
 // A tensor and what to call it; nullptr: it was not given.
@@ -55,17 +61,15 @@ struct Named {
   const at::Tensor* tensor;
 };
 
-// Two arguments of a step by name, the first of which it writes; `other` is nullptr for one that overlaps itself.
-struct Overlap {
-  const char *name, *other;
-};
+// The places of two tensors that share memory, the first of them among the first `written`; twice the same place for one
+// that overlaps itself.
+std::optional<std::pair<size_t, size_t>> find_overlap(at::ArrayRef<const at::Tensor*> tensors, size_t written);
 
-// Those that share memory, if any do, `also_read` included.
-std::optional<Overlap> find_overlap(const Operands& operands, const SgdArguments& sgd,
-                                    std::initializer_list<Named> also_read = {});
+// Whether a step must not be taken: it would write what it also reads.
+bool has_overlap(const Operands& operands, const SgdArguments& sgd);
 
 // Checks the hyper-parameters and the state, and that there is no overlap.
-void check_sgd(std::string_view op, const Operands& operands, std::string_view reduction, const SgdArguments& sgd,
+void check_sgd(std::string_view op, const Operands& operands, const Objective& objective, const SgdArguments& sgd,
                std::initializer_list<Named> also_read = {});
 
 // What orders the steps of a run over `rows` rows.

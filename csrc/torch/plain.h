@@ -40,9 +40,8 @@ auto recorded(const char* op, const Compute& compute) {
 
 constexpr int64_t kLongWork = 1 << 16;  // products, some 10 µs, from which other Python threads should not have to wait
 
-inline bool takes_long(const Operands& operands) {
-  const at::Tensor& w = operands.linear_weight;
-  return !operands.input.is_cpu() || operands.input.numel() * (w.dim() == 2 ? w.size(0) : 1) >= kLongWork;
+inline bool takes_long(const at::Tensor& input, const at::Tensor& w) {
+  return !input.is_cpu() || input.numel() * (w.dim() == 2 ? w.size(0) : 1) >= kLongWork;
 }
 
 // Whether a torch.func transform is at work.

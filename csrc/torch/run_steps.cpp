@@ -6,8 +6,7 @@
 #include <algorithm>
 
 #include "../math/convert.h"
-#include "linear_loss.h"
-#include "sgd_step.h"
+#include "ops.h"
 
 namespace linreg::torch_ops {
 namespace {

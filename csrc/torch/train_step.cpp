@@ -25,7 +25,7 @@
 #include "entries.h"
 #include "evidence.h"
 #include "plain.h"
-#include "sgd_step.h"
+#include "ops.h"
 
 namespace linreg::torch_ops {
 namespace {
@@ -153,7 +153,7 @@ bool read_settings(PyObject* group, SgdArguments& sgd, THPObjectPtr& lr_tensor) 
   } else {
     const auto value = number(lr);
     if (!value || !(*value >= 0)) return false;
-    sgd.lr = *value;
+    sgd.rule.lr = *value;
   }
   const auto momentum = number(entry(group, n.momentum)), dampening = number(entry(group, n.dampening)),
              weight_decay = number(entry(group, n.weight_decay));
@@ -162,11 +162,11 @@ bool read_settings(PyObject* group, SgdArguments& sgd, THPObjectPtr& lr_tensor) 
   if (!PyBool_Check(nesterov) || !PyBool_Check(maximize) || entry(group, n.differentiable) != Py_False) return false;
   if (!(*momentum >= 0) || !(*weight_decay >= 0) || *dampening != *dampening) return false;
   if (nesterov == Py_True && !(*momentum > 0 && *dampening == 0)) return false;
-  sgd.momentum = *momentum;
-  sgd.dampening = *dampening;
-  sgd.weight_decay = *weight_decay;
-  sgd.nesterov = nesterov == Py_True;
-  sgd.maximize = maximize == Py_True;
+  sgd.rule.momentum = *momentum;
+  sgd.rule.dampening = *dampening;
+  sgd.rule.weight_decay = *weight_decay;
+  sgd.rule.nesterov = nesterov == Py_True;
+  sgd.rule.maximize = maximize == Py_True;
   return true;
 }
 
@@ -179,9 +179,7 @@ struct Plan {
         weight(p[5]),
         bias(p[6]),
         layout(Layout(PyLong_AsLong(p[9]))),
-        delta(PyFloat_AsDouble(p[13])),
-        loss(text(p[12])),
-        reduction(text(p[14])),
+        objective{text(p[12]), PyFloat_AsDouble(p[13]), text(p[14])},
         trains_weight(p[7] == Py_True),
         trains_bias(p[8] == Py_True),
         flat(p[10] == Py_True),
@@ -197,8 +195,7 @@ struct Plan {
 
   PyObject *harmless_mode, *weight, *bias;
   Layout layout;
-  double delta;
-  std::string_view loss, reduction;
+  Objective objective;
   bool trains_weight, trains_bias, flat, flattens;
   bool scheduled;  // a scheduler watches the optimizer's step
 };
@@ -265,7 +262,7 @@ at::Tensor planned_step(const Plan& plan, PyObject* optimizer, const at::Tensor&
   THPObjectPtr lr_tensor;
   if (!read_settings(weight.required ? weight.group : bias.group, sgd, lr_tensor)) return {};
   if (!find_buffers(entry(dict, names().state), weight, bias)) return {};
-  const bool momentum = sgd.momentum != 0;
+  const bool momentum = sgd.rule.momentum != 0;
   if (momentum && ((weight.required && !weight.buffer) || (bias.required && !bias.buffer))) return {};  // a first step
 
   const auto tensor = [](THPObjectPtr& object) { return object ? &THPVariable_Unpack(object.get()) : nullptr; };
@@ -281,16 +278,14 @@ at::Tensor planned_step(const Plan& plan, PyObject* optimizer, const at::Tensor&
     target = target_rows(plan, x, y, w, views[1]);
     if (!target) return {};
     const Operands operands{x, w, *target, bias.tensor ? &as_bias(*bias.tensor, views[2]) : nullptr, nullptr};
-    if (momentum && weight_buffer) sgd.weight_momentum_buffer = &as_rows(plan.layout, *weight_buffer, views[3]);
-    if (momentum && bias_buffer) sgd.bias_momentum_buffer = &as_bias(*bias_buffer, views[4]);
-    sgd.weight_frozen = !weight.required;
-    sgd.bias_frozen = !bias.required;
+    if (momentum && weight_buffer) sgd.momentum_buffers[0] = &as_rows(plan.layout, *weight_buffer, views[3]);
+    if (momentum && bias_buffer) sgd.momentum_buffers[1] = &as_bias(*bias_buffer, views[4]);
+    sgd.frozen = {!weight.required, !bias.required};
     sgd.skip_nonfinite = skip_nonfinite;
-    if (find_overlap(operands, sgd)) return {};
+    if (has_overlap(operands, sgd)) return {};
     std::optional<pybind11::gil_scoped_release> released;
-    if (takes_long(operands)) released.emplace();
-    return recorded("linreg_ext::sgd_step_",
-                    [&] { return sgd_step(operands, plan.loss, plan.delta, plan.reduction, sgd); });
+    if (takes_long(x, w)) released.emplace();
+    return recorded("linreg_ext::sgd_step_", [&] { return sgd_step(operands, plan.objective, sgd); });
   }
 }
 
@@ -311,6 +306,18 @@ PyObject* train_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) 
   if (!value.defined()) Py_RETURN_NOTIMPLEMENTED;
   if (plan.scheduled && PyObject_SetAttr(optimizer, names().opt_called, Py_True) != 0) throw python_error();
   return THPVariable_Wrap(std::move(value));
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* find_overlap_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 2 && PyList_Check(items[0]), "_C.find_overlap: expected a list of tensors and a number");
+  std::vector<const at::Tensor*> tensors;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(items[0]); ++i)
+    tensors.push_back(&THPVariable_Unpack(PyList_GET_ITEM(items[0], i)));
+  const auto found = find_overlap(tensors, size_t(PyLong_AsSize_t(items[1])));
+  if (!found) Py_RETURN_NONE;
+  return Py_BuildValue("nn", Py_ssize_t(found->first), Py_ssize_t(found->second));
   END_HANDLE_TH_ERRORS
 }
 

@@ -44,18 +44,18 @@ class FusedEpochs:
         if not affine.training():
             step.model.train()
         call = FusedCall(self._level.decision, self._level.group)
-        validation: tuple[Tensor | None, Tensor | None] = (None, None)
+        validation = []
         if self._validation is not None:
-            validation = self._validation[0], target_rows(affine, loss, *self._validation)
+            validation = [self._validation[0], target_rows(affine, loss, *self._validation)]
         parts: list[functional.Stretch] = []
         taken, steps = 0, count * train.epoch_steps
         before = self._generator_states()
         try:
             order = draw_epochs(count, train, self._val)
             with torch.no_grad():
-                tensors = (*call.tensors(train.x, train.y), order, *validation)
                 sizes = (train.batch_size, train.drop_last, count)
-                functional.sgd_run(tensors, sizes, range(steps), call.rule, call.first_step, call.frozen, stop, parts)
+                arguments = call.arguments(train.x, train.y, stop)
+                functional.sgd_run(arguments, order, validation, sizes, range(steps), parts)
         except BaseException:
             self._rewind(before, functional.steps_taken(parts), 0)
             raise

@@ -22,40 +22,37 @@ class FusedCall:
         group: the optimizer's param_group of the parameters that it trains.
 
     Attributes:
-        rule: the operators' arguments from `loss` to `maximize`.
-        first_step, frozen: those of weight and bias.
+        first_step: whether the next step is the first of weight and bias.
     """
 
     def __init__(self, decision: Decision, group: dict[str, Any]) -> None:
-        affine, loss = decision.affine, decision.loss
-        self._affine, self._loss, self._optimizer = affine, loss, decision.optimizer
-        weight, bias = affine.weight.tensor, affine.bias.tensor if affine.bias else None
-        self._parameters = weight, bias
-        self.frozen = (not weight.requires_grad, bias is None or not bias.requires_grad)
-        self._buffers: list[Tensor | None] = [None, None]
+        self._affine, self._loss, self._optimizer = decision.affine, decision.loss, decision.optimizer
+        parts = [self._affine.weight] + ([self._affine.bias] if self._affine.bias else [])
+        self._parameters = [part.tensor for part in parts]
+        self._frozen = [not p.requires_grad for p in self._parameters]
+        self._buffers: list[Tensor] = []
         self.first_step = [False, False]
         if group["momentum"] != 0:
             state = decision.optimizer.state
-            for i, parameter in enumerate((weight, bias)):
-                if not self.frozen[i]:
-                    buffer = state[parameter].get("momentum_buffer") if parameter in state else None
-                    self.first_step[i] = buffer is None
-                    self._buffers[i] = torch.empty_like(parameter) if buffer is None else buffer
+            for i, parameter in enumerate(self._parameters):
+                buffer = state[parameter].get("momentum_buffer") if parameter in state else None
+                self.first_step[i] = buffer is None and not self._frozen[i]
+                self._buffers.append(torch.empty_like(parameter) if buffer is None else buffer)
         lr = group["lr"]
-        lr_tensor, lr_value = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
-        self.rule = (
-            loss.loss, loss.delta, loss.reduction, lr_tensor, lr_value, group["momentum"], group["dampening"],
-            group["weight_decay"], group["nesterov"], group["maximize"],
-        )  # fmt: skip
+        rate, self._lr_tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+        names = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+        self._rule = (rate, *(group[name] for name in names))
 
-    def tensors(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
-        """The operators' arguments from `input` to the buffers; views that must not become part of a graph."""
-        affine, (weight, bias), buffers = self._affine, self._parameters, self._buffers
+    def arguments(self, x: Tensor, y: Tensor, skip_nonfinite: bool) -> tuple[Any, ...]:
+        """The arguments of ``sgd_step_``, with views that must not become part of a graph."""
+        affine, loss = self._affine, self._loss
+        views = (affine.as_rows, affine.as_bias)
         return (
-            x, affine.as_rows(weight), target_rows(affine, self._loss, x, y),
-            None if bias is None else affine.as_bias(bias), None,
-            None if buffers[0] is None else affine.as_rows(buffers[0]),
-            None if buffers[1] is None else affine.as_bias(buffers[1]),
+            x, target_rows(affine, loss, x, y),
+            [view(p) for view, p in zip(views, self._parameters, strict=False)],
+            [view(buffer) for view, buffer in zip(views, self._buffers, strict=False)],
+            self._rule, loss.loss, loss.delta, None, self._lr_tensor, loss.reduction, self.first_step,
+            [*self._frozen, False][:2], skip_nonfinite,
         )  # fmt: skip
 
     def keep_buffers(self) -> None:

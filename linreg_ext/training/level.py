@@ -13,7 +13,6 @@ from torch.utils._device import DeviceContext
 
 from .._extension import _C, REFERENCE, has_kernels
 from ..autograd import is_transforming
-from ..check import DTYPES, find_overlap
 from .affine import Affine
 from .decision import Decision
 from .tracing import with_article
@@ -116,13 +115,15 @@ def _overlap(affine: Affine, group: dict[str, Any], state: dict[Any, Any], x: Te
     lr = group["lr"]
     read += [("the batch", t) for t in (x, y) if t is not None]
     read += [("the learning rate", lr)] if isinstance(lr, Tensor) else []
-    found = find_overlap(written, read)
+    named = written + read
+    found = _C.find_overlap([tensor for _, tensor in named], len(written))
     if found is None:
         return ""
-    name, other = found
-    return f"{name} overlaps {'itself' if name == other else other} in memory"
+    first, second = found
+    return f"{named[first][0]} overlaps {'itself' if first == second else named[second][0]} in memory"
 
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _RULE = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
 
@@ -183,7 +184,7 @@ def _not_plain_parameters(*parameters: Tensor | None) -> str:
             return f"a parameter is {with_article(type(parameter))}"
         if not has_kernels(parameter.device.type):
             return f"this build has no kernels for {parameter.device.type}"
-        if parameter.dtype not in DTYPES or parameter.layout is not torch.strided:
+        if parameter.dtype not in _DTYPES or parameter.layout is not torch.strided:
             return f"a parameter is {parameter.layout} of {parameter.dtype}"
         if not parameter.is_leaf:
             return "a parameter is the result of an operation"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Recognises loss functions that are one of the four losses, by what they compute."""
+"""Recognises loss functions that are one of the losses of the table, by what they compute."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..losses import LOSSES
 from .affine import require_module
 from .evidence import ABSENT, Evidence, is_pytorchs
 from .tracing import Unrecognised, called, evaluate, require_plain
@@ -39,7 +40,7 @@ def recognise_loss(loss_fn: Callable[..., Tensor], evidence: Evidence) -> Regres
     """The loss that ``loss_fn(prediction, target)`` computes.
 
     Raises:
-        Unrecognised: it is none of the four, is not reduced, or what it computes cannot be established.
+        Unrecognised: it is none of the table's, is not reduced, or what it computes cannot be established.
     """
     if evidence.type_of(loss_fn) in MODULES:
         return _read_module(loss_fn, evidence)
@@ -52,7 +53,7 @@ def recognise_loss(loss_fn: Callable[..., Tensor], evidence: Evidence) -> Regres
     if not isinstance(loss_fn, FunctionType):
         raise Unrecognised(f"the loss is {called(loss_fn)}")
     if _is_loss(loss_fn, evidence):
-        return RegressionLoss(FUNCTIONS[loss_fn])
+        return RegressionLoss(FUNCTIONS[loss_fn].name)
     require_plain(loss_fn, "the loss", evidence)
     value = evaluate(loss_fn, _Rules(), "the loss")
     if isinstance(value, _Elementwise) and value.summed:
@@ -70,9 +71,8 @@ def reduction_of(loss_fn: Callable[..., Tensor]) -> str:
         return getattr(loss_fn, "reduction", "mean")
 
 
-FUNCTIONS = {F.mse_loss: "mse", F.l1_loss: "l1", F.huber_loss: "huber", F.smooth_l1_loss: "smooth_l1"}
-MODULES = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.HuberLoss: "huber", nn.SmoothL1Loss: "smooth_l1"}
-THRESHOLDS = {"huber": ("delta",), "smooth_l1": ("beta",)}
+FUNCTIONS = {loss.function: loss for loss in LOSSES.values() if loss.function is not None}
+MODULES = {loss.module: loss for loss in LOSSES.values() if loss.module is not None}
 _SUB = {operator.sub, torch.sub, "sub"}
 _MUL = {operator.mul, torch.mul, "mul"}
 _DIV = {operator.truediv, torch.div, "div"}
@@ -93,14 +93,14 @@ def _read_module(loss_fn: nn.Module, evidence: Evidence) -> RegressionLoss:
     loss = MODULES[type(loss_fn)]
     for name, function in (
         (f"{type(loss_fn).__name__}.forward", evidence.method(type(loss_fn), "forward")),
-        (f"{loss}_loss", evidence.entry(F, f"{loss}_loss")),
+        (loss.function.__name__, evidence.entry(F, loss.function.__name__)),
     ):
         if not is_pytorchs(function, name):
             raise Unrecognised(f"the loss runs a {name} that is not PyTorch's")
     reduction, delta = evidence.entry(loss_fn, "reduction"), 1.0
-    for name in THRESHOLDS.get(loss, ()):
-        delta = evidence.entry(loss_fn, name)
-    return _regression_loss(loss, delta, reduction, False)
+    if loss.threshold is not None:
+        delta = evidence.entry(loss_fn, loss.threshold.name)
+    return _regression_loss(loss.name, delta, reduction, False)
 
 
 def _regression_loss(loss: str, delta: Any, reduction: Any, flattens: bool) -> RegressionLoss:
@@ -186,8 +186,9 @@ def _loss_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     operands = options.pop("input"), options.pop("target")
     if not _are_both(operands) or any(options.get(name) is not None for name in ("weight", "size_average", "reduce")):
         return None
-    delta, reduction = options.get("delta", options.get("beta", 1.0)), options.get("reduction", "mean")
-    return _regression_loss(FUNCTIONS[function], delta, reduction, _FLAT_PREDICTION in operands)
+    loss, reduction = FUNCTIONS[function], options.get("reduction", "mean")
+    delta = options.get(loss.threshold.name, loss.threshold.default) if loss.threshold else 1.0
+    return _regression_loss(loss.name, delta, reduction, _FLAT_PREDICTION in operands)
 
 
 def _are_both(operands: tuple[Any, ...]) -> bool:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from ..losses import LOSSES
 from .evidence import ABSENT, Evidence, is_pytorchs
 
 # Operations that neither change their arguments nor draw random numbers, and the names on the way to them.
@@ -26,7 +27,7 @@ OPERATIONS = frozenset((
     "torch", "nn", "functional", "F",
     "add", "sub", "mul", "div", "matmul", "mm", "mv", "addmm", "linear", "t", "T", "mT",
     "reshape", "view", "view_as", "reshape_as", "squeeze", "flatten", "shape", "size", "numel",
-    "sum", "mean", "abs", "pow", "square", "mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss",
+    "sum", "mean", "abs", "pow", "square", *(loss.function.__name__ for loss in LOSSES.values() if loss.function),
 ))
 # fmt: on
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}

@@ -28,8 +28,8 @@ def make_train_step(
 
     Works with any model, loss and optimizer, and is fast for those it recognises:
 
-    - *fused*: an affine model, a loss among mse, l1, huber and smooth_l1, and :class:`torch.optim.SGD`: one pass over
-      `x` yields the loss and the update. The optimizer's param_groups are read, and its state kept, at every step;
+    - *fused*: an affine model, a loss of :mod:`linreg_ext.losses`, and :class:`torch.optim.SGD`: one pass over `x`
+      yields the loss and the update. The optimizer's param_groups are read, and its state kept, at every step;
     - *gradients*: the same with another optimizer: one pass yields the gradients, then ``optimizer.step()``;
     - *eager*: anything else, as written below.
 
@@ -134,8 +134,7 @@ class TrainStep:
     def _fused(self, found: Level, x: Tensor, y: Tensor, skip_nonfinite: bool) -> Tensor:
         call = FusedCall(found.decision, found.group)
         with torch.no_grad():
-            tensors = call.tensors(x, y)
-            value = functional.sgd_step(*tensors, *call.rule, *call.first_step, *call.frozen, skip_nonfinite)
+            value = functional.sgd_step(*call.arguments(x, y, skip_nonfinite))
         if any(call.first_step) and not (skip_nonfinite and not math.isfinite(value.item())):
             call.keep_buffers()
         call.tell_scheduler()

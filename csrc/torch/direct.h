@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The direct entry: an operator called from Python without the dispatcher, whose parsing and boxing take several times
+// as long as a small step. What an argument is and what it is called is read off the operator itself and its schema.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/SmallVector.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "check.h"
+#include "plain.h"
+
+namespace linreg::torch_ops {
+
+// An argument of type T for the length of a call.
+template <class T>
+struct Held {
+  T value;
+  const T& get() const { return value; }
+};
+template <>
+struct Held<const at::Tensor&> {
+  const at::Tensor* value;
+  const at::Tensor& get() const { return *value; }
+};
+template <class T>
+struct Held<const T&> : Held<T> {};
+template <class T>
+struct Held<at::ArrayRef<T>> {
+  c10::SmallVector<T, 6> value;
+  at::ArrayRef<T> get() const { return value; }
+};
+
+// Reads the positional arguments of an operator one after the other.
+class Arguments {
+ public:
+  // `op` is what messages call the operator, `schema` its full name.
+  Arguments(std::string_view op, const char* schema, PyObject* const* items, Py_ssize_t count, Py_ssize_t expected)
+      : op_(op), schema_(schema), item_(items), first_(items) {
+    TORCH_CHECK_TYPE(count == expected, "_C.", op, ": expected ", expected, " positional arguments, got ", count);
+  }
+
+  template <class T>
+  Held<T> next() {
+    Held<T> held{};
+    read(*item_, -1, held.value);
+    ++item_;
+    return held;
+  }
+
+ private:
+  // Element `i` of a list, or an argument by itself where that is -1.
+  void read(PyObject* item, Py_ssize_t i, const at::Tensor*& to) {
+    require(THPVariable_Check(item), item, i, "a Tensor");
+    to = &THPVariable_Unpack(item);
+  }
+  void read(PyObject* item, Py_ssize_t i, at::Tensor& to) {
+    require(THPVariable_Check(item), item, i, "a Tensor");
+    to = THPVariable_Unpack(item);
+  }
+  void read(PyObject* item, Py_ssize_t i, OptionalTensor& to) {
+    if (item == Py_None) return;
+    require(THPVariable_Check(item), item, i, "a Tensor or None");
+    to = THPVariable_Unpack(item);
+  }
+  void read(PyObject* item, Py_ssize_t i, std::string_view& to) {
+    require(PyUnicode_Check(item), item, i, "a str");
+    Py_ssize_t length = 0;
+    const char* const characters = PyUnicode_AsUTF8AndSize(item, &length);
+    if (!characters) throw python_error();
+    to = {characters, size_t(length)};
+  }
+  void read(PyObject* item, Py_ssize_t i, double& to) {
+    to = PyFloat_AsDouble(item);
+    if (to == -1.0 && PyErr_Occurred()) {
+      PyErr_Clear();
+      require(false, item, i, "a number");
+    }
+  }
+  void read(PyObject* item, Py_ssize_t i, int64_t& to) {
+    to = PyLong_AsLongLong(item);
+    if (to == -1 && PyErr_Occurred()) {
+      const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError);
+      PyErr_Clear();
+      require(false, item, i, too_large ? "an int below 2**63" : "an int");
+    }
+  }
+  void read(PyObject* item, Py_ssize_t i, bool& to) {
+    const int value = PyObject_IsTrue(item);
+    if (value < 0) PyErr_Clear();
+    require(value >= 0, item, i, "a bool");
+    to = value;
+  }
+  template <class T>
+  void read(PyObject* item, Py_ssize_t, c10::SmallVector<T, 6>& to) {
+    require(PyList_Check(item) || PyTuple_Check(item), item, -1, "a list");
+    to.resize(size_t(PySequence_Fast_GET_SIZE(item)));
+    for (size_t i = 0; i < to.size(); ++i) read(PySequence_Fast_GET_ITEM(item, i), Py_ssize_t(i), to[i]);
+  }
+  template <size_t kCount>
+  void read(PyObject* item, Py_ssize_t, std::array<bool, kCount>& to) {
+    c10::SmallVector<bool, 6> flags;
+    read(item, -1, flags);
+    require(flags.size() == kCount, item, -1, "a list of one flag per parameter");
+    std::copy(flags.begin(), flags.end(), to.begin());
+  }
+
+  void require(bool fits, PyObject* item, Py_ssize_t i, const char* expected) const {
+    if (!fits) [[unlikely]]
+      refuse(item, i, expected);
+  }
+
+  [[noreturn]] void refuse(PyObject* item, Py_ssize_t i, const char* expected) const {
+    const auto& schema = c10::Dispatcher::singleton().findSchemaOrThrow(schema_, "").schema();
+    const std::string name = element_name(schema.arguments()[size_t(item_ - first_)].name(), i);
+    TORCH_CHECK_TYPE(false, op_, ": ", name, " must be ", expected, ", got ", Py_TYPE(item)->tp_name);
+  }
+
+  // What users call an element of a list.
+  static std::string element_name(const std::string& list, Py_ssize_t i) {
+    if (i < 0) return list;
+    constexpr const char* kRule[] = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"};
+    if (list == "parameters" && i < 2) return i == 0 ? "linear_weight" : "linear_bias";
+    if (list == "rule" && i < 6) return kRule[i];
+    return list + "[" + std::to_string(i) + "]";
+  }
+
+  const std::string_view op_;
+  const char* const schema_;
+  PyObject* const* item_;
+  PyObject* const* const first_;
+};
+
+inline PyObject* to_python(at::Tensor&& tensor) { return THPVariable_Wrap(std::move(tensor)); }
+
+template <class... T>
+PyObject* to_python(std::tuple<T...>&& results) {
+  return std::apply(
+      [](auto&... tensors) {
+        return pybind11::make_tuple(
+                   pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(std::move(tensors)))...)
+            .release()
+            .ptr();
+      },
+      results);
+}
+
+inline bool is_plain(const at::Tensor& tensor) { return plain({&tensor}); }
+inline bool is_plain(const OptionalTensor& tensor) { return plain({given(tensor)}); }
+inline bool is_plain(at::TensorList tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const at::Tensor& tensor) { return plain({&tensor}); });
+}
+template <class T>
+bool is_plain(const T&) {
+  return true;
+}
+
+// Calls `op`, or for anything but plain tensors the operator `schema` through the dispatcher. `takes_long` says of its
+// arguments whether other Python threads should run meanwhile.
+template <class TakesLong, class Result, class... A>
+PyObject* call_directly(const char* schema, Result (*op)(A...), const TakesLong& takes_long, PyObject* const* items,
+                        Py_ssize_t count) {
+  static const auto dispatched = c10::Dispatcher::singleton().findSchemaOrThrow(schema, "").typed<Result(A...)>();
+  Arguments arguments(std::string_view(schema).substr(std::string_view(schema).find("::") + 2), schema, items, count,
+                      sizeof...(A));
+  const std::tuple<Held<A>...> held{arguments.next<A>()...};  // braces evaluate in order
+  return std::apply(
+      [&](const auto&... one) {
+        const bool direct = (is_plain(one.get()) && ...);
+        Result result;
+        {
+          std::optional<pybind11::gil_scoped_release> released;
+          if (!direct || takes_long(one.get()...)) released.emplace();
+          result =
+              direct ? recorded(schema, [&] { return op(one.get()...); }) : dispatched.call(one.get()...);
+        }
+        return to_python(std::move(result));
+      },
+      held);
+}
+
+}  // namespace linreg::torch_ops
