@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fused linear regression for PyTorch: loss, gradient and SGD update in one pass over the data."""
 
-from . import _interpreter  # noqa: F401 - says so before torch is imported
 from ._extension import build_info
 from ._version import __version__
 from .functional import (
@@ -12,7 +11,6 @@ from .functional import (
     sgd_run_,
     sgd_step_,
 )
-from .fusing import fuse
 from .modules import LinearHuberLoss, LinearL1Loss, LinearMSELoss, LinearSmoothL1Loss
 from .training import History, TrainStep, evaluate, fit, make_train_step
 
@@ -27,7 +25,6 @@ __all__ = [
     "build_info",
     "evaluate",
     "fit",
-    "fuse",
     "linear_huber_loss",
     "linear_l1_loss",
     "linear_mse_loss",

@@ -353,22 +353,3 @@ def test_several_threads_train_at_once():
         together = list(pool.map(lambda number: train(number, True), range(4)))
     for ours, twin in zip(together, alone, strict=True):
         assert all(torch.equal(*pair) for pair in zip(ours, twin, strict=True))
-
-
-def test_a_subinterpreter_is_refused():
-    """There torch hangs on Python 3.11, or ends the process."""
-    script = """
-try:
-    import _interpreters
-    print(_interpreters.exec(_interpreters.create(), "import linreg_ext").msg)
-except ImportError:
-    import _xxsubinterpreters
-    try:
-        _xxsubinterpreters.run_string(_xxsubinterpreters.create(), "import linreg_ext")
-    except _xxsubinterpreters.RunFailedError as error:
-        print(error)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(FRUIT.parents[2])}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment)
-    assert run.returncode == 0
-    assert "linreg_ext: torch works in a process's main interpreter alone; this is a subinterpreter" in run.stdout

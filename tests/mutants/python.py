@@ -68,9 +68,6 @@ PYTHON = (
             ("tests/test_autocast.py::test_what_is_rounded_and_what_is_not",)),
     _python("modules: the reduction is always a mean", "modules.py", "reduction=self.reduction", 'reduction="mean"',
             (AUTOGRAD + "test_modules",), within="weight=weight, reduction=self.reduction"),
-    _python("fuse: what evaluation computes is not looked at", "module_graph.py",
-            "(not module.training, module.training)", "(module.training, module.training)",
-            ("tests/test_fuse.py::test_what_is_refused_is_named_and_left_alone",)),
     # What is recognised.
     _python("recognition: a loss's weights are overlooked", "training/regression_loss.py",
             'any(options.get(name) is not None for name in ("weight", "size_average", "reduce"))', "False",
