@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fused linear regression for PyTorch: loss, gradient and SGD update in one pass over the data."""
 
-from . import _interpreter  # noqa: F401 - says so before torch is imported
 from ._extension import build_info
 from ._version import __version__
 from .functional import FUNCTIONS, sgd_run_, sgd_step_

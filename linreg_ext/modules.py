@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from .functional import FUNCTIONS
 from .losses import LOSSES, Loss
-from .training.affine import has_hooks
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 class LinearRegressionLoss(nn.Module):
@@ -46,8 +51,8 @@ class LinearRegressionLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in the function."""
         linear = self.linear
-        if type(linear) is not nn.Linear or has_hooks(linear) or "forward" in linear.__dict__:
-            own = " with hooks" if has_hooks(linear) else " with its own" if "forward" in linear.__dict__ else ""
+        if type(linear) is not nn.Linear or _has_hooks(linear) or "forward" in linear.__dict__:
+            own = " with hooks" if _has_hooks(linear) else " with its own" if "forward" in linear.__dict__ else ""
             raise RuntimeError(
                 f"{type(self).__name__}: linear must be an nn.Linear without hooks, parametrizations or a forward of "
                 f"its own, got {type(linear).__name__}{own}; apply the loss to predict(input) instead"

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .training import History
-
     class Losses(Protocol):
-        """What a history has for each epoch."""
+        """The losses of each epoch, as :class:`linreg_ext.History` has them."""
 
         @property
         def epoch_loss(self) -> Tensor: ...
@@ -33,7 +31,7 @@ _MAX_PANELS = 6
 
 
 def loss_curves(
-    history: History, path: str | os.PathLike[str] | IO[bytes] | None = None, *, loss: str = "loss"
+    history: Losses, path: str | os.PathLike[str] | IO[bytes] | None = None, *, loss: str = "loss"
 ) -> Figure:
     """Training (and validation) loss per epoch.
 

@@ -3,14 +3,15 @@
 
 import itertools
 
+import plain_loop
 import pytest
+import reference_twins
 import torch
 import torch.nn.functional as F
 from accuracy import LOSSES, Problem, assert_as_accurate, loss_and_grads, oracle
 from torch import nn
 
 import linreg_ext
-from linreg_ext import reference
 
 LOWER = [torch.bfloat16, torch.float16]
 OPTIONS = {"huber": {"delta": 0.5}, "smooth_l1": {"beta": 0.5}}
@@ -76,7 +77,7 @@ def test_what_is_rounded_and_what_is_not(loss, dtype, device):
     ours, theirs = (under(dtype, device, f, problem, loss) for f in (fused, plain))
     assert theirs > 0
     assert torch.equal(ours, theirs)
-    assert torch.equal(under(dtype, device, fused, problem, loss, "mean", reference), theirs)
+    assert torch.equal(under(dtype, device, fused, problem, loss, "mean", reference_twins), theirs)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -91,7 +92,7 @@ def test_the_reference_and_the_modules_under_autocast(reduction, device):
         with torch.autocast(device, dtype=torch.bfloat16):
             ours, theirs = model(x, y), stock(reduction=reduction)(model.predict(x), y)
             options = {"linear_bias": model.linear.bias, "reduction": reduction}
-            twin = getattr(reference, f"linear_{loss}_loss")(x, model.linear.weight, y, **options)
+            twin = getattr(reference_twins, f"linear_{loss}_loss")(x, model.linear.weight, y, **options)
         assert ours.dtype == theirs.dtype == twin.dtype == torch.float32
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
         torch.testing.assert_close(ours, twin)
@@ -154,7 +155,7 @@ def test_steps_in_place_are_left_alone(device):
     """As optimizers are: parameters and momentum have the bits of a step outside of autocast, which is plain PyTorch's."""
     problem = Problem.random(40, 6, 2, (torch.float32, torch.float32), device=device)
     results = []
-    for library, enabled in itertools.product((linreg_ext, reference), (False, True)):
+    for library, enabled in itertools.product((linreg_ext, reference_twins), (False, True)):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
             w, b, buffers = problem.linear_weight.clone(), problem.linear_bias.clone(), [None, None]
             options = {"linear_bias": b, "lr": 0.1, "momentum": 0.9, "momentum_buffers": buffers}
@@ -229,7 +230,7 @@ def test_a_train_step_under_autocast_is_eager_and_says_so(device):
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in models]
     step = linreg_ext.make_train_step(models[0], nn.MSELoss(), optimizers[0])
-    plain_step = reference.make_train_step(models[1], nn.MSELoss(), optimizers[1])
+    plain_step = plain_loop.make_train_step(models[1], nn.MSELoss(), optimizers[1])
     for x, y in batches(device)[:3]:
         with torch.autocast(device, dtype=torch.bfloat16):
             if step.explain() != "eager: autocast is on":
@@ -268,7 +269,7 @@ def test_a_train_step_with_a_grad_scaler_is_eager_and_says_so(device):
         step = linreg_ext.make_train_step(model, loss_fn, Scaled(scaler, optimizer))
     twin = nn.Linear(8, 1, device=device)
     twin.load_state_dict(model.state_dict())
-    twin_step = reference.make_train_step(
+    twin_step = plain_loop.make_train_step(
         twin, nn.MSELoss(), twin_optimizer := torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
     )
     for i, (x, y) in enumerate(batches(device)):

@@ -8,13 +8,13 @@ import os
 import warnings
 
 import pytest
+import reference_twins
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, LOSSES, Problem, loss_and_grads, plain_loss
 from torch import nn
 
 import linreg_ext
-from linreg_ext import reference
 
 RUNS = "LINREG_EXT_SIMT" not in os.environ  # there is no CUDA kernel for runs yet
 
@@ -128,7 +128,7 @@ def test_a_shorter_last_batch_is_not_compiled_anew(device):
         for i, (x, y) in enumerate(sizes(problem)):
             results = []
             with torch.compiler.set_stance("fail_on_recompile" if i > (dynamic is None) else "default"):
-                for f in (compiled, functools.partial(function, library=reference)):
+                for f in (compiled, functools.partial(function, library=reference_twins)):
                     leaves = [w.clone().requires_grad_(function is loss), b.clone().requires_grad_(function is loss)]
                     value = f(x, y, *leaves)
                     rest = torch.autograd.grad(value, leaves) if function is loss else leaves
@@ -175,7 +175,7 @@ def test_the_first_step_compiled_hands_over_its_momentum(device):
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     results = []
-    for f in (step, compiled, functools.partial(step, library=reference)):
+    for f in (step, compiled, functools.partial(step, library=reference_twins)):
         w, buffers = problem.linear_weight.clone(), [None, None]
         losses = [f(w, buffers) for _ in range(3)]
         results.append([*losses, w, buffers[0]])
@@ -197,7 +197,7 @@ def test_a_learning_rate_is_not_frozen_in_what_is_compiled(device):
         for i, lr in enumerate(rates):
             tensors = isinstance(lr, torch.Tensor)
             with torch.compiler.set_stance("fail_on_recompile" if tensors and i else "default"):
-                torch.testing.assert_close(compiled(ours, lr), step(twin, lr, reference))
+                torch.testing.assert_close(compiled(ours, lr), step(twin, lr, reference_twins))
             torch.testing.assert_close(ours, twin)
 
 
@@ -208,7 +208,7 @@ def test_runs_in_one_graph():
     orders = torch.stack([torch.randperm(9), torch.randperm(9)])
     compiled = torch.compile(linreg_ext.sgd_run_, fullgraph=True, backend="aot_eager")
     results = []
-    for run in (linreg_ext.sgd_run_, compiled, reference.sgd_run_):
+    for run in (linreg_ext.sgd_run_, compiled, reference_twins.sgd_run_):
         w, b = problem.linear_weight.clone(), problem.linear_bias.clone()
         options = {"linear_bias": b, "momentum": 0.9, "momentum_buffers": (buffers := [None, None])}
         losses = run(problem.input, w, problem.target, order=orders, batch_size=4, lr=0.1, **options)

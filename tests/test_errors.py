@@ -4,11 +4,12 @@
 import math
 
 import pytest
+import reference_twins
 import torch
 from torch import nn
 
 import linreg_ext
-from linreg_ext import functional, reference
+from linreg_ext import functional
 
 
 def good():
@@ -191,7 +192,7 @@ def test_bad_arguments_of_a_loss(change, error, words, where):
     message = message_of(function, arguments, error)
     assert message.startswith("linear_mse_loss: ")
     assert words in message
-    assert message == message_of(reference.linear_mse_loss, arguments, error)
+    assert message == message_of(reference_twins.linear_mse_loss, arguments, error)
 
 
 @pytest.mark.parametrize("where", ["operator", "fake"])
@@ -206,7 +207,7 @@ def test_bad_arguments_of_a_step(change, error, words, where):
     message = message_of(function, arguments, error)
     assert message.startswith("sgd_step_: ")
     assert words in message
-    assert message == message_of(reference.sgd_step_, arguments, error)
+    assert message == message_of(reference_twins.sgd_step_, arguments, error)
     for t, old in zip(tensors, before, strict=True):
         torch.testing.assert_close(t, old, rtol=0, atol=0, equal_nan=True)
 
@@ -225,19 +226,19 @@ def test_bad_arguments_of_a_run(change, error, words, where):
     message = message_of(function, arguments, error)
     assert message.startswith("sgd_run_: ")
     assert words in message
-    assert message == message_of(reference.sgd_run_, arguments, error)
+    assert message == message_of(reference_twins.sgd_run_, arguments, error)
     for t, old in zip(tensors, before, strict=True):
         torch.testing.assert_close(t, old, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("run", [functional.sgd_run, reference.sgd_run], ids=["operator", "reference"])
+@pytest.mark.parametrize("run", [functional.sgd_run, reference_twins.sgd_run], ids=["operator", "reference"])
 def test_bad_validation_and_ranges_of_a_run(run):
     x, w, y, b = good().values()
     rule = ("mse", 1.0, "mean", None, 0.1, 0.0, 0.0, 0.0, False, False)
 
     def call(operands, begin, end):
         tensors = (x, w, y, b, None, None, None, None, *operands)
-        if run is reference.sgd_run:
+        if run is reference_twins.sgd_run:
             return run(*tensors, 16, False, 2, begin, end, *rule, False, False, False, False, False)
         return run(tensors, (16, False, 2), range(begin, end), rule, [False] * 2, (False, False), False, [])
 
@@ -252,7 +253,7 @@ def test_bad_validation_and_ranges_of_a_run(run):
             call(operands, begin, end)
 
 
-@pytest.mark.parametrize("module", [linreg_ext, reference], ids=["operator", "reference"])
+@pytest.mark.parametrize("module", [linreg_ext, reference_twins], ids=["operator", "reference"])
 def test_bad_options_of_a_loss(module):
     arguments = good()
     for function, options, error, words in (

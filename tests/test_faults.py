@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import linreg_ext
-from linreg_ext.cli import checkpoint, main, run_folder
+from linreg_ext.cli import main, run_folder
 from linreg_ext.cli.coefficients import load_weights
 
 FRUIT = Path(linreg_ext.__file__).parent / "data" / "apples_and_oranges.csv"
@@ -110,111 +110,18 @@ def test_killed_while_it_trains(tmp_path, monkeypatch):
     assert torch.equal(load_weights(Path("run")).weight, model.weight)
 
 
-CHECKPOINT = run_folder.CHECKPOINT
-FIT = ["fit", "--epochs", "9", "--momentum", "0.5", "--batch-size", "3", "--out"]
-
-
-def killed_after(checkpoints, place, *more):
-    """Leave what a fit leaves that is killed when its checkpoint of so many is written."""
-    counts = itertools.count(1)
-
-    def write_and_die(path, content, write=run_folder.write_file):
-        write(path, content)
-        if next(counts) == checkpoints:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def run():
-        checkpoint._SECONDS, checkpoint._SHARE, run_folder.write_file = 0, 1e9, write_and_die
-        main([*FIT, str(place), *more])
-
-    assert os.WTERMSIG(in_a_fork(run)) == signal.SIGKILL
-
-
-def test_a_fit_that_was_killed_twice_is_gone_on_with(tmp_path, capsys):
-    """To the bits of one that was not; on the way there is the state of an epoch, whole, and nothing else."""
-    assert main([*FIT, str(tmp_path / "once")]) == 0
-    killed_after(3, tmp_path / "twice")
-    assert list(contents(tmp_path / "twice")) == [CHECKPOINT]
-    killed_after(4, tmp_path / "twice", "--resume")
-    capsys.readouterr()
-    assert main([*FIT, str(tmp_path / "twice"), "--resume"]) == 0
-    assert "7 of them were trained before" in capsys.readouterr().out
-    once, twice = contents(tmp_path / "once"), contents(tmp_path / "twice")
-    assert once.keys() == twice.keys()
-    assert once["history.csv"] == twice["history.csv"]
-    models = [load_weights(tmp_path / name) for name in ("once", "twice")]
-    assert all(torch.equal(getattr(models[0], name), getattr(models[1], name)) for name in ("weight", "bias"))
-    assert main([*FIT, str(tmp_path / "twice"), "--resume"]) == 0
-    assert "nothing to go on with" in capsys.readouterr().out
-
-
-def test_what_is_not_gone_on_with(tmp_path, tmp_path_factory, capsys):
-    other = tmp_path_factory.mktemp("other") / FRUIT.name
-    other.write_text(FRUIT.read_text().replace("73", "74"))
-    killed_after(2, tmp_path, str(FRUIT), "--target", "apples", "oranges")
-    left = contents(tmp_path)
-    for options, named in (
-        (["--lr", "0.1", "--seed", "5"], "--lr, --seed"),
-        (["--target", "apples"], "--target"),
-        ([str(other), "--target", "apples", "oranges"], "table"),
-    ):
-        assert main([*FIT, str(tmp_path), "--resume", *options]) == 2
-        assert capsys.readouterr().err.endswith(f"had another {named}\n")
-    assert contents(tmp_path) == left
-    (tmp_path / CHECKPOINT).write_bytes(left[CHECKPOINT][:500])
-    assert main([*FIT, str(tmp_path), "--resume"]) == 2
-    assert "is damaged, or no checkpoint of a fit" in capsys.readouterr().err
-    (tmp_path / CHECKPOINT).write_bytes(left[CHECKPOINT])
-    assert main([*FIT, str(tmp_path)]) == 0
-    assert "could be gone on with (--resume)" in capsys.readouterr().out
-    assert set(contents(tmp_path)) == set(OLD)
-    (tmp_path / "checkpoint.pt").write_bytes(b"somebody else's")
-    (tmp_path / "history.csv").unlink()
-    assert main([*FIT, str(tmp_path)]) == 2
-    assert "something else than an earlier fit" in capsys.readouterr().err
-
-
-def test_a_fit_that_diverges_is_not_gone_on_with(tmp_path, tmp_path_factory, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
+def test_a_fit_that_fails_leaves_nothing(tmp_path, tmp_path_factory, capsys):
     vanishing = tmp_path_factory.mktemp("other") / "vanishing.csv"
     vanishing.write_text("a,y\n" + "".join(f"{i}e200,{i}e-200\n" for i in range(9)))
-    for more, words in ((["--lr", "3"], "the loss went from 1 to "), ([str(vanishing)], "is too small for a float64")):
-        assert main([*FIT, str(tmp_path), *more]) == 2
+    fit = ["fit", "--epochs", "9", "--momentum", "0.5", "--batch-size", "3", "--out", str(tmp_path)]
+    for more, words in (
+        (["--lr", "3"], "the loss went from 1 to "),
+        (["--lr", "10"], "training diverges: the loss is inf at step "),
+        ([str(vanishing)], "is too small for a float64"),
+    ):
+        assert main([*fit, *more]) == 2
         assert words in capsys.readouterr().err
         assert contents(tmp_path) == {}
-    assert main([*FIT, str(tmp_path), "--lr", "10"]) == 2
-    diverges = capsys.readouterr().err
-    assert "training diverges: the loss is inf at step " in diverges
-    assert contents(tmp_path) == {}
-    killed_after(2, tmp_path, "--lr", "10")
-    assert main([*FIT, str(tmp_path), "--lr", "10", "--resume"]) == 2
-    assert capsys.readouterr().err == diverges  # counted from the first step of all
-    assert contents(tmp_path) == {}
-    killed_after(2, tmp_path)
-    left = contents(tmp_path)
-    monkeypatch.setattr(checkpoint, "_SECONDS", 1000)
-    assert main([*FIT, str(tmp_path), "--lr", "10"]) == 2
-    assert contents(tmp_path) == left  # of another fit
-
-
-def test_a_checkpoint_does_not_grow_with_the_steps_of_an_epoch(tmp_path, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
-    monkeypatch.setattr(checkpoint, "_SHARE", 1e9)
-    monkeypatch.setattr(run_folder, "write_file", lambda path, content: sizes.append(len(content)))
-    for rows in ("1", "12"):
-        assert main(["fit", "--epochs", "9", "--batch-size", rows, "--out", str(tmp_path)]) == 0
-    assert sizes[:9] == sizes[9:]
-
-
-def test_a_disk_that_is_full_costs_a_checkpoint_not_the_fit(tmp_path, capsys, monkeypatch):
-    def no_room(path, content):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0)
-    monkeypatch.setattr(run_folder, "write_file", no_room)
-    assert main([*FIT, str(tmp_path / "run")]) == 0
-    assert f"no checkpoint: {tmp_path / 'run' / CHECKPOINT}: No space left" in capsys.readouterr().err
 
 
 @contextlib.contextmanager
@@ -353,22 +260,3 @@ def test_several_threads_train_at_once():
         together = list(pool.map(lambda number: train(number, True), range(4)))
     for ours, twin in zip(together, alone, strict=True):
         assert all(torch.equal(*pair) for pair in zip(ours, twin, strict=True))
-
-
-def test_a_subinterpreter_is_refused():
-    """There torch hangs on Python 3.11, or ends the process."""
-    script = """
-try:
-    import _interpreters
-    print(_interpreters.exec(_interpreters.create(), "import linreg_ext").msg)
-except ImportError:
-    import _xxsubinterpreters
-    try:
-        _xxsubinterpreters.run_string(_xxsubinterpreters.create(), "import linreg_ext")
-    except _xxsubinterpreters.RunFailedError as error:
-        print(error)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(FRUIT.parents[2])}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment)
-    assert run.returncode == 0
-    assert "linreg_ext: torch works in a process's main interpreter alone; this is a subinterpreter" in run.stdout

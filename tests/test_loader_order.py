@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+import plain_loop
 import pytest
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from torch.utils.data import (
     random_split,
 )
 
-from linreg_ext import functional, reference
+from linreg_ext import functional
 from linreg_ext.training import DivergenceError, fit, loader_order, make_train_step
 from linreg_ext.training.epochs import Residents
 
@@ -193,7 +194,7 @@ def assert_same(ours, theirs, dtype=torch.float64):
 def test_every_loader(name, validate, dtype, device, monkeypatch):
     val = (lambda d, g: DataLoader(Subset(d, range(9)), 4, shuffle=True)) if validate else None
     options = {"make_val": val, "dtype": dtype, "device": device}
-    ours, theirs = (run(f, LOADERS[name], monkeypatch, **options) for f in (fit, reference.fit))
+    ours, theirs = (run(f, LOADERS[name], monkeypatch, **options) for f in (fit, plain_loop.fit))
     assert_same(ours, theirs, dtype)
     assert len(ours.calls) == (1 if name in FOLLOWED else 0), "whole epochs in one call, or none"
 
@@ -224,14 +225,14 @@ def test_a_loader_may_pin_what_goes_to_a_gpu():
 @pytest.mark.parametrize("train", ["in order", "shuffled by the user's generator", "weighted"])
 def test_every_loader_validates(name, train, monkeypatch):
     """Whatever validation draws comes after what its epoch has drawn, from the same generators."""
-    ours, theirs = (run(f, LOADERS[train], monkeypatch, make_val=LOADERS[name]) for f in (fit, reference.fit))
+    ours, theirs = (run(f, LOADERS[train], monkeypatch, make_val=LOADERS[name]) for f in (fit, plain_loop.fit))
     assert_same(ours, theirs)
     assert len(ours.calls) in (1, 5)
 
 
 def test_validation_without_rows(monkeypatch):
     empty = lambda d, g: DataLoader(Subset(d, []), 4)  # noqa: E731
-    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, make_val=empty) for f in (fit, reference.fit))
+    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, make_val=empty) for f in (fit, plain_loop.fit))
     assert_same(ours, theirs)
     assert ours.history.val_loss.isnan().all()
     assert len(ours.calls) == 1
@@ -249,7 +250,7 @@ SCHEDULERS = {
 def test_schedulers_step_after_every_epoch(scheduler, validate, monkeypatch):
     val = (lambda d, g: DataLoader(Subset(d, range(9)), 4)) if validate else None
     options = {"make_val": val, "make_scheduler": SCHEDULERS[scheduler]}
-    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, **options) for f in (fit, reference.fit))
+    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, **options) for f in (fit, plain_loop.fit))
     assert_same(ours, theirs)
     assert len(ours.calls) == 5
     assert len(set(ours.history.lr.tolist())) > 1
@@ -258,7 +259,7 @@ def test_schedulers_step_after_every_epoch(scheduler, validate, monkeypatch):
 def test_log_lines_and_progress_end_a_call(monkeypatch, capsys):
     ours = run(fit, LOADERS["shuffled"], monkeypatch, epochs=25, log_every=10)
     lines = capsys.readouterr().out
-    theirs = run(reference.fit, LOADERS["shuffled"], monkeypatch, epochs=25, log_every=10)
+    theirs = run(plain_loop.fit, LOADERS["shuffled"], monkeypatch, epochs=25, log_every=10)
     assert lines == capsys.readouterr().out
     assert len(ours.calls) == 3
     assert_same(ours, theirs)
@@ -302,7 +303,7 @@ def test_divergence_at_step_3_of_epoch_7(name, validate):
             break
         low, high = (lr, high) if error.step > wanted else (low, lr)
     assert error.step == wanted
-    twin_error, twin, twin_draws = diverging(reference.fit, name, lr, validate)
+    twin_error, twin, twin_draws = diverging(plain_loop.fit, name, lr, validate)
     assert f"at step {wanted}" in str(twin_error)
     assert all(torch.equal(a, b) for a, b in zip(draws, twin_draws, strict=True))
     assert isinstance(error, DivergenceError)
@@ -317,7 +318,7 @@ def test_divergence_can_be_let_go_on(monkeypatch):
     make = lambda m: torch.optim.SGD(m.parameters(), lr=1e30)  # noqa: E731
     ours, theirs = (
         run(f, LOADERS["shuffled"], monkeypatch, make_optimizer=make, on_divergence="continue")
-        for f in (fit, reference.fit)
+        for f in (fit, plain_loop.fit)
     )
     assert ours.model.weight.isnan().all()
     assert all(torch.equal(a, b) for a, b in zip(ours.draws, theirs.draws, strict=True))
@@ -426,7 +427,7 @@ def test_data_sets_that_are_not_followed():
 
 def test_an_order_beyond_the_rows_fails_as_the_loader_does(monkeypatch):
     loader = lambda d, g: DataLoader(d, 8, sampler=SubsetRandomSampler([0, 50]))  # noqa: E731
-    for implementation in (fit, reference.fit):
+    for implementation in (fit, plain_loop.fit):
         with pytest.raises(IndexError, match=r"out of (range|bounds)"):
             run(implementation, loader, monkeypatch)
 
@@ -437,14 +438,14 @@ def test_a_model_that_is_not_fused_iterates(monkeypatch):
 
     with pytest.warns(UserWarning, match="gradients:"):
         ours = run(fit, LOADERS["shuffled"], monkeypatch, make_optimizer=adam)
-    theirs = run(reference.fit, LOADERS["shuffled"], monkeypatch, make_optimizer=adam)
+    theirs = run(plain_loop.fit, LOADERS["shuffled"], monkeypatch, make_optimizer=adam)
     assert ours.calls == []
     assert all(torch.equal(a, b) for a, b in zip(ours.draws, theirs.draws, strict=True))
 
 
 def test_a_learning_rate_that_is_a_tensor(monkeypatch):
     make = lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.05), foreach=False)  # noqa: E731
-    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, make_optimizer=make) for f in (fit, reference.fit))
+    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, make_optimizer=make) for f in (fit, plain_loop.fit))
     assert_same(ours, theirs)
     assert len(ours.calls) == 1
 

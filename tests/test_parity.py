@@ -5,6 +5,7 @@ import itertools
 import math
 
 import pytest
+import reference_twins
 import torch
 from accuracy import (
     DTYPES,
@@ -18,7 +19,6 @@ from accuracy import (
 )  # fmt: skip
 
 import linreg_ext
-from linreg_ext import reference
 
 ROWS = (1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
 FEATURES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 64, 101, 128, 1024, 1025)
@@ -404,7 +404,7 @@ def test_empty_and_odd(shape, reduction, device):
 def test_an_empty_weight_may_have_any_strides(device):
     """An expanded one would be refused, were anything written to it."""
     x, y = torch.empty(4, 0, device=device), torch.ones(4, 2, device=device)
-    for step in (linreg_ext.sgd_step_, reference.sgd_step_):
+    for step in (linreg_ext.sgd_step_, reference_twins.sgd_step_):
         b = torch.zeros(2, device=device)
         assert step(x, torch.empty(1, 0, device=device).expand(2, 0), y, linear_bias=b, lr=0.5) == 1
         assert (b == 0.5).all()
@@ -444,14 +444,3 @@ def test_a_result_is_rounded_to_16_bits_once(device):
         assert linreg_ext.linear_l1_loss(x[:, :2], w[:, :2].contiguous(), y).item() == 1.0
         w[0, 1] = 3  # from an odd number up
         assert linreg_ext.linear_l1_loss(x[:, :2], w[:, :2].contiguous(), y).item() == 1 + 4 * half
-
-
-def test_the_reference_has_every_public_function():
-    import inspect
-
-    for name in ("linear_mse_loss", "linear_l1_loss", "linear_huber_loss", "linear_smooth_l1_loss", "sgd_step_"):
-        assert inspect.signature(getattr(linreg_ext, name)) == inspect.signature(getattr(reference, name)), name
-    for name in ("make_train_step", "fit", "evaluate"):
-        assert inspect.signature(getattr(linreg_ext, name)).parameters.keys() == (
-            inspect.signature(getattr(reference, name)).parameters.keys()
-        ), name

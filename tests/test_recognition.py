@@ -7,6 +7,7 @@ import functools
 import random
 import warnings
 
+import plain_loop
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from linreg_ext import make_train_step, reference
+from linreg_ext import make_train_step
 
 
 class Regression(Forwards):
@@ -51,7 +52,7 @@ class Trained:
 def assert_steps_are_the_plain_loops(change, level):
     """One more step after a change, of three runs: by plan, by a decision made anew, and by the plain loop."""
     results = []
-    for make, planned in ((make_train_step, True), (make_train_step, False), (reference.make_train_step, None)):
+    for make, planned in ((make_train_step, True), (make_train_step, False), (plain_loop.make_train_step, None)):
         run = Trained()
         with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
             warnings.simplefilter("ignore")
@@ -258,7 +259,7 @@ UNUSABLE = {  # by torch.optim.SGD, too
 def test_what_sgd_cannot_use_raises_as_in_the_plain_loop(change):
     """And leaves the same behind; a fused step would go on without, or fail after it has changed the parameters."""
     results = []
-    for make in (make_train_step, reference.make_train_step):
+    for make in (make_train_step, plain_loop.make_train_step):
         run = Trained()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -367,7 +368,7 @@ def test_the_tutorials_models_are_fused(program):
     model = make()
     twin = copy.deepcopy(model)
     step, plain = (
-        f(m, loss, sgd(m, lr=0.01)) for f, m in ((make_train_step, model), (reference.make_train_step, twin))
+        f(m, loss, sgd(m, lr=0.01)) for f, m in ((make_train_step, model), (plain_loop.make_train_step, twin))
     )
     x, y = torch.randn(6, d), torch.randn(shape)
     for _ in range(4):
@@ -444,7 +445,7 @@ def test_random_models_train_as_the_plain_loop_trains_them():
         loss_expression = draw.choice(LOSSES) if draw.random() < 0.5 else LOSSES[0]
         words = f"seed {seed}: {expression}; {loss_expression}"
         results = []
-        for make in (make_train_step, reference.make_train_step):
+        for make in (make_train_step, plain_loop.make_train_step):
             torch.manual_seed(seed)
             choose = random.Random(seed + 2000).choice
             cls = type("Made", (Generated,), {"forward": function("self, x", expression)})

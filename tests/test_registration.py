@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 from accuracy import DTYPES, LOSSES, Problem
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import linreg_ext
 
@@ -170,3 +172,31 @@ def test_parameters_that_require_grad_are_updated_in_any_grad_mode(device):
         assert torch.equal(parameter.detach(), expected)
         assert parameter.grad is None
         assert not loss.requires_grad
+
+
+def test_the_losses_are_functions_of_torch_to_tracers_and_modes():
+    """A network with a fused head can be traced, and a TorchFunctionMode sees the loss."""
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 4), linreg_ext.LinearHuberLoss(4, 1, delta=0.5)
+
+        def forward(self, x, y):
+            return self.head(self.body(x), y)
+
+    class Sees(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    model, x, y = Head(), torch.randn(5, 3), torch.randn(5, 1)
+    expected = torch.nn.functional.huber_loss(model.head.linear(model.body(x)), y, delta=0.5)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x, y), expected)
+    with Sees() as mode:
+        torch.testing.assert_close(model(x, y), expected)
+    assert linreg_ext.linear_huber_loss in mode.seen

@@ -11,11 +11,12 @@ import threading
 import time
 
 import pytest
+import reference_twins
 import torch
 from accuracy import DTYPES, LOSSES, Exact, Problem, assert_as_accurate
 
 import linreg_ext
-from linreg_ext import functional, reference
+from linreg_ext import functional
 
 # n, d, k, batch: small steps, steps at the limit of small, and beyond it; one row; a batch larger than the data
 SHAPES = [
@@ -264,7 +265,7 @@ def test_the_reference_is_the_same_run(d, device):
         {"order": orders[:, :0]},
     ):
         results = []
-        for module in (linreg_ext, reference):
+        for module in (linreg_ext, reference_twins):
             x, w, y, b, v = (t.clone() for t in vars(problem).values())
             if "momentum_buffers" in options:
                 options["momentum_buffers"] = [None, None]
@@ -275,7 +276,7 @@ def test_the_reference_is_the_same_run(d, device):
 
 
 def test_no_rows_are_no_steps(device):
-    for module in (linreg_ext, reference):
+    for module in (linreg_ext, reference_twins):
         w = torch.ones(1, 2, device=device)
         x, y = torch.empty(0, 2, device=device), torch.empty(0, 1, device=device)
         assert module.sgd_run_(x, w, y, epochs=5, lr=0.1).shape == (0,)

@@ -110,3 +110,8 @@ def test_no_flag_buys_speed_with_wrongness_or_with_a_machine(build):
     assert "-O3" in flags
     for flag in ("fast", "march", "mtune", "unsafe", "finite", "reciprocal", "ftz"):
         assert flag not in flags
+
+
+def test_type_checkers_are_told_of_the_annotations():
+    assert (SETUP.parent / "linreg_ext" / "py.typed").exists()
+    assert 'package-data = { linreg_ext = ["py.typed", ' in (SETUP.parent / "pyproject.toml").read_text()

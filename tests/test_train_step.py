@@ -6,12 +6,13 @@ import functools
 import types
 import warnings
 
+import plain_loop
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linreg_ext import linear_mse_loss, make_train_step, reference
+from linreg_ext import linear_mse_loss, make_train_step
 
 
 class TwoNumbers(nn.Module):
@@ -118,7 +119,7 @@ def assert_same_training(model, loss_fn, make_optimizer, x, y, level, steps=5, r
     with warnings.catch_warnings():
         warnings.simplefilter("error" if level == "fused" else "ignore")
         step = make_train_step(model, loss_fn, optimizer)
-        plain = reference.make_train_step(twin, twin_loss, twin_optimizer)
+        plain = plain_loop.make_train_step(twin, twin_loss, twin_optimizer)
         for _ in range(steps):
             loss, expected = step(x, y), plain(x, y)
             assert loss.shape == ()
@@ -459,7 +460,7 @@ def test_a_pending_gradient_is_added_as_in_the_plain_loop():
     optimizer, twin_optimizer = sgd(model), sgd(twin)
     with pytest.warns(UserWarning, match="gradients: a parameter has a gradient waiting"):
         step = make_train_step(model, nn.MSELoss(), optimizer)
-    plain = reference.make_train_step(twin, nn.MSELoss(), twin_optimizer)
+    plain = plain_loop.make_train_step(twin, nn.MSELoss(), twin_optimizer)
     for _ in range(3):
         torch.testing.assert_close(step(x, y), plain(x, y))
     torch.testing.assert_close(model.weight.detach(), twin.weight.detach())
@@ -653,7 +654,7 @@ def test_schedulers_see_the_steps_and_do_not_warn(make, before):
     step = make_train_step(model, nn.MSELoss(), optimizer)
     scheduler = scheduler or make(optimizer)
     twin_scheduler = make(twin_optimizer)
-    plain = reference.make_train_step(twin, nn.MSELoss(), twin_optimizer)
+    plain = plain_loop.make_train_step(twin, nn.MSELoss(), twin_optimizer)
     for _ in range(8):
         torch.testing.assert_close(step(x, y), plain(x, y))
         scheduler.step()

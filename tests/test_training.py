@@ -4,7 +4,9 @@
 import copy
 
 import numpy as np
+import plain_loop
 import pytest
+import reference_twins
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, Exact, Problem, assert_as_accurate, oracle
@@ -12,7 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import linreg_ext
-from linreg_ext import reference
 
 STEPS = 500
 OPTIONS = {
@@ -186,7 +187,7 @@ def test_a_parameter_that_thaws_after_a_checkpoint_takes_its_first_step_then(way
     """What is saved of a frozen bias is that it has no buffer: not zeros, which dampening would be applied to."""
     x, y = torch.randn(40, 5, dtype=torch.float64), torch.randn(40, 2, dtype=torch.float64)
     options, ends = {"lr": 0.05, "momentum": 0.9, "dampening": 0.5}, []
-    for library in (linreg_ext, reference):
+    for library in (linreg_ext, plain_loop):
         torch.manual_seed(0)
         model = nn.Linear(5, 2, dtype=torch.float64)
         optimizer = torch.optim.SGD(model.parameters(), **options)
@@ -277,7 +278,7 @@ def test_a_step_object_survives_load_state_dict_and_new_settings():
     twin = copy.deepcopy(model)
     optimizer, twin_optimizer = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, twin))
     step = linreg_ext.make_train_step(model, nn.MSELoss(), optimizer)
-    plain = linreg_ext.reference.make_train_step(twin, nn.MSELoss(), twin_optimizer)
+    plain = plain_loop.make_train_step(twin, nn.MSELoss(), twin_optimizer)
     for change in (
         lambda o: None,
         lambda o: o.param_groups[0].update(lr=0.01, weight_decay=0.3),
@@ -303,7 +304,9 @@ def test_steps_of_many_parameters(shape, device):
     twin = Problem(*(None if t is None else t.clone() for t in vars(ours).values()))
     buffers = [None, None], [None, None]
     for _ in range(2):
-        for p, step, buffer in zip((ours, twin), (linreg_ext.sgd_step_, reference.sgd_step_), buffers, strict=True):
+        for p, step, buffer in zip(
+            (ours, twin), (linreg_ext.sgd_step_, reference_twins.sgd_step_), buffers, strict=True
+        ):
             options = {"linear_bias": p.linear_bias, "lr": 0.01, "momentum": 0.9, "momentum_buffers": buffer}
             step(p.input, p.linear_weight, p.target, **options)
     torch.testing.assert_close(ours.linear_weight, twin.linear_weight, rtol=1e-12, atol=1e-13)
@@ -331,7 +334,9 @@ def test_steps_towards_many_targets(options, dtypes, device):
         buffers = [None, None], [None, None]
         for _ in range(3):
             losses = []
-            for p, step, buffer in zip((ours, twin), (linreg_ext.sgd_step_, reference.sgd_step_), buffers, strict=True):
+            for p, step, buffer in zip(
+                (ours, twin), (linreg_ext.sgd_step_, reference_twins.sgd_step_), buffers, strict=True
+            ):
                 arguments = {**options, "weight": p.weight}
                 if "momentum" in options:
                     arguments["momentum_buffers"] = buffer

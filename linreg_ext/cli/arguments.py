@@ -89,10 +89,6 @@ def _add_fit(commands: Any) -> None:
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to train (default: %(default)s)")
     add("--out", type=Path, metavar="DIR",
         help="folder to write, replacing an earlier fit there (default: runs/NAME for a table NAME.csv)")
-    add("--resume", action="store_true",
-        help="go on with the same fit where it was interrupted, to the same results: after an epoch, every 10 "
-             "seconds at most, its state is written to a file in the folder, which is gone in the end; without that "
-             "file, begin")
     # fmt: on
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..tables import first_line
 from .errors import CommandError
-from .run_folder import CHECKPOINT, WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS
+from .run_folder import WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,6 @@ def load_weights(folder: Path) -> Coefficients:
     path = next((folder / n for n in (WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS) if (folder / n).is_file()), None)
     if path is None:
         what = "no weights of an earlier fit in it" if folder.exists() else "no such folder"
-        if (folder / CHECKPOINT).is_file():
-            what = "only a fit in it that was interrupted, with which `fit --resume` goes on"
         raise CommandError(f"{folder}: {what}")
     try:
         found = _read_safetensors(path) if path.name == WEIGHTS else torch.load(path, weights_only=True)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from .. import plots
 from ..tables import first_line, listing
+from ..training import History
 from . import run_folder
-from .checkpoint import Checkpoints
 from .coefficients import Coefficients, weights_file
-from .epochs import Epochs
 from .errors import CommandError
 from .problem import Problem, read_problem
 from .training import train
@@ -45,18 +44,13 @@ def fit(args: argparse.Namespace) -> None:
     place = args.out or Path("runs") / problem.path.stem
     run_folder.require_writable(place, problem.path)
     _print_problem(problem, last_by_default=args.table is not None and not args.target)
-    checkpoints = Checkpoints(place, problem, args)
-    if args.resume and not checkpoints.path.exists():
-        print(f"nothing to go on with in {place}: from the beginning")
-    elif not args.resume and checkpoints.matches():
-        print(f"from the beginning, though this fit was interrupted in {place} and could be gone on with (--resume)")
-    model, epochs = train(problem, args, generator, checkpoints)
+    model, history = train(problem, args, generator)
     predicted = model.predict(problem.x)
     scores = _scores(problem, predicted)
     _print_coefficients(model)
     _print_scores(problem.targets, scores)
     label = f"{args.loss} loss" + (" (standardised targets)" if args.standardize else "")
-    files = {**weights_file(model), **_history_file(epochs), **_plot_file(problem, epochs, predicted, scores, label)}
+    files = {**weights_file(model), **_history_file(history), **_plot_file(problem, history, predicted, scores, label)}
     try:
         run_folder.write(place, files)
     except OSError as error:
@@ -122,18 +116,19 @@ def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _history_file(epochs: Epochs) -> dict[str, bytes]:
-    columns = {"epoch": range(1, len(epochs.epoch_loss) + 1), "train_loss": epochs.epoch_loss.tolist()}
-    if epochs.val_loss is not None:
-        columns["validation_loss"] = epochs.val_loss.tolist()
-    columns["lr"] = epochs.lr.tolist()
+def _history_file(history: History) -> dict[str, bytes]:
+    epochs = len(history.epoch_loss)
+    columns = {"epoch": range(1, epochs + 1), "train_loss": history.epoch_loss.tolist()}
+    if history.val_loss is not None:
+        columns["validation_loss"] = history.val_loss.tolist()
+    columns["lr"] = history.lr[:: len(history.lr) // epochs].tolist()  # of each epoch's first step
     file = io.StringIO()
     run_folder.write_csv(file, tuple(columns), zip(*columns.values(), strict=True))
     return {run_folder.HISTORY: file.getvalue().encode()}
 
 
 def _plot_file(
-    problem: Problem, epochs: Epochs, predicted: Tensor, scores: Sequence[Scores], label: str
+    problem: Problem, history: History, predicted: Tensor, scores: Sequence[Scores], label: str
 ) -> dict[str, bytes]:
     captions = ["\n".join(f"R² {_r2(s.r2[k])} {s.part}" for s in scores) for k in range(len(problem.targets))]
     file = io.BytesIO()
@@ -141,7 +136,7 @@ def _plot_file(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a column name with a letter that the font lacks
             plots.fit_figure(
-                epochs, problem.targets, problem.y, predicted, problem.held_out, captions, file, loss=label
+                history, problem.targets, problem.y, predicted, problem.held_out, captions, file, loss=label
             )
     except Exception as error:  # no picture is worth the run that it shows
         print(f"\nno {run_folder.PLOT}: {first_line(error)}")

@@ -15,8 +15,8 @@ from typing import TextIO
 from .errors import CommandError
 
 WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS = "weights.safetensors", "weights.pt"
-HISTORY, PLOT, CHECKPOINT = "history.csv", "plot.png", "linreg_ext-checkpoint.pt"
-_NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, HISTORY, PLOT, CHECKPOINT}
+HISTORY, PLOT = "history.csv", "plot.png"
+_NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, HISTORY, PLOT}
 _SCRATCH = ".linreg_ext-"  # begins the name of a folder that lies beside what is being written
 
 
@@ -38,7 +38,7 @@ def require_writable(place: Path, table: Path) -> None:
     scratch, names = set(), set()
     for entry in place.iterdir():
         (scratch if entry.name.startswith(_SCRATCH) else names).add(entry.name)
-    of_a_fit = names & {HISTORY, CHECKPOINT} or scratch  # that one left which was killed
+    of_a_fit = HISTORY in names or scratch  # that one left which was killed
     if names and not (names <= _NAMES and of_a_fit):
         other = min(names - _NAMES or names)
         raise CommandError(
@@ -58,21 +58,12 @@ def write(place: Path, files: Mapping[str, bytes]) -> None:
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place) as scratch:
         for name, content in files.items():
             _write_through(Path(scratch, name), content)
-        for name in _NAMES - {next(iter(files)), CHECKPOINT}:
+        for name in _NAMES - {next(iter(files))}:
             (place / name).unlink(missing_ok=True)
         for name in files:
             os.replace(Path(scratch, name), place / name)
-    (place / CHECKPOINT).unlink(missing_ok=True)
     for left in place.glob(f"{_SCRATCH}*"):  # by one that was killed
         shutil.rmtree(left, ignore_errors=True)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file of the folder, which need not be there yet; killed at any moment, it leaves the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch:
-        _write_through(Path(scratch, path.name), content)
-        os.replace(Path(scratch, path.name), path)
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -11,10 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ..training import DivergenceError, fit, make_train_step
-from .checkpoint import Checkpoints
+from ..training import DivergenceError, History, fit, make_train_step
 from .coefficients import Coefficients
-from .epochs import Epochs
 from .errors import CommandError
 from .problem import Problem
 from .standardize import Scale, scale_of, steady_lr
@@ -22,9 +20,7 @@ from .standardize import Scale, scale_of, steady_lr
 LOSSES = {"mse": nn.MSELoss, "l1": nn.L1Loss, "huber": nn.HuberLoss, "smooth-l1": nn.SmoothL1Loss}
 
 
-def train(
-    problem: Problem, args: argparse.Namespace, generator: torch.Generator, checkpoints: Checkpoints
-) -> tuple[Coefficients, Epochs]:
+def train(problem: Problem, args: argparse.Namespace, generator: torch.Generator) -> tuple[Coefficients, History]:
     """Train as the arguments say, in float32 on scaled columns; `generator` shuffles the rows."""
     of_x = scale_of(problem.x, problem.features, "feature", problem.held_out, args.standardize)
     of_y = scale_of(problem.y, problem.targets, "target", problem.held_out, args.standardize)
@@ -47,15 +43,10 @@ def train(
     print(make_train_step(layer, loss_fn, sgd).explain(), flush=True)
     # A constant rate would leave the coefficients trembling around the solution.
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, args.epochs)
-    checkpoints.track(layer, sgd, scheduler, generator)
-    done = checkpoints.load() if args.resume else 0
-    if done:
-        left = args.epochs - done
-        print(f"{done:,} of them were trained before; going on with the other {left:,}, counted from 1", flush=True)
     bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     try:
         history = fit(
-            args.epochs - done,
+            args.epochs,
             layer,
             loss_fn,
             sgd,
@@ -64,24 +55,14 @@ def train(
             scheduler=scheduler,
             progress=bar,
             log_every=None if bar else max(1, args.epochs // 10),
-            on_epoch_end=checkpoints.after_epoch,
         )
-        epochs = checkpoints.whole(history)
-        at_end = epochs.epoch_loss[-1].item()
-        if not (at_end <= 10 * at_start and all(p.isfinite().all() for p in layer.parameters())):
-            raise _diverges(f"went from {at_start:.3g} to {at_end:.3g}", args, lr)
-        return _in_the_tables_units(layer, problem, of_x, of_y), epochs
     except DivergenceError as error:
-        checkpoints.forget()
         loss = error.history.step_loss[error.step - 1].item()
-        raise _diverges(f"is {loss} at step {checkpoints.steps + error.step}", args, lr) from None
-    except CommandError:  # at which one that goes on would end, too
-        checkpoints.forget()
-        raise
-    except KeyboardInterrupt:
-        if checkpoints.path.exists():
-            print(f"\n{checkpoints.path} is where --resume goes on", file=sys.stderr)
-        raise
+        raise _diverges(f"is {loss} at step {error.step}", args, lr) from None
+    at_end = history.epoch_loss[-1].item()
+    if not (at_end <= 10 * at_start and all(p.isfinite().all() for p in layer.parameters())):
+        raise _diverges(f"went from {at_start:.3g} to {at_end:.3g}", args, lr)
+    return _in_the_tables_units(layer, problem, of_x, of_y), history
 
 
 def _print_plan(args: argparse.Namespace, batch_size: int, lr: float) -> None:

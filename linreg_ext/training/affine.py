@@ -62,13 +62,6 @@ class Affine:
         return parameter if parameter.dim() == 1 else parameter.reshape(1)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs hooks of its own."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 def recognise_model(model: nn.Module, evidence: Evidence) -> Affine:
     """The affine function that `model` computes.
 
