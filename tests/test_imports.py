@@ -15,7 +15,7 @@ PACKAGE = Path(linreg_ext.__file__).parent
 # From the bottom up. A module may import from lower layers, and a folder's modules from each other.
 LAYERS = (
     {"_C"},  # the compiled part
-    {"_version", "_extension", "autocast", "check", "plots", "tables"},
+    {"_version", "_extension", "autocast", "losses", "plots", "tables"},
     {"reference"},
     {"autograd"},
     {"functional"},
