@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "columns.h"
 #include "tiles.h"
 
@@ -18,20 +18,10 @@ struct NarrowSums {
 };
 
 LINREG_INLINE void loss_and_slope(Loss kind, Wide residual, double delta, Wide& loss, Wide& slope) {
-  const auto as = [&]<Loss kLoss>(std::integral_constant<Loss, kLoss>) __attribute__((always_inline)) {
+  with_loss(kind, [&]<Loss kLoss>() __attribute__((always_inline)) {
     loss = loss_value<kLoss>(residual, delta);
-    slope = loss_slope<kLoss>(residual, delta);
-  };
-  switch (kind) {
-    case Loss::mse:
-      return as(std::integral_constant<Loss, Loss::mse>());
-    case Loss::l1:
-      return as(std::integral_constant<Loss, Loss::l1>());
-    case Loss::huber:
-      return as(std::integral_constant<Loss, Loss::huber>());
-    case Loss::smooth_l1:
-      return as(std::integral_constant<Loss, Loss::smooth_l1>());
-  }
+    slope = dloss<kLoss>(residual, delta);
+  });
 }
 
 // Adds whole vectors of rows of D features, without gaps as their targets are; how many rows that were.

@@ -6,7 +6,7 @@
 // anonymous namespace, and what it instantiates is its own, never std's: the linker would keep one copy for all sets.
 #pragma once
 
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "../math/sum.h"
 #include "convert.h"
 #include "product_rows_entry.h"
@@ -46,7 +46,7 @@ void residuals_of(const Y* __restrict__ y, const double* __restrict__ v, const d
   for (int64_t t = 0; t < count; ++t) {
     const double r = double(predictions[t]) + bias[t] - double(y[t]), weight = kWeighted ? v[t] : 1.0;
     losses[t] = weight * loss_value<kLoss>(r, delta);
-    slopes[t] = scale * (weight * loss_slope<kLoss>(r, delta));
+    slopes[t] = scale * (weight * dloss<kLoss>(r, delta));
     loss_sums[t] += losses[t];
     slope_sums[t] += slopes[t];
     predictions[t] = C(slopes[t]);
@@ -93,16 +93,7 @@ void residuals_of(const Problem& p, const PassOutputs& outputs, double scale, co
 
 template <class C>
 void residuals_of(const Problem& p, const PassOutputs& outputs, double scale, const ResidualBlock& block) {
-  switch (effective_loss(p.loss, p.delta)) {
-    case Loss::mse:
-      return residuals_of<Loss::mse, C>(p, outputs, scale, block);
-    case Loss::l1:
-      return residuals_of<Loss::l1, C>(p, outputs, scale, block);
-    case Loss::huber:
-      return residuals_of<Loss::huber, C>(p, outputs, scale, block);
-    case Loss::smooth_l1:
-      return residuals_of<Loss::smooth_l1, C>(p, outputs, scale, block);
-  }
+  with_loss(p.loss, [&]<Loss kLoss>() { residuals_of<kLoss, C>(p, outputs, scale, block); });
 }
 
 void residuals(const Problem& problem, const PassOutputs& outputs, double scale, const ResidualBlock& block) {

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "product_rows_entry.h"
 
 // Behind the pragma only what is compiled for this set alone: the headers above must not be.

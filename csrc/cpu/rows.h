@@ -94,8 +94,7 @@ class Worker {
     const NarrowSums sums = {loss_lanes_, bias_lanes_, weight_lanes_};
     int64_t done = 0;
     [&]<int... D>(std::integer_sequence<int, D...>) {
-      ((p_.d == D + 1 ? void(done = add_narrow<D + 1>(x, y, rows, w_, b_[0], effective_loss(p_.loss, p_.delta),
-                                                      p_.delta, scale_, sums))
+      ((p_.d == D + 1 ? void(done = add_narrow<D + 1>(x, y, rows, w_, b_[0], p_.loss, p_.delta, scale_, sums))
                       : void()),
        ...);
     }(std::make_integer_sequence<int, kColumnsMaxD>());
@@ -107,7 +106,7 @@ class Worker {
     constexpr int kRows = kMaxLanes;
     const int64_t ldx = p_.x.row_stride, d = p_.d, ldw = plan_.ldw, ahead = ahead_of(ldx);
     const Weight* const w = w_;
-    const Loss kind = effective_loss(p_.loss, p_.delta);
+    const Loss kind = p_.loss;
     const double bias = b_[0], delta = p_.delta, scale = scale_;
     Wide loss_sum{}, slope_sum{};
     const auto keep_sums = [&] {
@@ -185,16 +184,7 @@ class Worker {
 
   template <class Y>
   void residuals_from(const Y* y, int64_t rows, int64_t t) {
-    switch (effective_loss(p_.loss, p_.delta)) {
-      case Loss::mse:
-        return residuals_of<Loss::mse>(y, rows, t);
-      case Loss::l1:
-        return residuals_of<Loss::l1>(y, rows, t);
-      case Loss::huber:
-        return residuals_of<Loss::huber>(y, rows, t);
-      case Loss::smooth_l1:
-        return residuals_of<Loss::smooth_l1>(y, rows, t);
-    }
+    with_loss(p_.loss, [&]<Loss kLoss>() { residuals_of<kLoss>(y, rows, t); });
   }
 
   template <Loss kLoss, class Y>
@@ -208,7 +198,7 @@ class Worker {
     const auto step = [&](int64_t i, Wide target, Wide weight, typename Lanes<Wide>::Index counts)
                           __attribute__((always_inline)) {
                             const Wide residual = (load_vec<Wide>(predictions + i) + bias) - target;
-                            Wide loss = loss_value<kLoss>(residual, delta), slope = loss_slope<kLoss>(residual, delta);
+                            Wide loss = loss_value<kLoss>(residual, delta), slope = dloss<kLoss>(residual, delta);
                             if (v) loss *= weight, slope *= weight;
                             slope *= scale;
                             loss = counts ? loss : Wide{};

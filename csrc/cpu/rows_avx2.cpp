@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "rows_entry.h"
 
 // Behind the pragma only what is compiled for this set alone: the headers above must not be.

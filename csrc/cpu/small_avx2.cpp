@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "../math/sgd.h"
 #include "small.h"
 

@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "../math/sgd.h"
 #include "../math/sum.h"
 #include "convert.h"
@@ -123,7 +123,7 @@ LINREG_INLINE void add_rows(const Columns& batch, const double* y, int64_t i, co
   Vec loss, slope;
   for (int lane = 0; lane < kLanes; ++lane) {
     loss[lane] = loss_value<kLoss>(double(r[lane]), delta);
-    slope[lane] = kLoss == Loss::mse ? double(r[lane]) : loss_slope<kLoss>(double(r[lane]), delta);
+    slope[lane] = kLoss == Loss::mse ? double(r[lane]) : dloss<kLoss>(double(r[lane]), delta);
   }
   sums.loss += loss;
   sums.bias += slope;
@@ -280,17 +280,9 @@ int64_t take_steps_of_width(const Problem& problem, const Run& run, const Sgd& s
 
 inline int64_t take_small_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                                 const Parameter& bias, bool stop_nonfinite, void* losses) {
-  const auto take = [&](auto steps) { return steps(problem, run, sgd, weight, bias, stop_nonfinite, losses); };
-  switch (effective_loss(problem.loss, problem.delta)) {
-    case Loss::l1:
-      return take(take_steps_of_width<Loss::l1>);
-    case Loss::huber:
-      return take(take_steps_of_width<Loss::huber>);
-    case Loss::smooth_l1:
-      return take(take_steps_of_width<Loss::smooth_l1>);
-    default:
-      return take(take_steps_of_width<Loss::mse>);
-  }
+  return with_loss(problem.loss, [&]<Loss kLoss>() {
+    return take_steps_of_width<kLoss>(problem, run, sgd, weight, bias, stop_nonfinite, losses);
+  });
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 // stay in registers for all rows of a group.
 #pragma once
 
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "plan.h"
 #include "tiles.h"
 
@@ -179,16 +179,7 @@ class TowardsTargets {
   // Adds whole tiles of rows, and calls flush() after every block of them; how many rows that were.
   template <class Flush>
   int64_t add(int64_t first, int64_t rows, int64_t ahead, Flush flush) {
-    switch (effective_loss(p_->loss, p_->delta)) {
-      case Loss::mse:
-        return add_rows_of<Loss::mse>(first, rows, ahead, flush);
-      case Loss::l1:
-        return add_rows_of<Loss::l1>(first, rows, ahead, flush);
-      case Loss::huber:
-        return add_rows_of<Loss::huber>(first, rows, ahead, flush);
-      default:
-        return add_rows_of<Loss::smooth_l1>(first, rows, ahead, flush);
-    }
+    return with_loss(p_->loss, [&]<Loss kLoss>() { return add_rows_of<kLoss>(first, rows, ahead, flush); });
   }
 
  private:
@@ -282,7 +273,7 @@ class TowardsTargets {
         Wide target;
         load(y + r * ldy + t, target);
         const Wide residual = (load_vec<Wide>(predictions_ + r * ldk + t) + bias) - target;
-        Wide loss = loss_value<kLoss>(residual, delta), slope = loss_slope<kLoss>(residual, delta) * scale_;
+        Wide loss = loss_value<kLoss>(residual, delta), slope = dloss<kLoss>(residual, delta) * scale_;
         counted(loss);
         counted(slope);
         loss_sum += loss;

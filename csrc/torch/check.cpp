@@ -12,7 +12,6 @@
 namespace linreg::torch_ops {
 namespace {
 
-constexpr std::array<std::string_view, 4> kLosses = {"mse", "l1", "huber", "smooth_l1"};
 constexpr std::array<std::string_view, 3> kReductions = {"none", "mean", "sum"};
 constexpr at::ScalarType kDtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
 
@@ -207,12 +206,14 @@ Checked check_problem(std::string_view op, const Operands& o, std::string_view l
                       std::string_view reduction) {
   Checked checked;
   Problem& p = checked.problem;
-  p.loss = Loss(choice(op, "loss", loss, kLosses));
+  const size_t number = choice(op, "loss", loss, kLossNames);
+  p.loss = effective_loss(Loss(number), delta);
   p.reduction = Reduction(choice(op, "reduction", reduction, kReductions));
   p.delta = delta;
-  TORCH_CHECK_VALUE(p.loss != Loss::huber || delta > 0, op, ": delta must be > 0, got ", delta);
-  TORCH_CHECK_VALUE(p.loss != Loss::smooth_l1 || delta >= 0, op, ": ", op == "linear_smooth_l1_loss" ? "beta" : "delta",
-                    " must be >= 0, got ", delta);
+  const Threshold& threshold = kThresholds[number];
+  const bool own_function = op == "linear_" + std::string(loss) + "_loss";  // where the threshold has its own name
+  TORCH_CHECK_VALUE(threshold.is_valid(delta), op, ": ", own_function ? threshold.name : "delta", " must be ",
+                    threshold.expected, ", got ", delta);
 
   const Named all[] = {{"input", &o.input},
                        {"linear_weight", &o.linear_weight},

@@ -30,13 +30,13 @@ def shape(n: int, d: int, k: int) -> tuple[str, ...]:
 
 KERNELS = (
     # Losses. (Of vectors: GCC 12 does not compile a comparison of them that is used on both sides of a choice.)
-    Mutant("loss: mse's slope without its 2", "csrc/math/loss.h", "S(2)", "S(1)", BY_HAND),
-    Mutant("loss: the slope of an absolute error is 2", "csrc/math/loss.h", "S(1)", "S(2)", BY_HAND),
-    Mutant("loss: huber's line begins at another height", "csrc/math/loss.h", "S(0.5)", "S(1)", BY_HAND,
+    Mutant("loss: mse's derivative without its 2", "csrc/math/losses.h", "S(2)", "S(1)", BY_HAND),
+    Mutant("loss: the derivative of an absolute error is 2", "csrc/math/losses.h", "S(1)", "S(2)", BY_HAND),
+    Mutant("loss: huber's line begins at another height", "csrc/math/losses.h", "S(0.5)", "S(1)", BY_HAND,
            within="delta * (z - S(0.5) * delta)"),
-    Mutant("loss: smooth_l1's slope is not divided by beta", "csrc/math/loss.h", "delta", "S(1)", BY_HAND,
+    Mutant("loss: smooth_l1's derivative is not divided by beta", "csrc/math/losses.h", "delta", "S(1)", BY_HAND,
            within="one : r / delta"),
-    Mutant("loss: smooth_l1 of beta 0 divides by it", "csrc/math/loss.h", "delta == 0", "false",
+    Mutant("loss: smooth_l1 of beta 0 divides by it", "csrc/math/losses.h", "delta == 0", "false",
            (VALUES + "test_derivatives_at_zero_and_at_nan_are_pytorchs",)),
     # Reductions.
     Mutant("reduction: a mean is a sum", "csrc/math/reduction.h", "1.0 / total", "1.0", BY_HAND),
@@ -111,7 +111,7 @@ KERNELS = (
     # Matrix products.
     Mutant("products: only the last block of rows counts", "csrc/cpu/products.cpp", "row > first", "false", shape(5003, 9, 34)),
     Mutant("products: the bias's gradient knows no weights", "csrc/cpu/product_rows.h",
-           "slope_sums[t] += slopes[t];", "slope_sums[t] += scale * loss_slope<kLoss>(r, delta);", WEIGHTS),
+           "slope_sums[t] += slopes[t];", "slope_sums[t] += scale * dloss<kLoss>(r, delta);", WEIGHTS),
     Mutant("products: W is taken to be contiguous", "csrc/cpu/products.cpp", "w_.row_stride", "p_.d", LAYOUTS),
     Mutant("products: targets beyond a piece are the first ones", "csrc/cpu/product_rows.h", "i * block.targets + j",
            "i * block.targets", shape(9, 6, 700)),
