@@ -2,6 +2,7 @@
 // From a dot product to a residual, its loss and its slope, and what is written of them.
 #pragma once
 
+#include "../math/with_loss.h"
 #include "number.cuh"
 #include "pass.cuh"
 

@@ -55,19 +55,6 @@ inline constexpr Threshold kThresholds[] = {
 #undef LINREG_LOSS
 };
 
-// Calls work.operator()<kLoss>() for the loss of that number.
-template <class Work>
-LINREG_MATH_WITH_LAMBDA decltype(auto) with_loss(Loss loss, Work&& work) {
-  switch (loss) {
-#define LINREG_LOSS(name, ...) \
-  case Loss::name:             \
-    return work.template operator()<Loss::name>();
-    LINREG_LOSSES(LINREG_LOSS)
-#undef LINREG_LOSS
-  }
-  __builtin_unreachable();
-}
-
 // smooth_l1 with beta = 0 is l1, and is computed as l1 so that 0 / 0 never arises.
 LINREG_MATH Loss effective_loss(Loss loss, double delta) {
   return loss == Loss::smooth_l1 && delta == 0 ? Loss::l1 : loss;

@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "cpu/convert.h"
-#include "math/losses.h"
 #include "math/reduction.h"
 #include "math/sgd.h"
+#include "math/with_loss.h"
 
 extern "C" void omp_set_num_threads(int threads);
 
@@ -164,9 +164,9 @@ struct Operands {
         double r = (c.bias ? b(0, t) : 0) - y(i, t), size = std::fabs(r);
         for (int64_t j = 0; j < c.d; ++j) r += x(i, j) * w(t, j), size += std::fabs(x(i, j) * w(t, j));
         const double weight = c.weighted ? v(i, t) : 1;
-        double loss = 0, slope = 0;
-        with_loss(c.loss, [&]<Loss kLoss>() { loss = loss_value<kLoss>(r, 0.75), slope = dloss<kLoss>(r, 0.75); });
-        const double g = scale * weight * slope, most = std::fabs(scale * weight) * (std::fabs(slope) + size);
+        double loss = 0, g = 0;
+        with_loss(c.loss, [&]<Loss kLoss>() { loss = loss_value<kLoss>(r, 0.75), g = dloss<kLoss>(r, 0.75); });
+        const double g = scale * weight * g, most = std::fabs(scale * weight) * (std::fabs(g) + size);
         e.loss.add(none ? i * c.k + t : 0, (none ? 1 : scale) * weight * loss,
                    (none ? 1 : scale) * weight * (std::fabs(loss) + size * size));
         for (int64_t j = 0; j < c.d; ++j) {
