@@ -2,6 +2,7 @@
 """Builds `linreg_ext._C`; everything else about the package stands in pyproject.toml."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ except ImportError as error:
 
 ROOT = Path(__file__).parent.resolve()
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names others
+SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".py")  # of what an sdist needs
 GIGABYTES_PER_JOB = 4  # what one compiler job may need with torch's headers
 
 
@@ -52,8 +54,10 @@ def extension() -> Extension:
     print(f"linreg_ext: building {'with' if cuda else 'without'} CUDA: {why}", flush=True)
     if cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+    cpu_sources = runpy.run_path(str(ROOT / "csrc" / "instruction_sets.py"))["cpu_sources"]
     sources = [
-        path for pattern in ("cpu/*.cpp", "torch/*.cpp", "cuda/*.cu") for path in sorted(ROOT.glob(f"csrc/{pattern}"))
+        *cpu_sources(ROOT / "build" / "cpu"),
+        *(path for pattern in ("torch/*.cpp", "cuda/*.cu") for path in sorted(ROOT.glob(f"csrc/{pattern}"))),
     ]
     if not cuda:  # a CPU build is one with fewer sources
         sources = [path for path in sources if path.suffix != ".cu" and path.name != "cuda.cpp"]
@@ -62,7 +66,7 @@ def extension() -> Extension:
     return make(
         "linreg_ext._C",
         sources=[str(path.relative_to(ROOT)) for path in sources],
-        depends=[str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.*h"))],
+        depends=[str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.*")) if path.suffix in SUFFIXES],
         define_macros=[
             ("LINREG_EXT_TORCH_VERSION", f'"{torch.__version__}"'),
             ("LINREG_EXT_CUDA_VERSION", f'"{torch.version.cuda}"' if cuda else '""'),

@@ -9,11 +9,11 @@
 #include <cstdint>
 
 #include "math/inline.h"
+#include "math/losses.h"
 
 namespace linreg {
 
 enum class Dtype : int8_t { float32, float64, bfloat16, float16 };
-enum class Loss : int8_t { mse, l1, huber, smooth_l1 };
 enum class Reduction : int8_t { none, mean, sum };
 
 // A matrix that is only read: element (i, j) is at data[i * row_stride + j * col_stride], strides in elements.
@@ -38,13 +38,13 @@ using Multiply = void(int64_t m, int64_t l, int64_t n, const View& a, const View
 // What a pass reads. P = X Wᵀ + b, R = P − Y, loss = reduce(v ℓ(R)).
 struct Problem {
   int64_t n = 0, d = 0, k = 0;
-  View x;  // [n, d], col_stride 1
-  View w;  // [k, d], col_stride 1; x's dtype, or float32 beside 16-bit x
-  View b;  // [k] as [1, k]; w's dtype
-  View y;  // [n, k]; x's dtype, or float32 beside 16-bit x
-  View v;  // [n, k], strides 0 where one weight serves many elements; x's dtype, or the loss's
-  Loss loss = Loss::mse;
-  double delta = 1.0;  // huber's δ, smooth_l1's β
+  View x;                 // [n, d], col_stride 1
+  View w;                 // [k, d], col_stride 1; x's dtype, or float32 beside 16-bit x
+  View b;                 // [k] as [1, k]; w's dtype
+  View y;                 // [n, k]; x's dtype, or float32 beside 16-bit x
+  View v;                 // [n, k], strides 0 where one weight serves many elements; x's dtype, or the loss's
+  Loss loss = Loss::mse;  // after effective_loss
+  double delta = 1.0;     // the loss's threshold, if it has one
   Reduction reduction = Reduction::mean;
   int threads = 1;               // how many a CPU pass may use; the result does not depend on it
   Multiply* multiply = nullptr;  // for a CPU pass over many targets; nullptr: by loops of its own

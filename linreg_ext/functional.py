@@ -242,7 +242,7 @@ def sgd_step_(
         input, target, parameters, state[0], (rate, momentum, dampening, weight_decay, nesterov, maximize), loss,
         threshold, weight, lr_tensor, "mean", state[1], _NOT_FROZEN, False,
     )  # fmt: skip
-    if state[1] is not _NOT_FIRST:
+    if any(state[1]):
         momentum_buffers[: len(parameters)] = state[0]
     return value
 
@@ -334,7 +334,7 @@ def sgd_run_(
     try:
         sgd_run(step, order, [], (batch_size, drop_last, epochs), range(steps), parts)
     finally:
-        if state[1] is not _NOT_FIRST and steps and parts and (not stop_nonfinite or steps_taken(parts)):
+        if any(state[1]) and steps and parts and (not stop_nonfinite or steps_taken(parts)):
             momentum_buffers[: len(parameters)] = state[0]
     losses = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
     return losses[: steps_taken(parts) + 1] if stop_nonfinite else losses

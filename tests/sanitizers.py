@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -46,10 +47,11 @@ def main() -> int:
     wanted = parser.parse_args().sanitizer or list(SANITIZERS)
     if unknown := set(wanted) - set(SANITIZERS):
         parser.error(f"sanitizer must be one of {', '.join(SANITIZERS)}, got {', '.join(unknown)}")
-    sources = [*sorted(ROOT.glob("csrc/cpu/*.cpp")), *sorted(ROOT.glob("tests/sanitize/*.cpp"))]
+    cpu_sources = runpy.run_path(str(ROOT / "csrc" / "instruction_sets.py"))["cpu_sources"]
     wrong = False
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
+        sources = [*cpu_sources(folder), *sorted(ROOT.glob("tests/sanitize/*.cpp"))]
         jobs = [(source, sanitizer) for sanitizer in wanted for source in sources]
         objects: dict[str, list[Path]] = {sanitizer: [] for sanitizer in wanted}
         for (source, sanitizer), (target, error) in zip(
@@ -57,7 +59,7 @@ def main() -> int:
         ):
             objects[sanitizer].append(target)
             if error:
-                print(f"{source.relative_to(ROOT)} does not compile:\n{error}")
+                print(f"{source.name} does not compile:\n{error}")
                 return 1
         for sanitizer in wanted:
             # The runtime of OpenMP is tests/sanitize/openmp.cpp, so -fopenmp is not for the linker.

@@ -23,7 +23,7 @@ LINREG_INLINE V column(V found, const V (&rows)[D]) {
       const int at = i * D + C;  // among all
       return at / lanes == M ? lanes + at % lanes : M == 1 && at / lanes == 0 ? at : i;
     };
-    return column<D, C, M + 1>(chosen(found, rows[M], from), rows);
+    return column<D, C, M + 1>(permute(found, rows[M], from), rows);
   }
 }
 
@@ -37,8 +37,8 @@ LINREG_INLINE void to_columns(V (&v)[D]) {
     V even[D / 2], odd[D / 2];
 #pragma GCC unroll 4
     for (int i = 0; i < D / 2; ++i) {
-      even[i] = chosen(v[2 * i], v[2 * i + 1], even_lane);
-      odd[i] = chosen(v[2 * i], v[2 * i + 1], odd_lane);
+      even[i] = permute(v[2 * i], v[2 * i + 1], even_lane);
+      odd[i] = permute(v[2 * i], v[2 * i + 1], odd_lane);
     }
     to_columns(even);
     to_columns(odd);

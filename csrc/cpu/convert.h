@@ -12,7 +12,7 @@ namespace {
 
 // to[i] = from[i * stride], converted.
 template <class C>
-inline void load(const void* from, int64_t stride, Dtype dtype, int64_t count, C* __restrict__ to) {
+[[gnu::noinline]] void load(const void* from, int64_t stride, Dtype dtype, int64_t count, C* __restrict__ to) {
   const auto loop = [&](auto* source, auto convert) {
     if (stride == 1) {
       for (int64_t i = 0; i < count; ++i) to[i] = C(convert(source[i]));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sums over many rows in memory: kMaxLanes numbers, one for each lane, and as many that these have lost (math/sum.h).
+// Compensated sums over many rows in memory: kMaxLanes numbers, one per lane, then their compensations (math/sum.h).
 //
-// What a few rows come to is summed in registers and then added to one of these: losses and slopes, which PyTorch sums
-// in short chains, too. Gᵀ X is summed in longer ones, as in a matrix product.
+// The losses and derivatives of a few rows are summed in registers, then added to these: PyTorch also sums them in
+// short chains. Gᵀ X is summed in longer chains, as in a matrix product.
 #pragma once
 
 #include "../math/sum.h"
@@ -13,14 +13,14 @@ namespace linreg::cpu {
 namespace {
 
 LINREG_INLINE void add_to(double* sum, Wide value) {
-  Wide lanes = load_vec<Wide>(sum), lost = load_vec<Wide>(sum + kMaxLanes);
-  add_keeping(value, lanes, lost);
+  Wide lanes = load_vec<Wide>(sum), compensation = load_vec<Wide>(sum + kMaxLanes);
+  two_sum(value, lanes, compensation);
   store_vec<Wide>(sum, lanes);
-  store_vec<Wide>(sum + kMaxLanes, lost);
+  store_vec<Wide>(sum + kMaxLanes, compensation);
 }
 
 // To the first lane.
-LINREG_INLINE void add_to(double* sum, double value) { add_keeping(value, sum[0], sum[kMaxLanes]); }
+LINREG_INLINE void add_to(double* sum, double value) { two_sum(value, sum[0], sum[kMaxLanes]); }
 
 LINREG_INLINE double total_of(const double* sum) {
   return linreg::total_of(sum_lanes(load_vec<Wide>(sum)), sum_lanes(load_vec<Wide>(sum + kMaxLanes)));

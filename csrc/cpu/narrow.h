@@ -5,36 +5,26 @@
 #include <type_traits>
 #include <utility>
 
-#include "../math/loss.h"
+#include "../math/with_loss.h"
 #include "columns.h"
 #include "tiles.h"
 
 namespace linreg::cpu {
 namespace {
 
-// What rows are summed to: Σ ℓ, Σ G and Gᵀ X, this by lanes, [d, kMaxLanes].
+// Sums over rows: Σ ℓ, Σ G and, by lanes, Gᵀ X [d, kMaxLanes].
 struct NarrowSums {
-  double *loss, *slope, *weight;
+  double *loss, *dloss, *weight;
 };
 
-LINREG_INLINE void loss_and_slope(Loss kind, Wide residual, double delta, Wide& loss, Wide& slope) {
-  const auto as = [&]<Loss kLoss>(std::integral_constant<Loss, kLoss>) __attribute__((always_inline)) {
+LINREG_INLINE void loss_and_dloss(Loss kind, Wide residual, double delta, Wide& loss, Wide& g) {
+  with_loss(kind, [&]<Loss kLoss>() __attribute__((always_inline)) {
     loss = loss_value<kLoss>(residual, delta);
-    slope = loss_slope<kLoss>(residual, delta);
-  };
-  switch (kind) {
-    case Loss::mse:
-      return as(std::integral_constant<Loss, Loss::mse>());
-    case Loss::l1:
-      return as(std::integral_constant<Loss, Loss::l1>());
-    case Loss::huber:
-      return as(std::integral_constant<Loss, Loss::huber>());
-    case Loss::smooth_l1:
-      return as(std::integral_constant<Loss, Loss::smooth_l1>());
-  }
+    g = dloss<kLoss>(residual, delta);
+  });
 }
 
-// Adds whole vectors of rows of D features, without gaps as their targets are; how many rows that were.
+// Adds as many rows of D features as fill whole vectors and returns their number. Rows and targets lie without gaps.
 template <int D, class E, class W>
 int64_t add_narrow(const E* x, const E* y, int64_t rows, const W* weights, double bias, Loss kind, double delta,
                    double scale, const NarrowSums& to) {
@@ -46,26 +36,26 @@ int64_t add_narrow(const E* x, const E* y, int64_t rows, const W* weights, doubl
   Wide w[D], weight[sets][D] = {};
 #pragma GCC unroll 8
   for (int c = 0; c < D; ++c) w[c] = broadcast<Wide>(double(weights[c]));
-  Ahead ahead(x + kAhead / int64_t(sizeof(E)));
+  Prefetcher ahead(x + kAhead / int64_t(sizeof(E)));
   int64_t i = 0;
   while (i + lanes <= rows) {
     const int64_t end = rows - i < block ? rows : i + block;
-    Wide loss[parts] = {}, slope[parts] = {};
+    Wide loss[parts] = {}, dloss_sum[parts] = {};
     for (; i + lanes <= end; i += lanes) {
       V vectors[D];
 #pragma GCC unroll 8
       for (int m = 0; m < D; ++m) vectors[m] = load_vec<V>(x + i * D + m * lanes);
       to_columns(vectors);
-      ahead.ask<D * lanes * int64_t(sizeof(E))>();
+      ahead.prefetch<D * lanes * int64_t(sizeof(E))>();
       const auto add = [&]<int kPart, int... C>(std::integral_constant<int, kPart>,
                                                 std::integer_sequence<int, C...>) __attribute__((always_inline)) {
         const Wide features[D] = {part<kPart>(vectors[C])...};
         Wide prediction{}, l{}, g{};
         ((prediction += features[C] * w[C]), ...);
-        loss_and_slope(kind, (prediction + bias) - load_vec<Wide>(y + i + kPart * kLanes), delta, l, g);
+        loss_and_dloss(kind, (prediction + bias) - load_vec<Wide>(y + i + kPart * kLanes), delta, l, g);
         g *= scale;
         loss[kPart] += l;
-        slope[kPart] += g;
+        dloss_sum[kPart] += g;
         ((weight[kPart % sets][C] += g * features[C]), ...);
       };
       constexpr auto all = std::make_integer_sequence<int, D>();
@@ -73,7 +63,7 @@ int64_t add_narrow(const E* x, const E* y, int64_t rows, const W* weights, doubl
       if constexpr (parts == 2) add(std::integral_constant<int, 1>(), all);
     }
     for (const Wide& sum : loss) add_to(to.loss, sum);
-    for (const Wide& sum : slope) add_to(to.slope, sum);
+    for (const Wide& sum : dloss_sum) add_to(to.dloss, sum);
   }
 #pragma GCC unroll 8
   for (int c = 0; c < D; ++c) {

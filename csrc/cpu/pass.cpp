@@ -6,7 +6,7 @@
 // of size n is written unless asked for.
 //
 // Accuracy: near convergence a residual is the small difference of large numbers. So predictions, residuals, losses and
-// the sums of slopes are in double whatever the data: in float32 the error of a single number would be as large as
+// the sums of derivatives are in double whatever the data: in float32 the error of a single number would be as large as
 // PyTorch's and as often larger. A gradient sums in float the terms of kBlockRows float rows, and the blocks in double.
 //
 // Deterministic: the rows are cut into chunks by the problem's sizes alone. A chunk has its own sums, a thread takes
@@ -18,25 +18,12 @@
 #include "../math/reduction.h"
 #include "../math/sum.h"
 #include "convert.h"
-#include "instruction_set.h"
-#include "plan.h"
+#include "kernels.h"
 #include "products.h"
-#include "rows_entry.h"
 #include "threads.h"
 
 namespace linreg::cpu {
 namespace {
-
-RunRows* rows_of_this_machine() {
-  switch (instruction_set()) {
-    case InstructionSet::avx512:
-      return run_rows_avx512;
-    case InstructionSet::avx2:
-      return run_rows_avx2;
-    default:
-      return run_rows_portable;
-  }
-}
 
 template <class T>
 void load_weights(const Problem& p, int64_t ldw, T* to) {
@@ -69,14 +56,14 @@ double sum(const double* values, int64_t count) {
 double weight_sum(const Problem& p) {
   const int64_t rows = p.k == 1 ? 1 : p.n, columns = p.k == 1 ? p.n : p.k;
   const int64_t stride = p.k == 1 ? p.v.row_stride : p.v.col_stride;
-  double total = 0, lost = 0, part[kGroupRows];
+  double total = 0, compensation = 0, part[kGroupRows];
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; j += kGroupRows) {
       const int64_t count = std::min(kGroupRows, columns - j);
       load(p.k == 1 ? at(p.v, j) : at(p.v, i, j), stride, p.v.dtype, count, part);
-      add_keeping(sum(part, count), total, lost);
+      two_sum(sum(part, count), total, compensation);
     }
-  return total_of(total, lost);
+  return total_of(total, compensation);
 }
 
 }  // namespace
@@ -95,14 +82,13 @@ PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double sca
   std::fill_n(biases, plan.ldk, 0.0);
   if (problem.b.data) load(at(problem.b, 0), problem.b.col_stride, problem.b.dtype, problem.k, biases);
 
-  RunRows* const run_rows = rows_of_this_machine();
   run_threaded(plan.threads, [&](int64_t thread, int64_t threads) {
-    run_rows(problem, outputs, plan, scale, bytes, thread, plan.chunks * thread / threads,
-             plan.chunks * (thread + 1) / threads);
+    kernels().run_rows(problem, outputs, plan, scale, bytes, thread, plan.chunks * thread / threads,
+                       plan.chunks * (thread + 1) / threads);
   });
 
   double* sums = reinterpret_cast<double*>(bytes);
-  add_in_pairs(sums, plan.chunks, plan.sums_stride / int64_t(sizeof(double)), Plan::sum_count(problem, outputs));
+  pairwise_sum(sums, plan.chunks, plan.sums_stride / int64_t(sizeof(double)), Plan::sum_count(problem, outputs));
   return {sums[0], sums + 1 + problem.k, sums + 1};
 }
 

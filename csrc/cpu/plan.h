@@ -52,9 +52,8 @@ struct Plan {
   int64_t ldk;                             // from one row of all targets to the next, whole vectors
   // Bytes from the start of the workspace, and for the parts that each thread has its own of, from its scratch.
   int64_t sums_stride, weights, biases, scratch, scratch_stride, bytes;
-  int64_t features, predictions, targets, element_weights, losses, slopes, float_slopes, loss_lanes, bias_lanes,
-      weight_lanes, block_sums, row, interleaved, tile, target_predictions, target_bias_sums, target_rows,
-      target_slopes;
+  int64_t features, predictions, targets, element_weights, losses, dlosses, float_dloss, loss_lanes, bias_lanes,
+      weight_lanes, block_sums, row, interleaved, tile, target_predictions, target_bias_sums, target_rows, target_dloss;
 
   Plan(const Problem& p, const PassOutputs& outputs) {
     const bool is_double = p.x.dtype == Dtype::float64;
@@ -95,8 +94,8 @@ struct Plan {
     targets = doubles(true, ld);
     element_weights = doubles(p.v.data, ld);
     losses = doubles(true, p.k * ld);
-    slopes = doubles(true, p.k * ld);
-    float_slopes = take(columns || is_double ? 0 : p.k * ld, sizeof(float));
+    dlosses = doubles(true, p.k * ld);
+    float_dloss = take(columns || is_double ? 0 : p.k * ld, sizeof(float));
     loss_lanes = doubles(true, kLaneSum);
     bias_lanes = doubles(true, p.k * kLaneSum);
     weight_lanes = doubles(columns && outputs.weight_sum, p.k * p.d * kMaxLanes);
@@ -108,7 +107,7 @@ struct Plan {
     target_predictions = doubles(towards_targets, kTileRows * ldk);
     target_bias_sums = doubles(towards_targets, ldk);
     target_rows = take(towards_targets && size_of(p.x.dtype) == 2 ? target_group_rows * ldw : 0, size);
-    target_slopes = take(towards_targets ? target_group_rows * ldk : 0, size);
+    target_dloss = take(towards_targets ? target_group_rows * ldk : 0, size);
     scratch_stride = end;
 
     end = 0;

@@ -12,8 +12,7 @@
 
 #include "../math/sum.h"
 #include "convert.h"
-#include "instruction_set.h"
-#include "product_rows_entry.h"
+#include "kernels.h"
 #include "threads.h"
 
 namespace linreg::cpu {
@@ -43,17 +42,6 @@ constexpr int64_t kAlign = 64;              // a cache line, so that threads do 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign; }
 
-const ProductRows& rows_of_this_machine() {
-  switch (instruction_set()) {
-    case InstructionSet::avx512:
-      return product_rows_avx512;
-    case InstructionSet::avx2:
-      return product_rows_avx2;
-    default:
-      return product_rows_portable;
-  }
-}
-
 // A matrix can be handed to a product as it lies. Of a single column with gaps a product adds in another order.
 bool multiplies(const View& view, Dtype dtype, int64_t columns) {
   return view.dtype == dtype && (columns == 1 ? view.row_stride == 1 : view.row_stride >= columns);
@@ -67,7 +55,7 @@ struct ProductPlan {
   int64_t chunk_rows, chunks, group_targets, groups, block_rows, threads;
   // Bytes from the start of the workspace, and for the parts that each thread has its own of, from its scratch.
   int64_t lines, line_stride, weight_sums, parts, part_stride, w, bias, scratch, scratch_stride, bytes;
-  int64_t predictions, x, input_gradient, lost;
+  int64_t predictions, x, input_gradient, compensation;
 
   ProductPlan(const Problem& p, const PassOutputs& outputs) {
     dtype = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
@@ -98,7 +86,7 @@ struct ProductPlan {
     predictions = take(block_rows * group_targets * size);
     x = take(copy_x ? block_rows * p.d * size : 0);
     input_gradient = take(outputs.input_gradient ? block_rows * p.d * size : 0);
-    lost = take(2 * group_targets * int64_t(sizeof(double)));
+    compensation = take(2 * group_targets * int64_t(sizeof(double)));
     scratch_stride = end;
 
     end = 0;
@@ -142,10 +130,10 @@ class Products {
                 count * (thread + 1) / threads, weight);
     });
     double* const line = reinterpret_cast<double*>(workspace_ + plan_.lines);
-    add_in_pairs(line, plan_.chunks, plan_.line_stride, plan_.line_stride);
-    double loss = 0, lost = 0;
-    for (int64_t t = 0; t < p_.k; ++t) add_keeping(line[t], loss, lost);
-    return {total_of(loss, lost), weight, line + p_.k};
+    pairwise_sum(line, plan_.chunks, plan_.line_stride, plan_.line_stride);
+    double loss = 0, compensation = 0;
+    for (int64_t t = 0; t < p_.k; ++t) two_sum(line[t], loss, compensation);
+    return {total_of(loss, compensation), weight, line + p_.k};
   }
 
  private:
@@ -158,24 +146,25 @@ class Products {
     const int64_t target = group * plan_.group_targets, targets = std::min(plan_.group_targets, p_.k - target);
     const int64_t first = chunk * plan_.chunk_rows, last = std::min(p_.n, first + plan_.chunk_rows);
     double* const line = reinterpret_cast<double*>(workspace_ + plan_.lines) + chunk * plan_.line_stride + target;
-    double* const lost = reinterpret_cast<double*>(scratch + plan_.lost);
-    const KeptSums losses = {line, lost}, slope_sums = {line + p_.k, lost + targets};
-    for (double* sums : {losses.sums, losses.lost, slope_sums.sums, slope_sums.lost}) std::fill_n(sums, targets, 0.0);
+    double* const compensation = reinterpret_cast<double*>(scratch + plan_.compensation);
+    const CompensatedSums losses = {line, compensation}, dloss_sums = {line + p_.k, compensation + targets};
+    for (double* sums : {losses.sums, losses.compensation, dloss_sums.sums, dloss_sums.compensation})
+      std::fill_n(sums, targets, 0.0);
 
     const View w = {at(w_, target), w_.row_stride, 1, plan_.dtype};
     const Rows weight = {workspace_ + plan_.parts + (chunk * plan_.part_stride + target * p_.d) * plan_.size, p_.d,
                          plan_.dtype};
-    const Rows slopes = {scratch + plan_.predictions, targets, plan_.dtype};
-    const View factor = {slopes.data, targets, 1, plan_.dtype};
+    const Rows dlosses = {scratch + plan_.predictions, targets, plan_.dtype};
+    const View factor = {dlosses.data, targets, 1, plan_.dtype};
     const Rows input_gradient = {scratch + plan_.input_gradient, p_.d, plan_.dtype};
     for (int64_t row = first; row < last; row += plan_.block_rows) {
       const int64_t rows = std::min(plan_.block_rows, last - row);
       View x = {at(p_.x, row), p_.x.row_stride, 1, plan_.dtype};
       if (plan_.copy_x) x = copied(p_.x, row, rows, scratch + plan_.x);
-      p_.multiply(rows, p_.d, targets, x, transposed(w), slopes, false);
+      p_.multiply(rows, p_.d, targets, x, transposed(w), dlosses, false);
       rows_.residuals(p_, outputs_, scale_,
-                      {row, rows, target, targets, slopes.data, plan_.dtype,
-                       reinterpret_cast<const double*>(workspace_ + plan_.bias) + target, losses, slope_sums});
+                      {row, rows, target, targets, dlosses.data, plan_.dtype,
+                       reinterpret_cast<const double*>(workspace_ + plan_.bias) + target, losses, dloss_sums});
       if (outputs_.weight_sum) p_.multiply(targets, rows, p_.d, transposed(factor), x, weight, row > first);
       if (outputs_.input_gradient) {
         p_.multiply(rows, targets, p_.d, factor, w, input_gradient, false);
@@ -183,8 +172,8 @@ class Products {
                               outputs_.input_gradient);
       }
     }
-    for (const auto& [sums, lost] : {losses, slope_sums})
-      for (int64_t t = 0; t < targets; ++t) sums[t] = total_of(sums[t], lost[t]);
+    for (const auto& [sums, compensation] : {losses, dloss_sums})
+      for (int64_t t = 0; t < targets; ++t) sums[t] = total_of(sums[t], compensation[t]);
   }
 
   const Problem& p_;
@@ -192,7 +181,7 @@ class Products {
   const double scale_;
   const ProductPlan plan_;
   char* const workspace_;
-  const ProductRows& rows_ = rows_of_this_machine();
+  const ProductRows& rows_ = *kernels().product_rows;
   View w_;
 };
 

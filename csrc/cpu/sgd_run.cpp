@@ -145,7 +145,7 @@ int64_t sgd_run(const Problem& given, const Run& run, const Sgd& sgd, const Para
     if (run.lr) part.lr = run.lr + (part.begin - run.begin);
     char* const loss = static_cast<char*>(losses) + (part.begin - run.begin) * size;
     const int64_t steps =
-        small ? small_steps(problem, part, sgd, w, b, stop_nonfinite, loss)
+        small ? kernels().small_steps(problem, part, sgd, w, b, stop_nonfinite, loss)
               : take_steps(problem, part, sgd, w, b, stop_nonfinite, loss, static_cast<char*>(workspace));
     part.begin += steps;
     if (part.begin < part.end) break;

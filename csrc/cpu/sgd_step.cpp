@@ -63,7 +63,7 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
     Run one;
     one.rows = one.batch_size = problem.n;
     one.epoch_steps = one.end = 1;
-    small_steps(problem, one, sgd, weight, bias, skip_nonfinite, loss);
+    kernels().small_steps(problem, one, sgd, weight, bias, skip_nonfinite, loss);
     return;
   }
   const double scale = reduction_scale(problem);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Rows towards several targets, from which only sums are wanted. Predictions, residuals and slopes lie in rows of
+// Rows towards several targets, from which only sums are wanted. Predictions, residuals and derivatives lie in rows of
 // targets, as Y does, and neither product needs a sum over the lanes of a register.
 //
 // For predictions the lanes hold T targets of F features: W is laid out so, and F features of a row come from memory
@@ -7,15 +7,16 @@
 // stay in registers for all rows of a group.
 #pragma once
 
-#include "../math/loss.h"
+#include "../math/with_loss.h"
 #include "plan.h"
 #include "tiles.h"
 
 namespace linreg::cpu {
 namespace {
 
-constexpr int64_t kFeaturesAsked = 64;  // while so many of a row are converted, and multiplied, a part is asked for
-constexpr int kMostTargets = kLanes;    // share a register; when fewer are left, half as many
+constexpr int64_t kFeaturesPrefetched =
+    64;                               // of a row, between two prefetches, while they are converted and multiplied
+constexpr int kMostTargets = kLanes;  // share a register; when fewer are left, half as many
 constexpr int kFewestTargets = kLanes < int(kTargetSet) ? kLanes : int(kTargetSet);
 
 // Calls with<T>(first target) for sets of T targets.
@@ -51,23 +52,23 @@ LINREG_INLINE void add_features(Wide* v) {
     constexpr auto even = [](int i) constexpr { return i / (kLanes / 2) * kLanes + i % (kLanes / 2) * 2; };
     constexpr auto odd = [](int i) constexpr { return decltype(even)()(i) + 1; };
     LINREG_UNROLL
-    for (int i = 0; i < R / 2; ++i) v[i] = chosen(v[2 * i], v[2 * i + 1], even) + chosen(v[2 * i], v[2 * i + 1], odd);
+    for (int i = 0; i < R / 2; ++i) v[i] = permute(v[2 * i], v[2 * i + 1], even) + permute(v[2 * i], v[2 * i + 1], odd);
     add_features<kCount / 2, R / 2>(v);
   }
 }
 
-// `count` features of a tile's rows as doubles, zeros behind them. From `ahead` on half as many bytes are asked for as
-// are read, less what predict asks for.
+// Converts `count` features of a tile's rows to doubles, with zeros behind them. Prefetches half as many bytes as are
+// read, less what predict prefetches.
 template <class E>
-LINREG_INLINE void widen(const E* x, int64_t ldx, int64_t count, double* to, Ahead& given) {
-  constexpr int64_t asked = kFeaturesAsked * int64_t(sizeof(E)) / 2 - 64;
-  Ahead ahead = given;
+LINREG_INLINE void widen(const E* x, int64_t ldx, int64_t count, double* to, Prefetcher& given) {
+  constexpr int64_t asked = kFeaturesPrefetched * int64_t(sizeof(E)) / 2 - 64;
+  Prefetcher ahead = given;
   for (int r = 0; r < kTileRows; ++r, x += ldx, to += kTileFeatures) {
     int64_t j = 0;
-    for (; j + kFeaturesAsked <= count; j += kFeaturesAsked) {
-      if constexpr (asked > 0) ahead.ask<asked>();
+    for (; j + kFeaturesPrefetched <= count; j += kFeaturesPrefetched) {
+      if constexpr (asked > 0) ahead.prefetch<asked>();
       LINREG_UNROLL
-      for (int64_t i = 0; i < kFeaturesAsked; i += kLanes) store_vec<Wide>(to + j + i, load_vec<Wide>(x + j + i));
+      for (int64_t i = 0; i < kFeaturesPrefetched; i += kLanes) store_vec<Wide>(to + j + i, load_vec<Wide>(x + j + i));
     }
     for (; j + kLanes <= count; j += kLanes) store_vec<Wide>(to + j, load_vec<Wide>(x + j));
     if (j < count) store_vec<Wide>(to + j, load_first<Wide>(x + j, count - j));
@@ -75,13 +76,15 @@ LINREG_INLINE void widen(const E* x, int64_t ldx, int64_t count, double* to, Ahe
   given = ahead;
 }
 
-// p[r, t] += x[r] · w[t] for a tile's rows and T targets; p has rows of ldp.
+// p[r, t] += x[r] · w[t] for a tile's rows and T targets; p has rows of ldp. Not inlined, like add_gradient, so that
+// the dtypes of rows share it.
 template <int T>
-LINREG_INLINE void predict(const double* x, int64_t count, const double* w, double* p, int64_t ldp, Ahead& given) {
+[[gnu::noinline]] void predict(const double* x, int64_t count, const double* w, double* p, int64_t ldp,
+                               Prefetcher& given) {
   constexpr int F = kLanes / T;
   constexpr int sets = kLanes == 8 ? 2 : 1;  // of chains, so that an addition need not wait for the one before it
-  constexpr int together = kFeaturesAsked / kTileRows;
-  Ahead ahead = given;
+  constexpr int together = kFeaturesPrefetched / kTileRows;
+  Prefetcher ahead = given;
   Wide chains[sets][kTileRows] = {};
   const auto add = [&](int set) __attribute__((always_inline)) {
     const Wide wj = load_vec<Wide>(w);
@@ -92,7 +95,7 @@ LINREG_INLINE void predict(const double* x, int64_t count, const double* w, doub
   };
   int64_t j = 0;
   for (; j + together <= count; j += together) {
-    ahead.ask<64>();
+    ahead.prefetch<64>();
     LINREG_UNROLL
     for (int step = 0; step < together / F; ++step) add(step % sets);
   }
@@ -109,27 +112,27 @@ LINREG_INLINE void predict(const double* x, int64_t count, const double* w, doub
   given = ahead;
 }
 
-// dw[t, j] += Σ_r g[r, t] x[r, j] for T targets and C registers of columns, over the rows of a group. As widen and
-// predict, asks for half of what it reads.
+// dw[t, j] += Σ_r g[r, t] x[r, j] for T targets and C registers of columns, over the rows of a group. Like widen
+// and predict, prefetches half of what it reads.
 template <class V, int T, int C, class Load>
 LINREG_INLINE void add_columns_of(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* g, int64_t ldg, int64_t count,
-                                  NumberOf<V>* dw, int64_t ldw, Ahead& given, Load load) {
+                                  NumberOf<V>* dw, int64_t ldw, Prefetcher& given, Load load) {
   constexpr int lanes = lanes_of<V>;
-  Ahead ahead = given;
+  Prefetcher ahead = given;
   V sums[T][C];
   LINREG_UNROLL
   for (int t = 0; t < T; ++t) LINREG_UNROLL
   for (int c = 0; c < C; ++c) sums[t][c] = load_vec<V>(dw + t * ldw + c * lanes);
   for (int64_t r = 0; r < count; ++r, x += ldx, g += ldg) {
-    ahead.ask<C * int64_t(sizeof(V)) / 2>();
+    ahead.prefetch<C * int64_t(sizeof(V)) / 2>();
     V xr[C];
     LINREG_UNROLL
     for (int c = 0; c < C; ++c) load(x + c * lanes, xr[c]);
     LINREG_UNROLL
     for (int t = 0; t < T; ++t) {
-      const V slope = broadcast<V>(g[t]);
+      const V gt = broadcast<V>(g[t]);
       LINREG_UNROLL
-      for (int c = 0; c < C; ++c) sums[t][c] += slope * xr[c];
+      for (int c = 0; c < C; ++c) sums[t][c] += gt * xr[c];
     }
   }
   LINREG_UNROLL
@@ -139,8 +142,8 @@ LINREG_INLINE void add_columns_of(const NumberOf<V>* x, int64_t ldx, const Numbe
 }
 
 template <class V, int T>
-LINREG_INLINE void add_gradient(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* g, int64_t ldg, int64_t count,
-                                int64_t d, NumberOf<V>* dw, int64_t ldw, Ahead& ahead) {
+[[gnu::noinline]] void add_gradient(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* g, int64_t ldg, int64_t count,
+                                    int64_t d, NumberOf<V>* dw, int64_t ldw, Prefetcher& ahead) {
   constexpr int lanes = lanes_of<V>, C = (kLanes == 8 ? 16 : 8) / T;  // as many sums as leave registers for the rest
   const auto whole = [](const NumberOf<V>* from, V& to) __attribute__((always_inline)) { to = load_vec<V>(from); };
   int64_t j = 0;
@@ -170,7 +173,7 @@ class TowardsTargets {
     interleaved_ = part(plan.interleaved), tile_ = part(plan.tile), predictions_ = part(plan.target_predictions);
     bias_sums_ = part(plan.target_bias_sums);
     rows_ = reinterpret_cast<Number*>(scratch + plan.target_rows);
-    slopes_ = reinterpret_cast<Number*>(scratch + plan.target_slopes);
+    dloss_ = reinterpret_cast<Number*>(scratch + plan.target_dloss);
     for_target_sets(plan.target_sets, [&]<int T>(int64_t t) {
       interleave<T>(w + t * plan.ldw, plan.ldw, problem.k - t, problem.d, interleaved_ + t * plan.ldw);
     });
@@ -178,22 +181,7 @@ class TowardsTargets {
 
   // Adds whole tiles of rows, and calls flush() after every block of them; how many rows that were.
   template <class Flush>
-  int64_t add(int64_t first, int64_t rows, int64_t ahead, Flush flush) {
-    switch (effective_loss(p_->loss, p_->delta)) {
-      case Loss::mse:
-        return add_rows_of<Loss::mse>(first, rows, ahead, flush);
-      case Loss::l1:
-        return add_rows_of<Loss::l1>(first, rows, ahead, flush);
-      case Loss::huber:
-        return add_rows_of<Loss::huber>(first, rows, ahead, flush);
-      default:
-        return add_rows_of<Loss::smooth_l1>(first, rows, ahead, flush);
-    }
-  }
-
- private:
-  template <Loss kLoss, class Flush>
-  int64_t add_rows_of(int64_t first, int64_t rows, int64_t ahead_by, Flush flush) {
+  int64_t add(int64_t first, int64_t rows, int64_t ahead_by, Flush flush) {
     constexpr int together = kLanes == 8 ? 8 : 4;  // targets of a gradient, as many as registers hold
     const int64_t ldk = plan_->ldk, ldw = plan_->ldw, sets = plan_->target_sets;
     std::memset(bias_sums_, 0, ldk * sizeof(double));
@@ -209,21 +197,21 @@ class TowardsTargets {
       const int64_t left = (rows - done) / kTileRows * kTileRows;
       const int64_t count = left < plan_->target_group_rows ? left : plan_->target_group_rows;
       const E* const x = static_cast<const E*>(at(p_->x, first + done));
-      Ahead ahead(x + ahead_by);
+      Prefetcher ahead(x + ahead_by);
       for (int64_t r = 0; r < count; r += kTileRows) {
         predict_tile(x + r * p_->x.row_stride, ahead);
-        to_slopes<kLoss>(first + done + r, slopes_ + r * ldk);
+        with_loss(p_->loss, [&]<Loss kLoss>() { to_dlosses<kLoss>(first + done + r, dloss_ + r * ldk); });
       }
       int64_t ldx = p_->x.row_stride;
       const Number* const numbers = as_numbers(x, count, ldx);
       int64_t t = 0;
       for (; t + together <= sets; t += together) {
-        Ahead asked = t == 0 ? ahead : Ahead(x);
-        add_gradient<V, together>(numbers, ldx, slopes_ + t, ldk, count, p_->d, block_sums_ + t * ldw, ldw, asked);
+        Prefetcher asked = t == 0 ? ahead : Prefetcher(x);
+        add_gradient<V, together>(numbers, ldx, dloss_ + t, ldk, count, p_->d, block_sums_ + t * ldw, ldw, asked);
       }
       for (; t < sets; t += kTargetSet) {
-        Ahead asked = t == 0 ? ahead : Ahead(x);
-        add_gradient<V, kTargetSet>(numbers, ldx, slopes_ + t, ldk, count, p_->d, block_sums_ + t * ldw, ldw, asked);
+        Prefetcher asked = t == 0 ? ahead : Prefetcher(x);
+        add_gradient<V, kTargetSet>(numbers, ldx, dloss_ + t, ldk, count, p_->d, block_sums_ + t * ldw, ldw, asked);
       }
       done += count;
       unflushed += count;
@@ -237,15 +225,16 @@ class TowardsTargets {
     return done;
   }
 
+ private:
   // X Wᵀ of a tile's rows.
-  LINREG_INLINE void predict_tile(const E* x, Ahead& ahead) {
+  LINREG_INLINE void predict_tile(const E* x, Prefetcher& ahead) {
     const int64_t d = p_->d, ldk = plan_->ldk, ldw = plan_->ldw;
     std::memset(predictions_, 0, kTileRows * ldk * sizeof(double));
     for (int64_t j = 0; j < d; j += kTileFeatures) {
       const int64_t count = d - j < kTileFeatures ? d - j : kTileFeatures;
       widen(x + j, p_->x.row_stride, count, tile_, ahead);
       for_target_sets(plan_->target_sets, [&]<int T>(int64_t t) __attribute__((always_inline)) {
-        Ahead nothing(x);
+        Prefetcher nothing(x);
         predict<T>(tile_, count, interleaved_ + t * ldw + j * T, predictions_ + t, ldk, t == 0 ? ahead : nothing);
       });
     }
@@ -268,9 +257,9 @@ class TowardsTargets {
     }
   }
 
-  // From a tile's X Wᵀ to its slopes, scaled; losses and slopes are summed.
+  // From a tile's X Wᵀ to its scaled derivatives; sums losses and derivatives.
   template <Loss kLoss>
-  LINREG_INLINE void to_slopes(int64_t first, Number* slopes) {
+  void to_dlosses(int64_t first, Number* dlosses) {
     const int64_t k = p_->k, ldk = plan_->ldk, ldy = p_->y.row_stride;
     const E* const y = static_cast<const E*>(at(p_->y, first));
     const double delta = p_->delta;
@@ -282,12 +271,12 @@ class TowardsTargets {
         Wide target;
         load(y + r * ldy + t, target);
         const Wide residual = (load_vec<Wide>(predictions_ + r * ldk + t) + bias) - target;
-        Wide loss = loss_value<kLoss>(residual, delta), slope = loss_slope<kLoss>(residual, delta) * scale_;
+        Wide loss = loss_value<kLoss>(residual, delta), g = dloss<kLoss>(residual, delta) * scale_;
         counted(loss);
-        counted(slope);
+        counted(g);
         loss_sum += loss;
-        bias_sum += slope;
-        store_narrowed(slopes + r * ldk + t, slope);
+        bias_sum += g;
+        store_narrowed(dlosses + r * ldk + t, g);
       }
       loss_sum_ += loss_sum;
       store_vec<Wide>(bias_sums_ + t, load_vec<Wide>(bias_sums_ + t) + bias_sum);
@@ -313,7 +302,7 @@ class TowardsTargets {
   double *loss_lanes_, *bias_lanes_;
   Wide loss_sum_;  // and bias_sums_: of the rows since these were added to
   double *interleaved_, *tile_, *predictions_, *bias_sums_;
-  Number *rows_, *slopes_, *block_sums_;
+  Number *rows_, *dloss_, *block_sums_;
 };
 
 }  // namespace

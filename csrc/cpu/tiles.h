@@ -36,17 +36,17 @@ class RowsAt {
   int64_t stride_;
 };
 
-// Asks for memory in its order, a few lines of 64 bytes at a time, into the second-level cache. Both products of a row
-// ask for half of what they read: a core has few requests under way at a time, and loses what it does not ask for
-// meanwhile. 1 GB of [n, 128] took 54 ms instead of 65 when only the first product asked, [n, 512] 50 instead of 62.
-class Ahead {
+// Prefetches memory in order, a few lines of 64 bytes at a time, into the second-level cache. Each of the two products
+// of a row prefetches half of what it reads, so that the few requests a core can have in flight never run out: 1 GB of
+// [n, 128] took 54 ms, and 65 when only the first product prefetched; [n, 512] 50 and 62.
+class Prefetcher {
   static constexpr int kSecondLevel = 2;
 
  public:
-  LINREG_INLINE explicit Ahead(const void* from) : at_(static_cast<const char*>(from)) {}
+  LINREG_INLINE explicit Prefetcher(const void* from) : at_(static_cast<const char*>(from)) {}
 
   template <int64_t kBytes>
-  LINREG_INLINE void ask() {
+  LINREG_INLINE void prefetch() {
     LINREG_UNROLL
     for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(at_ + byte, 0, kSecondLevel);
     at_ += kBytes;
@@ -57,10 +57,10 @@ class Ahead {
 };
 
 // p[t, r] = x[r] · w[t] for R rows and T targets, summed in double; R T chains of additions in flight hide their
-// latency. From `ahead` on half as many bytes are asked for as are read.
+// latency. Prefetches half as many bytes as it reads.
 template <int R, int T, class E, class W>
 LINREG_INLINE void dots(const E* x, int64_t ldx, const W* w, int64_t ldw, int64_t d, double* p, int64_t ld,
-                        Ahead ahead) {
+                        Prefetcher ahead) {
   constexpr int lanes = kLanes;
   RowsAt<E> rows(x, ldx);
   Wide chains[T][R], sums[T][R] = {};
@@ -85,7 +85,7 @@ LINREG_INLINE void dots(const E* x, int64_t ldx, const W* w, int64_t ldw, int64_
     for (int r = 0; r < R; ++r) chains[t][r] = Wide{};
     const int64_t end = d - j < kChain * lanes ? d : j + kChain * lanes;
     for (; j + 2 * lanes <= end; j += 2 * lanes) {
-      ahead.ask<R * lanes * int64_t(sizeof(E))>();
+      ahead.prefetch<R * lanes * int64_t(sizeof(E))>();
       step(j, whole);
       step(j + lanes, whole);
     }
@@ -115,16 +115,16 @@ LINREG_INLINE void dots(const E* x, int64_t ldx, const W* w, int64_t ldw, int64_
   }
 }
 
-// dw[t] += Σ_r g[t, r] x[r] for R rows and T targets. As dots, asks for memory ahead.
+// dw[t] += Σ_r g[t, r] x[r] for R rows and T targets. Prefetches like dots.
 template <class V, int R, int T, class E>
 LINREG_INLINE void add_rows(const E* x, int64_t ldx, const NumberOf<V>* g, int64_t ld, int64_t d, NumberOf<V>* dw,
-                            int64_t ldw, Ahead ahead) {
+                            int64_t ldw, Prefetcher ahead) {
   constexpr int lanes = lanes_of<V>;
   RowsAt<E> rows(x, ldx);
-  V slopes[T][R];
+  V gs[T][R];
   LINREG_UNROLL
   for (int t = 0; t < T; ++t) LINREG_UNROLL
-  for (int r = 0; r < R; ++r) slopes[t][r] = broadcast<V>(g[t * ld + r]);
+  for (int r = 0; r < R; ++r) gs[t][r] = broadcast<V>(g[t * ld + r]);
   const auto step = [&](int64_t j, auto load) __attribute__((always_inline)) {
     V sums[T];
     LINREG_UNROLL
@@ -134,7 +134,7 @@ LINREG_INLINE void add_rows(const E* x, int64_t ldx, const NumberOf<V>* g, int64
       V xj;
       load(rows.row(r), xj);
       LINREG_UNROLL
-      for (int t = 0; t < T; ++t) sums[t] += xj * slopes[t][r];
+      for (int t = 0; t < T; ++t) sums[t] += xj * gs[t][r];
     }
     LINREG_UNROLL
     for (int t = 0; t < T; ++t) store_vec<V>(dw + t * ldw + j, sums[t]);
@@ -142,7 +142,7 @@ LINREG_INLINE void add_rows(const E* x, int64_t ldx, const NumberOf<V>* g, int64
   };
   int64_t j = 0;
   for (; j + lanes <= d; j += lanes) {
-    ahead.ask<R * lanes * int64_t(sizeof(E)) / 2>();
+    ahead.prefetch<R * lanes * int64_t(sizeof(E)) / 2>();
     step(j, [](const E* from, V& to) __attribute__((always_inline)) { to = load_vec<V>(from); });
   }
   if (j < d) step(j, [&](const E* from, V& to) __attribute__((always_inline)) { to = load_first<V>(from, d - j); });

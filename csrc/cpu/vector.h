@@ -176,30 +176,30 @@ LINREG_INLINE void store_widened(double* to, Narrow v) {
 
 // A choice of lanes of two vectors, by the positions that `choose` gives the lanes, known when this is compiled.
 template <class V, class Choose, int... I>
-LINREG_INLINE V chosen(V a, V b, Choose, std::integer_sequence<int, I...>) {
+LINREG_INLINE V permute(V a, V b, Choose, std::integer_sequence<int, I...>) {
   return __builtin_shuffle(a, b, typename Lanes<V>::Index{Choose()(I)...});
 }
 template <class V, class Choose>
-LINREG_INLINE V chosen(V a, V b, Choose choose) {
-  return chosen(a, b, choose, std::make_integer_sequence<int, lanes_of<V>>());
+LINREG_INLINE V permute(V a, V b, Choose choose) {
+  return permute(a, b, choose, std::make_integer_sequence<int, lanes_of<V>>());
 }
 
 // Of two vectors that hold partial sums, 2 · kHalf of each addend, one that holds half as many of both's.
 template <int kHalf, class V>
-LINREG_INLINE V folded(V a, V b) {
+LINREG_INLINE V hadd(V a, V b) {
   // In blocks of kHalf lanes, by turns from a and from b.
   constexpr auto low = [](int i) constexpr {
     return i / kHalf % 2 * lanes_of<V> + i / kHalf / 2 * 2 * kHalf + i % kHalf;
   };
   constexpr auto high = [](int i) constexpr { return decltype(low)()(i) + kHalf; };
-  return chosen(a, b, low) + chosen(a, b, high);
+  return permute(a, b, low) + permute(a, b, high);
 }
 
 // The sums over the lanes of as many vectors as they have lanes, one a lane; the vectors are used up.
 template <int kHalf, class V>
 LINREG_INLINE V sums_of_lanes(V* v) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kHalf; ++i) v[i] = folded<kHalf>(v[i], v[i + kHalf]);
+  for (int i = 0; i < kHalf; ++i) v[i] = hadd<kHalf>(v[i], v[i + kHalf]);
   if constexpr (kHalf == 1) {
     return v[0];
   } else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The loss and the gradients that are wanted: one pass, whose last block scales the sums.
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "pass.h"
 
 namespace linreg::cuda {
@@ -9,7 +9,6 @@ namespace {
 Pass pass_for(const Problem& problem, const Gradients& gradients, void* loss) {
   Pass pass;
   pass.problem = problem;
-  pass.problem.loss = effective_loss(problem.loss, problem.delta);
   pass.weight_sum = gradients.weight != nullptr;
   pass.input_gradient = gradients.input;
   pass.target_gradient = gradients.target;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The kernels of a pass by matrix products: when it is the way, and their launches.
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "pass.h"
 #include "plan.h"
 #include "products.cuh"
@@ -20,7 +20,6 @@ int residual_blocks(const Problem& p, const Limits& limits) {
 Pass pass_for(const Problem& problem) {
   Pass pass;
   pass.problem = problem;
-  pass.problem.loss = effective_loss(problem.loss, problem.delta);
   return pass;
 }
 

@@ -2,7 +2,7 @@
 // From a dot product to a residual, its loss and its slope, and what is written of them.
 #pragma once
 
-#include "../math/loss.h"
+#include "../math/with_loss.h"
 #include "number.cuh"
 #include "pass.cuh"
 
@@ -13,25 +13,10 @@ struct ResidualSums {
   double loss = 0, weight_total = 0, slope = 0;
 };
 
-// Calls `work` with the loss as a constant.
-template <class Work>
-LINREG_DEVICE void with_loss(Loss loss, const Work& work) {
-  switch (loss) {
-    case Loss::mse:
-      return work.template operator()<Loss::mse>();
-    case Loss::l1:
-      return work.template operator()<Loss::l1>();
-    case Loss::huber:
-      return work.template operator()<Loss::huber>();
-    default:
-      return work.template operator()<Loss::smooth_l1>();
-  }
-}
-
 // Adds the loss and the slope v ℓ'(r) of a residual to the sums and returns the slope.
 template <Loss kLoss>
 LINREG_DEVICE double add_residual(double r, double v, double delta, ResidualSums& sums) {
-  const double slope = v * loss_slope<kLoss>(r, delta);
+  const double slope = v * dloss<kLoss>(r, delta);
   sums.loss += v * loss_value<kLoss>(r, delta);
   sums.weight_total += v;
   sums.slope += slope;
@@ -45,7 +30,7 @@ LINREG_DEVICE void write_residual(const Pass& pass, double scale, int64_t i, int
   if (pass.elements) store_number(pass.elements, pass.elements_dtype, i * p.k + t, v * loss_value<kLoss>(r, p.delta));
   if (pass.target_gradient)
     store_number(pass.target_gradient, gradient_dtype(p.y.dtype), i * p.k + t,
-                 -(scale * (v * loss_slope<kLoss>(r, p.delta))));
+                 -(scale * (v * dloss<kLoss>(r, p.delta))));
 }
 
 // What the gradients that a pass writes are multiplied by.

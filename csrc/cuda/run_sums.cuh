@@ -44,7 +44,7 @@ LINREG_DEVICE void add_rows(const int (&rows)[S::kRows], const Read& read, const
     if (rows[u] == kAbsent) continue;
     const bool there = rows[u] >= 0;
     const double y = there ? target(u) : NAN, v = there ? weight(u) : 1;
-    const double r = dot[u] + b - y, slope = v * loss_slope<kLoss>(r, delta);
+    const double r = dot[u] + b - y, slope = v * dloss<kLoss>(r, delta);
 #pragma unroll
     for (int c = 0; c < S::kColumns; ++c) sums[c] += x[u][c] * slope;
     sums[S::kColumns] += v * loss_value<kLoss>(r, delta);

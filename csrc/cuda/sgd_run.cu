@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The steps of a run, as many in a launch as end soon; and what a run needs beside its steps, see run_steps.cuh.
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "run_launch.cuh"
 #include "run_steps.cuh"
 
@@ -72,7 +72,6 @@ const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& s
   RunPlan plan;
   if (const char* error = plan_for(problem, run, plan)) return error;
   RunSteps steps{problem, run, sgd, weight, bias, stop_nonfinite, before, losses};
-  steps.problem.loss = effective_loss(problem.loss, problem.delta);
   if (plan.way == RunWay::streamed) return take_launches(StreamedRun{steps, plan.streamed}, plan.launch_steps, stream);
   if (plan.way != RunWay::resident) return "a run whose steps are to be launched one by one";
   ResidentRun call{steps, plan.resident, nullptr, nullptr};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One SGD step: one pass, whose last block applies the rule to every number of the parameters, in double, rounded once.
-#include "../math/loss.h"
+#include "../math/losses.h"
 #include "pass.h"
 
 namespace linreg::cuda {
@@ -9,7 +9,6 @@ namespace {
 Pass pass_for(const Problem& problem) {
   Pass pass;
   pass.problem = problem;
-  pass.problem.loss = effective_loss(problem.loss, problem.delta);
   pass.weight_sum = true;
   pass.finish.step = true;
   return pass;

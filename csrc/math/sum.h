@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sums whose rounding errors do not grow with the number of addends. Those of equal addends are equal, and add up along
-// a chain of additions: so chains are short, and what is lost when their sums are added is added up beside the total.
+// Compensated and pairwise summation: the error does not grow with the number of addends. Chains of plain additions are
+// short, because equal addends make equal errors, which accumulate along a chain.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +11,19 @@ namespace linreg {
 
 constexpr int64_t kChain = 32;  // additions at most
 
-// Adds a number, or a vector of them, to sum + lost.
+// Adds a number or a vector to sum + compensation, where the compensation holds the rounding errors.
 template <class T>
-LINREG_MATH void add_keeping(T value, T& sum, T& lost) {
+LINREG_MATH void two_sum(T value, T& sum, T& compensation) {
   const T total = sum + value, added = total - sum;
-  lost += (sum - (total - added)) + (value - added);
+  compensation += (sum - (total - added)) + (value - added);
   sum = total;
 }
 
-// sum + lost; what a sum beyond the range has lost is not a number.
-LINREG_MATH double total_of(double sum, double lost) { return sum - sum == 0 ? sum + lost : sum; }
+// sum + compensation; after an overflow the sum alone, because the compensation is nan.
+LINREG_MATH double total_of(double sum, double compensation) { return sum - sum == 0 ? sum + compensation : sum; }
 
-// Adds `parts` rows of `count` numbers to the first of them, in pairs.
-LINREG_MATH void add_in_pairs(double* rows, int64_t parts, int64_t stride, int64_t count) {
+// Adds `parts` rows of `count` numbers pairwise; the first becomes their sum.
+LINREG_MATH void pairwise_sum(double* rows, int64_t parts, int64_t stride, int64_t count) {
   for (int64_t apart = 1; apart < parts; apart *= 2)
     for (int64_t part = 0; part + apart < parts; part += 2 * apart) {
       double* const to = rows + part * stride;

@@ -184,7 +184,8 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
   const Objective objective{a.next<std::string_view>().get(), a.next<double>().get(), a.next<std::string_view>().get()};
   const at::Tensor *const input = x.value, *const linear_weight = w.value, *const target = y.value;
   const at::Tensor *const linear_bias = given(b.value), *const weight = given(v.value);
-  if (!plain({input, linear_weight, target, linear_bias, weight}) || transforming()) Py_RETURN_NOTIMPLEMENTED;
+  const at::Tensor* const tensors[] = {input, linear_weight, target, linear_bias, weight};
+  if ((!plain(tensors) && !mixed(tensors)) || transforming()) Py_RETURN_NOTIMPLEMENTED;
   if (at::impl::torch_function_mode_enabled()) Py_RETURN_NOTIMPLEMENTED;  // which wants to see the function
   if (at::autocast::is_autocast_enabled(input->device().type())) Py_RETURN_NOTIMPLEMENTED;  // casts come first
 

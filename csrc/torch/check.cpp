@@ -13,7 +13,6 @@
 namespace linreg::torch_ops {
 namespace {
 
-constexpr std::array<std::string_view, 4> kLosses = {"mse", "l1", "huber", "smooth_l1"};
 constexpr std::array<std::string_view, 3> kReductions = {"none", "mean", "sum"};
 constexpr const char *kParameters[] = {"linear_weight", "linear_bias"},
                      *kBuffers[] = {"momentum_buffers[0]", "momentum_buffers[1]"};
@@ -173,6 +172,12 @@ bool overlap(Extent a, Extent b) {
 
 }  // namespace
 
+std::string_view threshold_of(std::string_view loss) {
+  for (size_t i = 0; i < kLossNames.size(); ++i)
+    if (kLossNames[i] == loss && !kThresholds[i].name.empty()) return kThresholds[i].name;
+  return "delta";
+}
+
 Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kDouble:
@@ -210,11 +215,13 @@ Checked check_problem(std::string_view op, const Operands& o, const Objective& o
   Checked checked;
   Problem& p = checked.problem;
   const double delta = objective.delta;
-  p.loss = Loss(choice(op, "loss", objective.loss, kLosses));
+  const size_t number = choice(op, "loss", objective.loss, kLossNames);
+  const Threshold& threshold = kThresholds[number];
+  TORCH_CHECK_VALUE(threshold.is_valid(delta), op, ": ", threshold.name, " must be ", threshold.expected, ", got ",
+                    delta);
+  p.loss = effective_loss(Loss(number), delta);
   p.reduction = Reduction(choice(op, "reduction", objective.reduction, kReductions));
   p.delta = delta;
-  TORCH_CHECK_VALUE(p.loss != Loss::huber || delta > 0, op, ": delta must be > 0, got ", delta);
-  TORCH_CHECK_VALUE(p.loss != Loss::smooth_l1 || delta >= 0, op, ": beta must be >= 0, got ", delta);
 
   const Named all[] = {{"input", &o.input},
                        {"linear_weight", &o.linear_weight},

@@ -44,6 +44,9 @@ struct Objective {
 
 Checked check_problem(std::string_view op, const Operands& operands, const Objective& objective);
 
+// The keyword of a loss's own number.
+std::string_view threshold_of(std::string_view loss);
+
 // What the rule needs beside the operands: its settings, and its state for [linear_weight, linear_bias].
 struct SgdArguments {
   Sgd rule;                               // without lr_on_device

@@ -74,7 +74,7 @@ class Arguments {
     Py_ssize_t length = 0;
     const char* const characters = PyUnicode_AsUTF8AndSize(item, &length);
     if (!characters) throw python_error();
-    to = {characters, size_t(length)};
+    text_ = to = {characters, size_t(length)};
   }
   void read(PyObject* item, Py_ssize_t i, double& to) {
     to = PyFloat_AsDouble(item);
@@ -118,12 +118,15 @@ class Arguments {
 
   [[noreturn]] void refuse(PyObject* item, Py_ssize_t i, const char* expected) const {
     const auto& schema = c10::Dispatcher::singleton().findSchemaOrThrow(schema_, "").schema();
-    const std::string name = element_name(schema.arguments()[size_t(item_ - first_)].name(), i);
-    TORCH_CHECK_TYPE(false, op_, ": ", name, " must be ", expected, ", got ", Py_TYPE(item)->tp_name);
+    const std::string& argument = schema.arguments()[size_t(item_ - first_)].name();
+    const bool optional = argument == "momentum_buffers" || (argument == "parameters" && i == 1);
+    TORCH_CHECK_TYPE(false, op_, ": ", name_of(argument, i), " must be ", expected, optional ? " or None" : "", ", got ",
+                     Py_TYPE(item)->tp_name);
   }
 
-  // What users call an element of a list.
-  static std::string element_name(const std::string& list, Py_ssize_t i) {
+  // What users call an argument or an element of a list.
+  std::string name_of(const std::string& list, Py_ssize_t i) const {
+    if (list == "delta") return std::string(threshold_of(text_));
     if (i < 0) return list;
     constexpr const char* kRule[] = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"};
     if (list == "parameters" && i < 2) return i == 0 ? "linear_weight" : "linear_bias";
@@ -135,6 +138,7 @@ class Arguments {
   const char* const schema_;
   PyObject* const* item_;
   PyObject* const* const first_;
+  std::string_view text_;  // the last one read: before `delta`, the loss
 };
 
 inline PyObject* to_python(at::Tensor&& tensor) { return THPVariable_Wrap(std::move(tensor)); }
@@ -151,17 +155,19 @@ PyObject* to_python(std::tuple<T...>&& results) {
       results);
 }
 
-inline bool is_plain(const at::Tensor& tensor) { return plain({&tensor}); }
-inline bool is_plain(const OptionalTensor& tensor) { return plain({given(tensor)}); }
-inline bool is_plain(at::TensorList tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), [](const at::Tensor& tensor) { return plain({&tensor}); });
+using Tensors = c10::SmallVector<const at::Tensor*, 12>;
+
+inline void collect(Tensors& tensors, const at::Tensor& tensor) { tensors.push_back(&tensor); }
+inline void collect(Tensors& tensors, const OptionalTensor& tensor) {
+  if (tensor) tensors.push_back(&*tensor);
+}
+inline void collect(Tensors& tensors, at::TensorList list) {
+  for (const at::Tensor& tensor : list) tensors.push_back(&tensor);
 }
 template <class T>
-bool is_plain(const T&) {
-  return true;
-}
+void collect(Tensors&, const T&) {}
 
-// Calls `op`, or for anything but plain tensors the operator `schema` through the dispatcher. `takes_long` says of its
+// Calls `op`, or for what the dispatcher has to decide about, the operator `schema` through it. `takes_long` says of its
 // arguments whether other Python threads should run meanwhile.
 template <class TakesLong, class Result, class... A>
 PyObject* call_directly(const char* schema, Result (*op)(A...), const TakesLong& takes_long, PyObject* const* items,
@@ -172,13 +178,14 @@ PyObject* call_directly(const char* schema, Result (*op)(A...), const TakesLong&
   const std::tuple<Held<A>...> held{arguments.next<A>()...};  // braces evaluate in order
   return std::apply(
       [&](const auto&... one) {
-        const bool direct = (is_plain(one.get()) && ...);
+        Tensors tensors;
+        (collect(tensors, one.get()), ...);
+        const bool direct = plain(tensors) || mixed(tensors);
         Result result;
         {
           std::optional<pybind11::gil_scoped_release> released;
           if (!direct || takes_long(one.get()...)) released.emplace();
-          result =
-              direct ? recorded(schema, [&] { return op(one.get()...); }) : dispatched.call(one.get()...);
+          result = direct ? recorded(schema, [&] { return op(one.get()...); }) : dispatched.call(one.get()...);
         }
         return to_python(std::move(result));
       },

@@ -21,7 +21,7 @@ inline constexpr c10::DispatchKeySet kPlain =
 
 // Whether a backend's kernel is all that the dispatcher would call for these tensors: no other device, no subclass, no
 // transform, no tracing.
-inline bool plain(std::initializer_list<const at::Tensor*> tensors) {
+inline bool plain(at::ArrayRef<const at::Tensor*> tensors) {
   c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
   for (const at::Tensor* tensor : tensors) {
     if (!tensor) continue;
@@ -29,6 +29,23 @@ inline bool plain(std::initializer_list<const at::Tensor*> tensors) {
     if (!backend_of(tensor->device().type())) return false;
   }
   return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;  // operator- would leave the bits of the devices
+}
+
+// Whether tensors of several devices or layouts are what is wrong with a call: the operator's checks have to say so,
+// where the dispatcher would go by one of them. The CPU may hold what a device reads.
+inline bool mixed(at::ArrayRef<const at::Tensor*> tensors) {
+  constexpr c10::DispatchKeySet kModes =
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize, c10::DispatchKey::Batched,
+                           c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  const c10::Device device = tensors[0]->device();
+  c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
+  bool differ = false;
+  for (const at::Tensor* tensor : tensors) {
+    if (!tensor) continue;
+    keys = keys | tensor->key_set();
+    differ |= tensor->layout() != at::kStrided || (tensor->device() != device && !tensor->is_cpu());
+  }
+  return differ && !keys.has_any(kModes);
 }
 
 // Computes, and tells torch.profiler so, as the dispatcher does when it calls an operator.

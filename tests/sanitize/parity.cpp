@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "cpu/convert.h"
-#include "math/loss.h"
 #include "math/reduction.h"
 #include "math/sgd.h"
+#include "math/with_loss.h"
 
 extern "C" void omp_set_num_threads(int threads);
 
@@ -106,10 +106,9 @@ struct Case {
 
   std::string name() const {
     static const char* const dtypes[] = {"float32", "float64", "bfloat16", "float16"};
-    static const char* const losses[] = {"mse", "l1", "huber", "smooth_l1"};
     static const char* const reductions[] = {"none", "mean", "sum"};
     return "[" + std::to_string(n) + ", " + std::to_string(d) + "] towards " + std::to_string(k) + ", " +
-           dtypes[int(data)] + " with " + dtypes[int(parameter)] + ", " + losses[int(loss)] + ", " +
+           dtypes[int(data)] + " with " + dtypes[int(parameter)] + ", " + std::string(kLossNames[size_t(loss)]) + ", " +
            reductions[int(reduction)] + (bias ? "" : ", no bias") + (weighted ? ", weighted" : "") +
            (gaps ? ", rows apart" : "");
   }
@@ -165,15 +164,9 @@ struct Operands {
         double r = (c.bias ? b(0, t) : 0) - y(i, t), size = std::fabs(r);
         for (int64_t j = 0; j < c.d; ++j) r += x(i, j) * w(t, j), size += std::fabs(x(i, j) * w(t, j));
         const double weight = c.weighted ? v(i, t) : 1;
-        double loss = 0, slope = 0;
-        const auto as = [&]<Loss kLoss>(std::integral_constant<Loss, kLoss>) {
-          loss = loss_value<kLoss>(r, 0.75), slope = loss_slope<kLoss>(r, 0.75);
-        };
-        if (c.loss == Loss::mse) as(std::integral_constant<Loss, Loss::mse>());
-        if (c.loss == Loss::l1) as(std::integral_constant<Loss, Loss::l1>());
-        if (c.loss == Loss::huber) as(std::integral_constant<Loss, Loss::huber>());
-        if (c.loss == Loss::smooth_l1) as(std::integral_constant<Loss, Loss::smooth_l1>());
-        const double g = scale * weight * slope, most = std::fabs(scale * weight) * (std::fabs(slope) + size);
+        double loss = 0, g = 0;
+        with_loss(c.loss, [&]<Loss kLoss>() { loss = loss_value<kLoss>(r, 0.75), g = dloss<kLoss>(r, 0.75); });
+        const double g = scale * weight * g, most = std::fabs(scale * weight) * (std::fabs(g) + size);
         e.loss.add(none ? i * c.k + t : 0, (none ? 1 : scale) * weight * loss,
                    (none ? 1 : scale) * weight * (std::fabs(loss) + size * size));
         for (int64_t j = 0; j < c.d; ++j) {
@@ -351,12 +344,12 @@ int run() {
              {1, 1}, {3, 1}, {8, 1}, {5, 3}, {9, 1}, {17, 1}, {130, 1}, {33, 2}, {18, 3}, {9, 4}, {31, 7}, {257, 9}})
       for (const int64_t n : {1, 7, 9, 65, 140}) check({n, d, k, data, parameter}), ++cases;
   for (const auto& [data, parameter] : dtypes)
-    for (const Loss loss : {Loss::mse, Loss::l1, Loss::huber, Loss::smooth_l1})
+    for (size_t loss = 0; loss < kLossNames.size(); ++loss)
       for (const Reduction reduction : {Reduction::none, Reduction::mean, Reduction::sum})
         for (const auto& [d, k] :
              std::initializer_list<std::pair<int64_t, int64_t>>{{4, 1}, {20, 1}, {21, 5}, {40, 17}})
           for (const bool odd : {false, true})
-            check({67, d, k, data, parameter, loss, reduction, !odd, odd, odd}), ++cases;
+            check({67, d, k, data, parameter, Loss(loss), reduction, !odd, odd, odd}), ++cases;
   // Several chunks, which threads share.
   for (const Case& c : {Case{9000, 8, 1, f32, f32}, Case{3000, 40, 1, f32, f32}, Case{2000, 33, 6, f32, f32},
                         Case{900, 40, 20, f32, f32}, Case{700, 90, 1, f64, f64}})

@@ -1,31 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Small steps (small.h), one after the other: a batch is converted to columns of doubles, lanes run along its rows, and
-// parameters and momentum buffers stay on the stack, rounded to their dtype after every step as if they had been
-// stored.
+// Small steps (small.h), one after the other. A batch is converted to columns of doubles, and lanes run along its rows.
+// Parameters and momentum buffers stay on the stack, rounded to their dtype after every step as if they were stored.
 //
-// All arithmetic is in double and in an order that the batch's size alone decides. A step of 80 rows of one feature
-// takes some 90 cycles, half of them for one chain that nothing overlaps with: sum over lanes, rule, rounding,
+// All arithmetic is in double, in an order that depends on the batch's size alone. A step of 80 rows of one feature
+// takes about 90 cycles, half of them for one chain of dependent operations: sum over lanes, rule, rounding,
 // prediction.
 //
-// Included once for each instruction set (small_*.cpp), behind a target pragma. What it defines is in an anonymous
-// namespace, and what it instantiates is its own, never std's: the linker would keep one copy for all sets.
-#pragma once
-
-#include <cstdint>
-#include <cstring>
-
-#include "../math/loss.h"
-#include "../math/sgd.h"
-#include "../math/sum.h"
+// Compiled once per instruction set, behind target.h.
+#include "../math/with_loss.h"
 #include "convert.h"
-#include "small.h"
 
 namespace linreg::cpu {
 namespace {
 
 #define LINREG_INLINE inline __attribute__((always_inline))
 
-inline constexpr int kLanes = LINREG_SMALL_LANES;  // of the file that includes this
+inline constexpr int kLanes = LINREG_LANES;
 
 typedef double Vec __attribute__((vector_size(kLanes * sizeof(double))));
 typedef int64_t Mask __attribute__((vector_size(kLanes * sizeof(int64_t))));
@@ -36,7 +26,7 @@ LINREG_INLINE Vec load_vec(const double* from) {
   return v;
 }
 
-// A template so that what is left out for the lanes that there are is not compiled.
+// A template, so that the branch not taken is not compiled.
 template <class V>
 LINREG_INLINE double sum_lanes(V v) {
   if constexpr (sizeof(V) == 4 * sizeof(double)) {
@@ -106,12 +96,13 @@ struct Sums {
   Vec loss = {}, bias = {}, weight[kD] = {};
 };
 
-// What slopes are summed in: halves of those of the squared loss, 2r, which are doubled after the last row, to the bit.
+// What derivatives are summed in: halves of those of the squared loss, 2r, which are doubled after the last row, to the
+// bit.
 template <Loss kLoss>
-constexpr double kSlopeUnit = kLoss == Loss::mse ? 2 : 1;
+constexpr double kDlossUnit = kLoss == Loss::mse ? 2 : 1;
 
-// Adds kLanes rows. With `mask` the residuals of lanes that have no row are taken for 0, at which every loss and slope
-// is 0.
+// Adds kLanes rows. With `mask` the residuals of lanes that have no row are taken for 0, at which every loss and
+// derivative is 0.
 template <Loss kLoss, int kD>
 LINREG_INLINE void add_rows(const Columns& batch, const double* y, int64_t i, const Vec (&w)[kD], Vec b, double delta,
                             const Mask* mask, Sums<kD>& sums) {
@@ -120,14 +111,10 @@ LINREG_INLINE void add_rows(const Columns& batch, const double* y, int64_t i, co
   for (int j = 0; j < kD; ++j) r += x[j] * w[j];
   r -= load_vec(y + i);
   if (mask) r = Vec(Mask(r) & *mask);
-  Vec loss, slope;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    loss[lane] = loss_value<kLoss>(double(r[lane]), delta);
-    slope[lane] = kLoss == Loss::mse ? double(r[lane]) : loss_slope<kLoss>(double(r[lane]), delta);
-  }
-  sums.loss += loss;
-  sums.bias += slope;
-  for (int j = 0; j < kD; ++j) sums.weight[j] += x[j] * slope;
+  const Vec g = kLoss == Loss::mse ? r : dloss<kLoss>(r, delta);
+  sums.loss += loss_value<kLoss>(r, delta);
+  sums.bias += g;
+  for (int j = 0; j < kD; ++j) sums.weight[j] += x[j] * g;
 }
 
 // The sums over a batch for one target: the loss, Σ G, and Gᵀ X [kD].
@@ -172,8 +159,8 @@ LINREG_INLINE void sum_rows(const Columns& batch, const double* y, const double*
     sums[0].bias += earlier_bias;
   }
   loss_sum += sum_lanes(sums[0].loss);
-  bias_sum = kSlopeUnit<kLoss> * sum_lanes(sums[0].bias);
-  for (int j = 0; j < kD; ++j) weight_sums[j] = kSlopeUnit<kLoss> * sum_lanes(sums[0].weight[j]);
+  bias_sum = kDlossUnit<kLoss> * sum_lanes(sums[0].bias);
+  for (int j = 0; j < kD; ++j) weight_sums[j] = kDlossUnit<kLoss> * sum_lanes(sums[0].weight[j]);
 }
 
 // A parameter while steps are taken, and its momentum buffer: [rows, columns].
@@ -223,7 +210,7 @@ class State {
 
 // With one target, kK = 1, everything that a step hands to the next one is in registers; else kK is the most that there
 // may be.
-template <Loss kLoss, int kD, int kK>
+template <int kD, int kK>
 int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, const Parameter& weight,
                    const Parameter& bias, bool stop_nonfinite, void* losses) {
   const int64_t k = kK == 1 ? 1 : problem.k;
@@ -251,8 +238,10 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
     }
     double loss_sum = 0;
     for (int64_t t = 0; t < k; ++t)
-      sum_rows<kLoss, kD>(columns, columns.y + t * columns.stride, w.p + t * kD, b.p[t], problem.delta, loss_sum,
-                          bias_sums[t], weight_sums + t * kD);
+      with_loss(problem.loss, [&]<Loss kLoss>() __attribute__((always_inline)) {
+        sum_rows<kLoss, kD>(columns, columns.y + t * columns.stride, w.p + t * kD, b.p[t], problem.delta, loss_sum,
+                            bias_sums[t], weight_sums + t * kD);
+      });
     const double scale = problem.reduction == Reduction::mean ? 1.0 / (double(columns.n) * double(k)) : 1.0;
     const double value = rounded(scale * loss_sum, loss_dtype(problem));
     store(&value, 1, loss_dtype(problem), loss);
@@ -268,30 +257,20 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
   return step - run.begin;
 }
 
-template <Loss kLoss, int kD = 1>
+template <int kD = 1>
 int64_t take_steps_of_width(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                             const Parameter& bias, bool stop_nonfinite, void* losses) {
   if constexpr (kD < kSmallFeatures)
-    if (problem.d > kD)
-      return take_steps_of_width<kLoss, kD + 1>(problem, run, sgd, weight, bias, stop_nonfinite, losses);
-  if (problem.k == 1) return take_steps<kLoss, kD, 1>(problem, run, sgd, weight, bias, stop_nonfinite, losses);
-  return take_steps<kLoss, kD, kSmallTargets>(problem, run, sgd, weight, bias, stop_nonfinite, losses);
-}
-
-inline int64_t take_small_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
-                                const Parameter& bias, bool stop_nonfinite, void* losses) {
-  const auto take = [&](auto steps) { return steps(problem, run, sgd, weight, bias, stop_nonfinite, losses); };
-  switch (effective_loss(problem.loss, problem.delta)) {
-    case Loss::l1:
-      return take(take_steps_of_width<Loss::l1>);
-    case Loss::huber:
-      return take(take_steps_of_width<Loss::huber>);
-    case Loss::smooth_l1:
-      return take(take_steps_of_width<Loss::smooth_l1>);
-    default:
-      return take(take_steps_of_width<Loss::mse>);
-  }
+    if (problem.d > kD) return take_steps_of_width<kD + 1>(problem, run, sgd, weight, bias, stop_nonfinite, losses);
+  if (problem.k == 1) return take_steps<kD, 1>(problem, run, sgd, weight, bias, stop_nonfinite, losses);
+  return take_steps<kD, kSmallTargets>(problem, run, sgd, weight, bias, stop_nonfinite, losses);
 }
 
 }  // namespace
+
+int64_t LINREG_SET::small_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
+                                const Parameter& bias, bool stop_nonfinite, void* losses) {
+  return take_steps_of_width(problem, run, sgd, weight, bias, stop_nonfinite, losses);
+}
+
 }  // namespace linreg::cpu

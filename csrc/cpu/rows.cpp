@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A thread's part of a pass: groups of rows, from prediction to gradient sums while they are in cache.
 //
-// Included once for each instruction set (rows_*.cpp), behind a target pragma. What it defines is in an anonymous
-// namespace, and what it instantiates is its own, never std's: the linker would keep one copy for all sets.
-#pragma once
-
+// Compiled once per instruction set, behind target.h.
 #include "columns.h"
 #include "convert.h"
 #include "narrow.h"
-#include "plan.h"
-#include "rows_entry.h"
 #include "targets.h"
 #include "tiles.h"
 
 namespace linreg::cpu {
 namespace {
+
+// Where only sums are wanted, most rows take a path of their own: narrow.h, targets.h or add_tiles. They are not worth
+// their compile time for processors without AVX2.
+constexpr bool kHasFastPaths = kLanes > 2;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -43,17 +42,16 @@ class Worker {
     char* scratch = workspace + plan.scratch + thread * plan.scratch_stride;
     const auto part = [scratch](int64_t offset) { return reinterpret_cast<double*>(scratch + offset); };
     features_ = part(plan.features), predictions_ = part(plan.predictions), targets_ = part(plan.targets);
-    element_weights_ = part(plan.element_weights), losses_ = part(plan.losses), slopes_ = part(plan.slopes);
+    element_weights_ = part(plan.element_weights), losses_ = part(plan.losses), dloss_ = part(plan.dlosses);
     loss_lanes_ = part(plan.loss_lanes), bias_lanes_ = part(plan.bias_lanes), weight_lanes_ = part(plan.weight_lanes);
     row_ = part(plan.row);
-    block_slopes_ =
-        sizeof(E) == 8 ? reinterpret_cast<Sum*>(slopes_) : reinterpret_cast<Sum*>(scratch + plan.float_slopes);
+    block_dloss_ = sizeof(E) == 8 ? reinterpret_cast<Sum*>(dloss_) : reinterpret_cast<Sum*>(scratch + plan.float_dloss);
     block_sums_ = reinterpret_cast<Sum*>(scratch + plan.block_sums);
     w_ = reinterpret_cast<const Weight*>(workspace + plan.weights);
     b_ = reinterpret_cast<const double*>(workspace + plan.biases);
-    only_sums_ = Plan::gives_only_sums(p_, outputs) &&
+    only_sums_ = kHasFastPaths && Plan::gives_only_sums(p_, outputs) &&
                  (plan.towards_targets || (p_.k == 1 && (!plan.columns || p_.x.row_stride == p_.d)));
-    if (plan.towards_targets)
+    if (only_sums_ && plan.towards_targets)
       towards_targets_ = TowardsTargets<E>(p_, plan, scale, w_, b_, scratch, loss_lanes_, bias_lanes_, block_sums_);
   }
 
@@ -67,11 +65,12 @@ class Worker {
     if (outputs_.weight_sum && plan_.columns) fill(weight_lanes_, k * d * kMaxLanes, 0.0);
     if (outputs_.weight_sum && !plan_.columns) fill(block_sums_, plan_.target_sets * plan_.ldw, Sum(0));
     int64_t unflushed = 0;
-    if (only_sums_)
-      begin += plan_.columns ? add_narrow_rows(begin, end - begin)
-               : plan_.towards_targets
-                   ? towards_targets_.add(begin, end - begin, ahead_of(p_.x.row_stride), [&] { flush(weight_sums); })
-                   : add_tiles(begin, end - begin, weight_sums);
+    if constexpr (kHasFastPaths)
+      if (only_sums_)
+        begin += plan_.columns ? add_narrow_rows(begin, end - begin)
+                 : plan_.towards_targets
+                     ? towards_targets_.add(begin, end - begin, ahead_of(p_.x.row_stride), [&] { flush(weight_sums); })
+                     : add_tiles(begin, end - begin, weight_sums);
     for (int64_t row = begin; row < end; row += plan_.group_rows) {
       const int64_t rows = smaller(plan_.group_rows, end - row);
       group(row, rows);
@@ -94,8 +93,7 @@ class Worker {
     const NarrowSums sums = {loss_lanes_, bias_lanes_, weight_lanes_};
     int64_t done = 0;
     [&]<int... D>(std::integer_sequence<int, D...>) {
-      ((p_.d == D + 1 ? void(done = add_narrow<D + 1>(x, y, rows, w_, b_[0], effective_loss(p_.loss, p_.delta),
-                                                      p_.delta, scale_, sums))
+      ((p_.d == D + 1 ? void(done = add_narrow<D + 1>(x, y, rows, w_, b_[0], p_.loss, p_.delta, scale_, sums))
                       : void()),
        ...);
     }(std::make_integer_sequence<int, kColumnsMaxD>());
@@ -107,31 +105,31 @@ class Worker {
     constexpr int kRows = kMaxLanes;
     const int64_t ldx = p_.x.row_stride, d = p_.d, ldw = plan_.ldw, ahead = ahead_of(ldx);
     const Weight* const w = w_;
-    const Loss kind = effective_loss(p_.loss, p_.delta);
+    const Loss kind = p_.loss;
     const double bias = b_[0], delta = p_.delta, scale = scale_;
-    Wide loss_sum{}, slope_sum{};
+    Wide loss_sum{}, dloss_sum{};
     const auto keep_sums = [&] {
       add_to(loss_lanes_, loss_sum);
-      add_to(bias_lanes_, slope_sum);
-      loss_sum = slope_sum = Wide{};
+      add_to(bias_lanes_, dloss_sum);
+      loss_sum = dloss_sum = Wide{};
     };
     int64_t i = 0;
     for (; i + kRows <= rows; i += kRows) {
       const E *const x = static_cast<const E*>(at(p_.x, first + i)), *const y =
                                                                          static_cast<const E*>(at(p_.y, first + i));
       double predictions[kRows];
-      Sum slopes[kRows];
-      dots<kRows, 1>(x, ldx, w, ldw, d, predictions, kRows, Ahead(x + ahead));
+      Sum dlosses[kRows];
+      dots<kRows, 1>(x, ldx, w, ldw, d, predictions, kRows, Prefetcher(x + ahead));
       LINREG_UNROLL
       for (int r = 0; r < kRows; r += kLanes) {
-        Wide loss{}, slope{};
-        loss_and_slope(kind, (load_vec<Wide>(predictions + r) + bias) - load_vec<Wide>(y + r), delta, loss, slope);
-        slope *= scale;
+        Wide loss{}, g{};
+        loss_and_dloss(kind, (load_vec<Wide>(predictions + r) + bias) - load_vec<Wide>(y + r), delta, loss, g);
+        g *= scale;
         loss_sum += loss;
-        slope_sum += slope;
-        store_narrowed(slopes + r, slope);
+        dloss_sum += g;
+        store_narrowed(dlosses + r, g);
       }
-      add_rows<Sums, kRows, 1>(x, ldx, slopes, kRows, d, block_sums_, ldw, Ahead(x + ahead + kRows * ldx / 2));
+      add_rows<Sums, kRows, 1>(x, ldx, dlosses, kRows, d, block_sums_, ldw, Prefetcher(x + ahead + kRows * ldx / 2));
       if ((i + kRows) % kBlockRows == 0) {
         keep_sums();
         flush(weight_sums);
@@ -141,7 +139,7 @@ class Worker {
     return i;
   }
 
-  // How far ahead memory is asked for: not at all where there is more between the rows than in them.
+  // How far ahead to prefetch: not at all where the gaps between rows are wider than the rows.
   int64_t ahead_of(int64_t ldx) const { return ldx <= 2 * p_.d ? kAhead / int64_t(sizeof(E)) : 0; }
 
   void group(int64_t first, int64_t rows) {
@@ -154,7 +152,7 @@ class Worker {
       for_tiles(rows, p_.k, [&]<int R, int T>(int64_t r, int64_t t) __attribute__((always_inline)) {
         const E* const tile = x + r * ldx;
         dots<R, T>(tile, ldx, w_ + t * plan_.ldw, plan_.ldw, p_.d, predictions_ + t * plan_.ld + r, plan_.ld,
-                   Ahead(tile + (t == 0 ? ahead : 0)));
+                   Prefetcher(tile + (t == 0 ? ahead : 0)));
       });
     }
     for (int64_t t = 0; t < p_.k; ++t) residuals(first, rows, t);
@@ -162,13 +160,13 @@ class Worker {
     if (outputs_.weight_sum && !plan_.columns)
       for_tiles(rows, p_.k, [&]<int R, int T>(int64_t r, int64_t t) __attribute__((always_inline)) {
         const E* const tile = x + r * ldx;
-        add_rows<Sums, R, T>(tile, ldx, block_slopes_ + t * plan_.ld + r, plan_.ld, p_.d, block_sums_ + t * plan_.ldw,
-                             plan_.ldw, Ahead(tile + (t == 0 ? ahead + R * ldx / 2 : 0)));
+        add_rows<Sums, R, T>(tile, ldx, block_dloss_ + t * plan_.ld + r, plan_.ld, p_.d, block_sums_ + t * plan_.ldw,
+                             plan_.ldw, Prefetcher(tile + (t == 0 ? ahead + R * ldx / 2 : 0)));
       });
     if (outputs_.input_gradient) write_input_gradient(first, rows);
   }
 
-  // From X Wᵀ of one target to losses v ℓ(R), slopes G = scale · v ℓ'(R), and their sums.
+  // From X Wᵀ of one target to losses v ℓ(R), derivatives G = scale · v ℓ'(R), and their sums.
   void residuals(int64_t first, int64_t rows, int64_t t) {
     if (p_.v.data) load(at(p_.v, first, t), p_.v.row_stride, p_.v.dtype, rows, element_weights_);
     if (p_.y.row_stride == 1 && p_.y.dtype == p_.x.dtype) {
@@ -177,54 +175,42 @@ class Worker {
       load(at(p_.y, first, t), p_.y.row_stride, p_.y.dtype, rows, targets_);
       residuals_from(targets_, rows, t);
     }
-    const double *const losses = losses_ + t * plan_.ld, *const slopes = slopes_ + t * plan_.ld;
+    const double *const losses = losses_ + t * plan_.ld, *const dlosses = dloss_ + t * plan_.ld;
     if (outputs_.elements) store_strided(losses, rows, outputs_.elements, loss_dtype(p_), first, t, 1.0);
     if (outputs_.target_gradient)
-      store_strided(slopes, rows, outputs_.target_gradient, gradient_dtype(p_.y.dtype), first, t, -1.0);
+      store_strided(dlosses, rows, outputs_.target_gradient, gradient_dtype(p_.y.dtype), first, t, -1.0);
   }
 
   template <class Y>
   void residuals_from(const Y* y, int64_t rows, int64_t t) {
-    switch (effective_loss(p_.loss, p_.delta)) {
-      case Loss::mse:
-        return residuals_of<Loss::mse>(y, rows, t);
-      case Loss::l1:
-        return residuals_of<Loss::l1>(y, rows, t);
-      case Loss::huber:
-        return residuals_of<Loss::huber>(y, rows, t);
-      case Loss::smooth_l1:
-        return residuals_of<Loss::smooth_l1>(y, rows, t);
-    }
-  }
-
-  template <Loss kLoss, class Y>
-  void residuals_of(const Y* y, int64_t rows, int64_t t) {
     const double *const predictions = predictions_ + t * plan_.ld, *const v = p_.v.data ? element_weights_ : nullptr;
-    double *const losses = losses_ + t * plan_.ld, *const slopes = slopes_ + t * plan_.ld;
-    Sum* const block_slopes = block_slopes_ + t * plan_.ld;
+    double *const losses = losses_ + t * plan_.ld, *const dlosses = dloss_ + t * plan_.ld;
+    Sum* const block_dloss = block_dloss_ + t * plan_.ld;
     const double bias = b_[t], delta = p_.delta, scale = scale_;
-    const bool losses_wanted = outputs_.elements, block_slopes_wanted = sizeof(E) != 8 && !plan_.columns;
-    Wide loss_sum{}, slope_sum{};
+    const Loss kind = p_.loss;
+    const bool losses_wanted = outputs_.elements, block_dloss_wanted = sizeof(E) != 8 && !plan_.columns;
+    Wide loss_sum{}, dloss_sum{};
     const auto step = [&](int64_t i, Wide target, Wide weight, typename Lanes<Wide>::Index counts)
                           __attribute__((always_inline)) {
                             const Wide residual = (load_vec<Wide>(predictions + i) + bias) - target;
-                            Wide loss = loss_value<kLoss>(residual, delta), slope = loss_slope<kLoss>(residual, delta);
-                            if (v) loss *= weight, slope *= weight;
-                            slope *= scale;
+                            Wide loss{}, g{};
+                            loss_and_dloss(kind, residual, delta, loss, g);
+                            if (v) loss *= weight, g *= weight;
+                            g *= scale;
                             loss = counts ? loss : Wide{};
-                            slope = counts ? slope : Wide{};
+                            g = counts ? g : Wide{};
                             loss_sum += loss;
-                            slope_sum += slope;
-                            store_vec<Wide>(slopes + i, slope);
+                            dloss_sum += g;
+                            store_vec<Wide>(dlosses + i, g);
                             if (losses_wanted) store_vec<Wide>(losses + i, loss);
-                            if (block_slopes_wanted) store_narrowed(block_slopes + i, slope);
+                            if (block_dloss_wanted) store_narrowed(block_dloss + i, g);
                           };
     typename Lanes<Wide>::Index all{}, lane;
     for (int l = 0; l < kLanes; ++l) lane[l] = l;
     const auto keep_sums = [&] {
       add_to(loss_lanes_, loss_sum);
-      add_to(bias_lanes_ + t * kLaneSum, slope_sum);
-      loss_sum = slope_sum = Wide{};
+      add_to(bias_lanes_ + t * kLaneSum, dloss_sum);
+      loss_sum = dloss_sum = Wide{};
     };
     int64_t i = 0;
     for (; i + kLanes <= rows; i += kLanes) {
@@ -284,7 +270,7 @@ class Worker {
   void add_columns(int64_t rows) {
     const int64_t d = p_.d, ld = plan_.ld;
     for (int64_t t = 0; t < p_.k; ++t) {
-      const double* const g = slopes_ + t * ld;
+      const double* const g = dloss_ + t * ld;
       for (int64_t j = 0; j < d; ++j) {
         const double* const x = features_ + j * ld;
         double* const lanes = weight_lanes_ + (t * d + j) * kMaxLanes;
@@ -303,7 +289,7 @@ class Worker {
     for (int64_t i = 0; i < rows; ++i) {
       fill(row_, p_.d, 0.0);
       for (int64_t t = 0; t < p_.k; ++t) {
-        const double g = slopes_[t * plan_.ld + i];
+        const double g = dloss_[t * plan_.ld + i];
         const Weight* const w = w_ + t * plan_.ldw;
         for (int64_t j = 0; j < p_.d; ++j) row_[j] += g * double(w[j]);
       }
@@ -315,18 +301,19 @@ class Worker {
   const PassOutputs& outputs_;
   const Plan& plan_;
   const double scale_;
-  double *features_, *predictions_, *targets_, *element_weights_, *losses_, *slopes_;
+  double *features_, *predictions_, *targets_, *element_weights_, *losses_, *dloss_;
   double *loss_lanes_, *bias_lanes_, *weight_lanes_, *row_;
-  Sum *block_slopes_, *block_sums_;
+  Sum *block_dloss_, *block_sums_;
   TowardsTargets<E> towards_targets_;
   const Weight* w_;
   bool only_sums_;  // are wanted, and the operands lie as add_narrow and add_tiles read them
   const double* b_;
 };
 
-// Chunks [begin, end) of the plan, by one thread.
-void run_rows(const Problem& problem, const PassOutputs& outputs, const Plan& plan, double scale, char* workspace,
-              int64_t thread, int64_t begin, int64_t end) {
+}  // namespace
+
+void LINREG_SET::run_rows(const Problem& problem, const PassOutputs& outputs, const Plan& plan, double scale,
+                          char* workspace, int64_t thread, int64_t begin, int64_t end) {
   const auto run = [&](auto worker) {
     for (int64_t chunk = begin; chunk < end; ++chunk)
       worker.run(chunk * plan.chunk_rows, smaller((chunk + 1) * plan.chunk_rows, problem.n),
@@ -344,5 +331,4 @@ void run_rows(const Problem& problem, const PassOutputs& outputs, const Plan& pl
   }
 }
 
-}  // namespace
 }  // namespace linreg::cpu

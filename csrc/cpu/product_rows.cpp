@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What is done element by element around the matrix products of a pass, in pieces of a row that stay in the
-// first-level cache, all of it in double; a piece of kChain rows after the other, whose sums stay there as well.
+// The element-wise work around the matrix products of a pass, all in double: pieces of a row that stay in the
+// first-level cache, for kChain rows at a time, whose sums stay there as well.
 //
-// Included once for each instruction set (product_rows_*.cpp), behind a target pragma. What it defines is in an
-// anonymous namespace, and what it instantiates is its own, never std's: the linker would keep one copy for all sets.
-#pragma once
-
-#include "../math/loss.h"
-#include "../math/sum.h"
+// Compiled once per instruction set, behind target.h.
+#include "../math/with_loss.h"
 #include "convert.h"
-#include "product_rows_entry.h"
 
 namespace linreg::cpu {
 namespace {
@@ -38,70 +33,64 @@ void convert(const View& from, int64_t first, int64_t rows, int64_t columns, Dty
   }
 }
 
-// A piece of a row: predictions become slopes, scale · v ℓ'(R). Losses and slopes are written for who wants them, too.
+// A piece of a row: predictions are replaced by derivatives, scale · v ℓ'(R). Losses and derivatives are also written
+// for the caller.
 template <Loss kLoss, bool kWeighted, class C, class Y>
 void residuals_of(const Y* __restrict__ y, const double* __restrict__ v, const double* __restrict__ bias, int64_t count,
                   double delta, double scale, C* __restrict__ predictions, double* __restrict__ losses,
-                  double* __restrict__ slopes, double* __restrict__ loss_sums, double* __restrict__ slope_sums) {
+                  double* __restrict__ dlosses, double* __restrict__ loss_sums, double* __restrict__ dloss_sums) {
   for (int64_t t = 0; t < count; ++t) {
     const double r = double(predictions[t]) + bias[t] - double(y[t]), weight = kWeighted ? v[t] : 1.0;
     losses[t] = weight * loss_value<kLoss>(r, delta);
-    slopes[t] = scale * (weight * loss_slope<kLoss>(r, delta));
+    dlosses[t] = scale * (weight * dloss<kLoss>(r, delta));
     loss_sums[t] += losses[t];
-    slope_sums[t] += slopes[t];
-    predictions[t] = C(slopes[t]);
-  }
-}
-
-template <Loss kLoss, class C>
-void residuals_of(const Problem& p, const PassOutputs& outputs, double scale, const ResidualBlock& block) {
-  alignas(64) double losses[kPiece], slopes[kPiece], targets[kPiece], weights[kPiece];
-  constexpr Dtype kDtype = sizeof(C) == sizeof(double) ? Dtype::float64 : Dtype::float32;
-  const bool as_it_lies = p.y.dtype == kDtype && p.y.col_stride == 1;
-  for (int64_t begin = 0; begin < block.rows; begin += kChain) {
-    for (int64_t j = 0; j < block.targets; j += kPiece) {
-      const int64_t count = piece(block.targets - j), end = block.rows - begin < kChain ? block.rows : begin + kChain;
-      alignas(64) double loss_sums[kPiece] = {}, slope_sums[kPiece] = {};
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = block.first + i, target = block.target + j;
-        const void* const y = at(p.y, row, target);
-        if (!as_it_lies) load(y, p.y.col_stride, p.y.dtype, count, targets);
-        if (p.v.data) load(at(p.v, row, target), p.v.col_stride, p.v.dtype, count, weights);
-        const auto run = [&](const auto* from, auto weighted) {
-          residuals_of<kLoss, weighted.value>(from, weights, block.bias + j, count, p.delta, scale,
-                                              static_cast<C*>(block.predictions) + i * block.targets + j, losses,
-                                              slopes, loss_sums, slope_sums);
-        };
-        const auto weigh = [&](const auto* from) { p.v.data ? run(from, Flag<true>()) : run(from, Flag<false>()); };
-        as_it_lies ? weigh(static_cast<const C*>(y)) : weigh(targets);
-
-        const int64_t index = row * p.k + target;
-        if (outputs.elements) store(losses, count, loss_dtype(p), element(outputs.elements, loss_dtype(p), index));
-        if (outputs.target_gradient) {
-          const Dtype dtype = gradient_dtype(p.y.dtype);
-          for (int64_t t = 0; t < count; ++t) slopes[t] = -slopes[t];
-          store(slopes, count, dtype, element(outputs.target_gradient, dtype, index));
-        }
-      }
-      for (int64_t t = 0; t < count; ++t) {
-        add_keeping(loss_sums[t], block.losses.sums[j + t], block.losses.lost[j + t]);
-        add_keeping(slope_sums[t], block.slope_sums.sums[j + t], block.slope_sums.lost[j + t]);
-      }
-    }
+    dloss_sums[t] += dlosses[t];
+    predictions[t] = C(dlosses[t]);
   }
 }
 
 template <class C>
 void residuals_of(const Problem& p, const PassOutputs& outputs, double scale, const ResidualBlock& block) {
-  switch (effective_loss(p.loss, p.delta)) {
-    case Loss::mse:
-      return residuals_of<Loss::mse, C>(p, outputs, scale, block);
-    case Loss::l1:
-      return residuals_of<Loss::l1, C>(p, outputs, scale, block);
-    case Loss::huber:
-      return residuals_of<Loss::huber, C>(p, outputs, scale, block);
-    case Loss::smooth_l1:
-      return residuals_of<Loss::smooth_l1, C>(p, outputs, scale, block);
+  alignas(64) double losses[kPiece], dlosses[kPiece], targets[kPiece], weights[kPiece];
+  constexpr Dtype kDtype = sizeof(C) == sizeof(double) ? Dtype::float64 : Dtype::float32;
+  // Everything but unweighted targets in the products' dtype is converted first, to save instances.
+  const bool as_it_lies = !p.v.data && p.y.dtype == kDtype && p.y.col_stride == 1;
+  for (double& weight : weights) weight = 1;
+  for (int64_t begin = 0; begin < block.rows; begin += kChain) {
+    for (int64_t j = 0; j < block.targets; j += kPiece) {
+      const int64_t count = piece(block.targets - j), end = block.rows - begin < kChain ? block.rows : begin + kChain;
+      alignas(64) double loss_sums[kPiece] = {}, dloss_sums[kPiece] = {};
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = block.first + i, target = block.target + j;
+        const void* const y = at(p.y, row, target);
+        const auto run = [&](const auto* from, auto weighted) {
+          with_loss(p.loss, [&]<Loss kLoss>() {
+            residuals_of<kLoss, weighted.value>(from, weights, block.bias + j, count, p.delta, scale,
+                                                static_cast<C*>(block.predictions) + i * block.targets + j, losses,
+                                                dlosses, loss_sums, dloss_sums);
+          });
+        };
+        if (as_it_lies) {
+          run(static_cast<const C*>(y), Flag<false>());
+        } else {
+          load(y, p.y.col_stride, p.y.dtype, count, targets);
+          if (p.v.data) load(at(p.v, row, target), p.v.col_stride, p.v.dtype, count, weights);
+          run(targets, Flag<true>());
+        }
+
+        const int64_t index = row * p.k + target;
+        if (outputs.elements) store(losses, count, loss_dtype(p), element(outputs.elements, loss_dtype(p), index));
+        if (outputs.target_gradient) {
+          const Dtype dtype = gradient_dtype(p.y.dtype);
+          for (int64_t t = 0; t < count; ++t) dlosses[t] = -dlosses[t];
+          store(dlosses, count, dtype, element(outputs.target_gradient, dtype, index));
+        }
+      }
+      for (int64_t t = 0; t < count; ++t) {
+        two_sum(loss_sums[t], block.losses.sums[j + t], block.losses.compensation[j + t]);
+        two_sum(dloss_sums[t], block.dloss_sums.sums[j + t], block.dloss_sums.compensation[j + t]);
+      }
+    }
   }
 }
 
@@ -137,7 +126,8 @@ void store_converted(const void* from, Dtype dtype, int64_t count, Dtype to_dtyp
   }
 }
 
-constexpr ProductRows kProductRows = {convert, residuals, add, store_converted};
-
 }  // namespace
+
+const ProductRows LINREG_SET::product_rows = {convert, residuals, add, store_converted};
+
 }  // namespace linreg::cpu

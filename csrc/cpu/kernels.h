@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The entry points of the kernels that are compiled once per instruction set (instruction_sets.py).
+#pragma once
+
+#include "plan.h"
+
+namespace linreg::cpu {
+
+// Chunks [begin, end) of a pass, on one thread (rows.cpp).
+using RunRows = void(const Problem& problem, const PassOutputs& outputs, const Plan& plan, double scale,
+                     char* workspace, int64_t thread, int64_t begin, int64_t end);
+
+// Sums and their compensations (math/sum.h).
+struct CompensatedSums {
+  double *sums, *compensation;
+};
+
+// Rows [first, first + rows) and targets [target, target + targets), between their two products.
+struct ResidualBlock {
+  int64_t first, rows, target, targets;
+  void* predictions;                   // X Wᵀ, [rows, targets]; replaced by G = scale · v ℓ'(R)
+  Dtype dtype;                         // of the predictions
+  const double* bias;                  // [targets]
+  CompensatedSums losses, dloss_sums;  // Σ ℓ and Σ G, [targets], added to
+};
+
+// What surrounds the matrix products (product_rows.cpp). Where a function takes the dtype of its numbers, it is float32
+// or float64.
+struct ProductRows {
+  // to[i, j] = from(first + i, j), [rows, columns], converted.
+  void (*convert)(const View& from, int64_t first, int64_t rows, int64_t columns, Dtype dtype, void* to);
+  void (*residuals)(const Problem& problem, const PassOutputs& outputs, double scale, const ResidualBlock& block);
+  // to[i] = Σ_part from[part · stride + i], in order, for i in [begin, end).
+  void (*add)(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double* to);
+  // to[first + i] = from[i], rounded once.
+  void (*store_converted)(const void* from, Dtype dtype, int64_t count, Dtype to_dtype, int64_t first, void* to);
+};
+
+// The steps of a run, as cpu::sgd_run takes them: writes losses [end - begin], returns how many steps were taken
+// (small_steps.cpp).
+using SmallSteps = int64_t(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
+                           const Parameter& bias, bool stop_nonfinite, void* losses);
+
+#define LINREG_DECLARE_KERNELS(set)      \
+  namespace set {                        \
+  RunRows run_rows;                      \
+  extern const ProductRows product_rows; \
+  SmallSteps small_steps;                \
+  }
+LINREG_DECLARE_KERNELS(portable)
+LINREG_DECLARE_KERNELS(avx2)
+LINREG_DECLARE_KERNELS(avx512)
+#undef LINREG_DECLARE_KERNELS
+
+struct Kernels {
+  RunRows* run_rows;
+  const ProductRows* product_rows;
+  SmallSteps* small_steps;  // nullptr: there is none, and small batches take the general path
+};
+
+// Those of the widest instruction set that this machine has and ATEN_CPU_CAPABILITY (default, avx2 or avx512, as torch
+// reads it) allows.
+const Kernels& kernels();
+
+}  // namespace linreg::cpu

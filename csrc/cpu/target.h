@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The first include of a kernel compiled for an instruction set: LINREG_LANES is 2 (any processor), 4 (AVX2, FMA, F16C)
+// or 8 (AVX-512 F, DQ, BW, VL).
+//
+// All headers that a kernel uses and that are not its own come before the pragma. Their inline functions are compiled
+// for any processor, because the linker keeps one copy of each for all sets. What a kernel defines itself, in other
+// headers, is in anonymous namespaces; what it instantiates from templates is its own, never std's.
+#pragma once
+
+#if LINREG_LANES == 8
+// GCC 12 warns about its own header, where it leaves lanes uninitialised that a mask fills.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#if LINREG_LANES > 2
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "../math/convert.h"
+#include "../math/losses.h"
+#include "../math/sgd.h"
+#include "../math/sum.h"
+#include "kernels.h"
+#include "small.h"
+
+#if LINREG_LANES == 8
+#define LINREG_SET avx512
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#elif LINREG_LANES == 4
+#define LINREG_SET avx2
+#pragma GCC target("avx2,fma,f16c")
+#else
+#define LINREG_SET portable
+#endif

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The one table of losses. Whatever depends on a loss is generated from it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+#include "inline.h"
+
+namespace linreg {
+
+// One row a loss: its name, the name of its threshold, the condition that the threshold must meet, the same in words,
+// then ℓ(r) and dℓ/dr of one residual r or of a vector of them, z being |r| and delta the threshold. The conventions
+// are torch.nn.functional's: sign(0) = 0, and sign(nan) = 0 for l1, while the others propagate nan.
+// clang-format off
+#define LINREG_LOSSES(LOSS)                                                                       \
+  LOSS(mse, "", true, "",                                                                         \
+       r * r,                                                                                     \
+       S(2) * r)                                                                                  \
+  LOSS(l1, "", true, "",                                                                          \
+       z,                                                                                         \
+       (r > T{} ? one : T{}) - (r < T{} ? one : T{}))                                             \
+  LOSS(huber, "delta", delta > 0, "> 0",                                                          \
+       z <= delta ? S(0.5) * z * z : delta * (z - S(0.5) * delta),                                \
+       r <= -delta ? -bound : r >= delta ? bound : r)                                             \
+  LOSS(smooth_l1, "beta", delta >= 0, ">= 0",                                                     \
+       z < delta ? S(0.5) * z * z / delta : z - S(0.5) * delta,                                   \
+       r <= -delta ? -one : r >= delta ? one : r / delta)
+// clang-format on
+
+enum class Loss : int8_t {
+#define LINREG_LOSS(name, ...) name,
+  LINREG_LOSSES(LINREG_LOSS)
+#undef LINREG_LOSS
+};
+
+// The names by number, as users give them.
+inline constexpr std::array kLossNames = {
+#define LINREG_LOSS(name, ...) std::string_view(#name),
+    LINREG_LOSSES(LINREG_LOSS)
+#undef LINREG_LOSS
+};
+
+// The thresholds by number.
+struct Threshold {
+  std::string_view name;
+  bool (*is_valid)(double delta);
+  std::string_view expected;
+};
+inline constexpr Threshold kThresholds[] = {
+#define LINREG_LOSS(name, threshold, condition, expected, ...) \
+  {threshold, []([[maybe_unused]] double delta) { return condition; }, expected},
+    LINREG_LOSSES(LINREG_LOSS)
+#undef LINREG_LOSS
+};
+
+// smooth_l1 with beta = 0 is l1, and is computed as l1 so that 0 / 0 never arises.
+LINREG_MATH Loss effective_loss(Loss loss, double delta) {
+  return loss == Loss::smooth_l1 && delta == 0 ? Loss::l1 : loss;
+}
+
+// A number as a T: itself, or a vector filled with it.
+template <class T>
+LINREG_MATH T filled(const T&, T number) {
+  return number;
+}
+template <class T, class S>
+LINREG_MATH T filled(const T&, S number) {
+  return T{} + number;
+}
+
+// ℓ(r)
+template <Loss kLoss, class T, class S>
+LINREG_MATH T loss_value(T r, S delta) {
+  const T z = r < T{} ? -r : r;
+#define LINREG_LOSS(name, threshold, condition, expected, value, derivative) \
+  if constexpr (kLoss == Loss::name) return value;
+  LINREG_LOSSES(LINREG_LOSS)
+#undef LINREG_LOSS
+}
+
+// dℓ/dr
+template <Loss kLoss, class T, class S>
+LINREG_MATH T dloss(T r, S delta) {
+  const T one = filled(r, S(1)), bound = filled(r, delta);
+#define LINREG_LOSS(name, threshold, condition, expected, value, derivative) \
+  if constexpr (kLoss == Loss::name) return derivative;
+  LINREG_LOSSES(LINREG_LOSS)
+#undef LINREG_LOSS
+}
+
+}  // namespace linreg
