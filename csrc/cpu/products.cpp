@@ -54,9 +54,11 @@ const ProductRows& rows_of_this_machine() {
   }
 }
 
-// A matrix can be handed to a product as it lies. Of a single column with gaps a product adds in another order.
-bool multiplies(const View& view, Dtype dtype, int64_t columns) {
-  return view.dtype == dtype && (columns == 1 ? view.row_stride == 1 : view.row_stride >= columns);
+// Whether a product reads a matrix as it lies; what it does not is packed. The bits of MKL's products depend on the
+// distance between rows and on the alignment of the first, so every product is given rows without gaps from a cache
+// line on. Packing a block while it is read costs PACKED_COST.
+bool is_packed(const View& view, Dtype dtype, int64_t columns) {
+  return view.dtype == dtype && view.row_stride == columns && reinterpret_cast<uintptr_t>(view.data) % kAlign == 0;
 }
 
 // How a problem is cut up, and where in the workspace its parts lie.
@@ -72,8 +74,8 @@ struct ProductPlan {
   ProductPlan(const Problem& p, const PassOutputs& outputs) {
     dtype = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
     size = int64_t(size_of(dtype));
-    copy_x = !multiplies(p.x, dtype, p.d);
-    copy_w = !multiplies(p.w, dtype, p.d);
+    copy_x = !is_packed(p.x, dtype, p.d);
+    copy_w = !is_packed(p.w, dtype, p.d);
 
     // An input's gradient is a sum over all targets, so these stay together.
     const int64_t by_memory =
@@ -86,7 +88,7 @@ struct ProductPlan {
     group_targets = std::max(kMinGroupTargets, ceil_div(p.k, more * kMinGroupTargets) * kMinGroupTargets);
     groups = ceil_div(p.k, group_targets);
     group_targets = std::min(group_targets, p.k);
-    block_rows = std::clamp(kBlockBytes / ((p.d + group_targets) * size), kMinBlockRows, kBlockRows);
+    block_rows = std::clamp(kBlockBytes / ((p.d + group_targets) * size) / kMinBlockRows * kMinBlockRows, kMinBlockRows, kBlockRows);
     threads = std::clamp<int64_t>(p.n * p.k * p.d / kTaskWork, 1, std::min<int64_t>(p.threads, chunks * groups));
 
     int64_t end = 0;
