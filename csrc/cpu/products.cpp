@@ -57,8 +57,8 @@ const ProductRows& rows_of_this_machine() {
 // Whether a product reads a matrix as it lies; what it does not is packed. The bits of MKL's products depend on the
 // distance between rows and on the alignment of the first, so every product is given rows without gaps from a cache
 // line on. On an AMD EPYC with AVX2, packing blocks of rows with gaps or at an offset of one number costs a step on
-// 16384 × 1024 with 64 or 1024 targets less than the 4 % that measurements scatter by, and one on 8192 × 128 with 16
-// targets up to 10 %.
+// 16384 × 1024 with 64 or 1024 targets no more than the 5 % by which measurements scatter; of rows with gaps, one on
+// 8192 × 128 with 16 targets 3 to 15 %.
 bool is_packed(const View& view, Dtype dtype, int64_t columns) {
   return view.dtype == dtype && view.row_stride == columns && reinterpret_cast<uintptr_t>(view.data) % kAlign == 0;
 }
