@@ -22,7 +22,36 @@ MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", 
 # would take the cores from other tests: twice as many 16-bit steps a second without.
 WORKERS := import importlib.util as u; print("-n auto --maxprocesses 8 --dist loadfile" if u.find_spec("xdist") else "")
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
+
+# Runs a command: all that it prints goes to a log, and what it installs or compiles is shown with the seconds since it
+# began. Its exit status is the command's.
+define PROGRESS
+import re, signal, subprocess, sys, time
+log, *command = sys.argv[1:]
+shown = (
+    (r"Collecting (\S+)$$", "looking for {}"),
+    (r"\s*(?:Downloading|Using cached) (?:\S*/)?([^-/\s]+)-([^-/\s]+)-\S+\.whl (\(.*\))$$", "downloading {} {} {}"),
+    (r"Installing collected packages: (.*)", "installing {}"),
+    (r"(linreg_ext: .*)", "{}"),
+    (r"\[(\d+/\d+)\] .* -c (?:\S*/)?(csrc/\S+)", "compiled {} {}"),
+    (r"\S*(?:[gc]\+\+|gcc|cc|clang|nvcc) .* -c (?:\S*/)?(csrc/\S+)", "compiling {}"),
+)
+began = time.monotonic()
+with open(log, "w") as file, subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+) as child:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in child.stdout:
+        file.write(line)
+        for pattern, words in shown:
+            if found := re.match(pattern, line):
+                print(f"{time.monotonic() - began:4.0f} s  {words.format(*found.groups())}", flush=True)
+                break
+sys.exit(child.returncode if child.returncode >= 0 else 128 - child.returncode)
+endef
+export PROGRESS
+SHOW := $(PYTHON) -c "$$PROGRESS"
+PIP := -m pip install --disable-pip-version-check --progress-bar off --retries 1
 
 .PHONY: help train test test-long mutants bench examples lint format build sanitize versions cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
@@ -78,10 +107,10 @@ format: $(VENV)/.linters ## format the sources
 build: $(VENV)/.built ## compile the extension in place
 
 $(VENV)/.built: $(VENV)/.installed $(VENV)/.torch $(SOURCES)
-	@echo "compiling, which takes about a minute; build/log has the details"; mkdir -p build
-	@$(RUN) setup.py build_ext --inplace >build/log 2>&1 || { cat build/log; exit 1; }
+	@echo "compiling; build/log has the details"; mkdir -p build
+	@NINJA_STATUS='[%f/%t] ' $(SHOW) build/log $(RUN) setup.py build_ext --inplace || { cat build/log; exit 1; }
 	@echo "$(CURDIR)" >"$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/linreg_ext.pth"
-	@grep '^linreg_ext:' build/log; touch $@
+	@touch $@
 
 # Written anew when the torch that is built against has changed.
 $(VENV)/.torch: $(VENV)/.installed FORCE
@@ -91,23 +120,27 @@ $(VENV)/.torch: $(VENV)/.installed FORCE
 FORCE:
 
 $(VENV)/bin/python:
-	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
+	@mkdir -p build; if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
 		echo "using the torch of $$(command -v $(PYTHON))"; \
 		$(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -c '$(LEND)' >"$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/lender.pth"; \
 	else \
-		$(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH); \
+		echo "installing $(TORCH) into $(VENV); build/torch.log has the details" && $(PYTHON) -m venv $(VENV) && \
+		{ $(SHOW) build/torch.log $(RUN) $(PIP) $(TORCH) || { cat build/torch.log; false; }; }; \
 	fi || { rm -rf $(VENV); exit 1; }
 
-# Without a network, what is only wanted is done without; what is needed stops here, and pip has said why.
+# Without a network, what is only wanted is done without; what is needed stops here, and pip says why.
 $(VENV)/.installed: $(VENV)/bin/python Makefile
-	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(NEEDED))"; test -z "$$missing" || $(PIP) $$missing
-	@missing="$$($(VENV)/bin/python -c '$(MISSING)' $(WANTED))"; test -z "$$missing" || $(PIP) $$missing 2>/dev/null || \
-		echo "going on without: $$missing"
+	@mkdir -p build; missing="$$($(RUN) -c '$(MISSING)' $(NEEDED))"; test -z "$$missing" || { \
+		echo "installing what is needed; build/needed.log has the details"; \
+		$(SHOW) build/needed.log $(RUN) $(PIP) $$missing || { cat build/needed.log; exit 1; }; }
+	@missing="$$($(RUN) -c '$(MISSING)' $(WANTED))"; test -z "$$missing" || { \
+		echo "installing what is optional; build/wanted.log has the details"; \
+		$(SHOW) build/wanted.log $(RUN) $(PIP) $$missing || echo "going on without: $$missing"; }
 	@touch $@
 
 $(VENV)/.linters: $(VENV)/bin/python
-	@$(PIP) $(LINTERS)
+	@mkdir -p build; $(SHOW) build/linters.log $(RUN) $(PIP) $(LINTERS) || { cat build/linters.log; exit 1; }
 	@touch $@
 
 clean: ## remove everything that was built or installed here

@@ -4,6 +4,8 @@
 import os
 import runpy
 import sys
+import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -21,6 +23,32 @@ ROOT = Path(__file__).parent.resolve()
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names others
 SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".py")  # of what an sdist needs
 GIGABYTES_PER_JOB = 4  # what one compiler job may need with torch's headers
+ISOLATED = ("pip-build-env-", "build-env-", "builds-v0")  # how pip, build and uv name the folders of isolated builds
+
+
+def check_isolation() -> None:
+    """Stop an isolated build that brings another torch than the one it is to be installed beside; warn of any other.
+
+    pip imports the isolated torch from a temporary folder, while sysconfig still describes the target environment.
+    """
+    if not any(part.startswith(ISOLATED) for part in Path(torch.__file__).parts):
+        return
+    brought = metadata.version("torch")
+    target = sorted({sysconfig.get_path(name) for name in ("purelib", "platlib")})
+    for found in metadata.distributions(name="torch", path=target):
+        if found.version != brought:
+            raise SystemExit(
+                f"linreg_ext: the build is isolated and would compile against torch {brought}, but the environment has "
+                f"torch {found.version}, which could not load the result: build against that one with "
+                "`pip install --no-build-isolation .`"
+            )
+    print(
+        f"linreg_ext: WARNING: the build is isolated: it compiles against torch {brought} from a temporary folder, and "
+        "the result loads beside that version alone; to compile against the torch that is installed, use "
+        "`pip install --no-build-isolation .`",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def use_cuda() -> tuple[bool, str]:
@@ -84,5 +112,6 @@ if sys.platform != "linux":
         f"linreg_ext: is compiled on Linux only, and this is {sys.platform}: "
         "set LINREG_EXT_REFERENCE=1 where the sources are, which then run on plain PyTorch"
     )
+check_isolation()
 bound_jobs()
 setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})

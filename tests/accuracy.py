@@ -196,3 +196,38 @@ def assert_as_accurate(name: str, ours: Tensor, plain: Tensor, oracle: Exact, *,
     subnormal = info.smallest_normal * info.eps / 2 * exact.size**0.5
     allowed = 2 * error_of_plain + PLACES * info.eps * np.linalg.norm(units.ravel()) + subnormal + allowing
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (plain PyTorch {error_of_plain:.3g})"
+
+
+SEEDS = 64  # problems of one case that the rule over seeds takes
+
+
+def assert_as_accurate_over_seeds(name: str, ours: list[Tensor], plain: list[Tensor], oracles: list[Exact]) -> None:
+    """The accuracy rule for what goes through PyTorch's matrix products: over seeds, so that no rounding error that
+    cancels by luck, in a loss above all, decides.
+
+    Both errors come from float32 products that add in another order, so their root mean squares must agree but for the
+    sampling error of n of them. The relative standard deviation of such a ratio of n independent normal errors is
+    1/√n, and 4 of these leave one false alarm in thirty thousand; 1.1 leaves room for errors whose distribution has a
+    heavier tail. A 16-bit result is PyTorch's only after several roundings: it must have half of that error, or no more
+    than a tenth above that of one rounding. No single error may exceed 4 times PyTorch's by more than 16 units in the last
+    place of the sum of the absolute terms, which the additions of a product cannot lose: their errors grow with the square
+    root of a few hundred terms, whose partial sums are below the sum of all.
+    """
+    info = torch.finfo(ours[0].dtype)
+    assert len(ours) >= SEEDS, f"{name}: {len(ours)} problems, expected at least {SEEDS}"
+    assert {t.dtype for t in ours} == {t.dtype for t in plain}, f"{name}: another dtype than PyTorch's"
+    exact, terms = (np.stack([getattr(o, field) for o in oracles]) for field in ("value", "terms"))
+    errors, errors_of_plain, errors_of_rounding = (
+        abs(torch.stack(results).double().cpu().numpy() - exact)
+        for results in (ours, plain, [torch.from_numpy(o.value.astype("float64")).to(ours[0].dtype) for o in oracles])
+    )
+    rms, rms_of_plain, rms_of_rounding = (
+        float(np.sqrt(np.square(e).mean())) for e in (errors, errors_of_plain, errors_of_rounding)
+    )
+    if info.bits == 16:
+        allowed = max(rms_of_plain / 2, 1.1 * rms_of_rounding)
+    else:
+        allowed = (1.1 + 4 / errors.size**0.5) * rms_of_plain
+    assert rms <= allowed, f"{name}: rms of errors {rms:.3g}, allowed {allowed:.3g} (plain PyTorch {rms_of_plain:.3g})"
+    beyond = errors - 4 * errors_of_plain - 16 * np.maximum(info.eps * terms, info.smallest_normal * info.eps)
+    assert beyond.max() <= 0, f"{name}: an error is {float(beyond.max()):.3g} beyond 4 times PyTorch's and 16 units"

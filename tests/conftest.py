@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import math
 import os
 import signal
 
@@ -27,6 +28,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAS_CUDA = torch.cuda.is_available() and linreg_ext.build_info()["cuda"] is not None
+
+
+def pytest_collection_modifyitems(items):
+    """The cases of a shape that a CPU computes by PyTorch's matrix products have the mark of those."""
+    for item in items:
+        shape = item.callspec.params.get("shape") if hasattr(item, "callspec") else None
+        if isinstance(shape, tuple) and len(shape) == 3 and shape[2] >= 16 and math.prod(shape) >= 1 << 15:
+            item.add_marker(pytest.mark.products)
 
 
 @pytest.fixture(params=["cpu", "cuda"] if HAS_CUDA else ["cpu"])

@@ -98,6 +98,7 @@ def test_errors_are_not_above_those_of_pytorch(regime, dtypes):
             check(problem_of(n, d, k, dtypes, **REGIMES[regime]), ("mse", "huber", "smooth_l1")[i % 3])
 
 
+@pytest.mark.products
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_losses_of_many_targets(regime, dtypes):

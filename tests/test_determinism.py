@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Same bits? For any number of threads, any number of repeats, whatever else runs."""
+"""The same call gives the same bits, for any number of threads and repeats, whatever else runs.
+
+test_parity.py has the same values in other layouts and at other storage offsets. Between processors, instruction sets,
+settings of MKL_CBWR and versions of torch bits may differ."""
 
 import threading
 

@@ -110,9 +110,27 @@ def test_every_lesser_instruction_set_passes_the_values(capability):
     tests = Path(__file__).parent
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests / "test_values.py",
-         tests / "test_parity.py::test_shapes", tests / "test_parity.py::test_near_convergence"],
+         *(tests / f"test_parity.py::test_{name}" for name in ("shapes", "near_convergence", "near_convergence_by_products"))],
         cwd=tests.parent, capture_output=True, text=True,
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability, "MALLOC_PERTURB_": "90"},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:]
     assert re.search(r"\[100%\]", result.stdout)
+
+
+HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text().split()
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch multiplies without MKL")
+@pytest.mark.parametrize("setting", ["COMPATIBLE", "AVX2", *(["AVX512"] if HAS_AVX512 else [])])
+def test_products_pass_as_other_processors_compute_them(setting):
+    """MKL chooses its kernels by the processor, unless the user's MKL_CBWR names others: what passes here alone, by the
+    luck of one set of bits, shows. The setting is read once a process."""
+    tests = Path(__file__).parent
+    files = ("parity", "cancellation", "determinism", "run")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "products", "-k", "not 1024",
+         *(tests / f"test_{name}.py" for name in files)],
+        cwd=tests.parent, capture_output=True, text=True, env={**os.environ, "MKL_CBWR": setting},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:]

@@ -97,12 +97,21 @@ def test_every_step_is_a_single_step(options, dtypes, device):
         assert_same(both(problem, orders, batch, in_place=in_place, loss=loss, delta=0.5, **options))
 
 
+@pytest.mark.products
 def test_towards_many_targets_too(device):
     """Batches go by matrix products or, the short last one, by loops, as a single step on them does."""
     for k in (15, 16, 40):
         problem = Problem.random(300, 64, k, DTYPES["float32"], device=device)
         assert_same(both(problem, shuffled(300, 2), 140, momentum=0.9))
         assert_same(both(problem, torch.arange(300).repeat(2, 1), 140, in_place=True))
+
+
+@pytest.mark.products
+def test_batches_that_begin_anywhere_in_a_cache_line(device):
+    """They are packed for matrix products, unless they begin on one as the first does: memory must be there for both."""
+    for dtypes, (n, d, k, batch) in itertools.product(DTYPES.values(), [(1000, 33, 40, 111), (300, 1001, 70, 9)]):
+        problem = Problem.random(n, d, k, dtypes, device=device)
+        assert_same(both(problem, torch.arange(n).repeat(2, 1), batch, in_place=True, lr=1e-3))
 
 
 @pytest.mark.parametrize("weight", ["elements", "rows", "row columns"])

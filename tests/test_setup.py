@@ -2,8 +2,11 @@
 """What setup.py decides: CUDA or not, architectures, jobs, flags, and what it says where it cannot build."""
 
 import os
+import re
 import runpy
 import sys
+import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,46 @@ def test_without_torch_it_says_what_to_install(build, monkeypatch):
         SystemExit, match=r"there is none .*: install torch, then build with `pip install --no-build-is"
     ):
         runpy.run_path(str(SETUP))
+
+
+@pytest.fixture
+def isolate(monkeypatch, tmp_path):
+    """Moves the imported torch where an isolated build has it; the target environment has the version that is given."""
+
+    def run(version=None, folder="pip-build-env-x1/overlay/lib"):
+        target = tmp_path / "target"
+        target.mkdir(exist_ok=True)
+        if version is not None:
+            (target / f"torch-{version}.dist-info").mkdir()
+            (target / f"torch-{version}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+        monkeypatch.setattr(torch, "__file__", str(tmp_path / folder / "torch" / "__init__.py"))
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(target))
+
+    return run
+
+
+def test_an_isolated_build_for_another_torch_stops(build, isolate):
+    isolate("1.2.3")
+    compiled = re.escape(metadata.version("torch"))
+    words = rf"against torch {compiled}, but the environment has torch 1\.2\.3, .*`pip install --no-build-isolation \.`"
+    with pytest.raises(SystemExit, match=words):
+        build()
+
+
+@pytest.mark.parametrize("folder", ["pip-build-env-x1/overlay/lib", "build-env-x1/lib", "builds-v0/.tmpx1/lib"])
+@pytest.mark.parametrize("has_torch", [True, False])
+def test_any_other_isolated_build_warns(folder, has_torch, build, isolate, capsys):
+    isolate(metadata.version("torch") if has_torch else None, folder)
+    assert build().sources
+    said = capsys.readouterr().err
+    assert f"WARNING: the build is isolated: it compiles against torch {metadata.version('torch')}" in said
+    assert "`pip install --no-build-isolation .`" in said
+
+
+def test_a_build_that_is_not_isolated_does_not_warn(build, isolate, capsys):
+    isolate("1.2.3", "site-packages")  # as where a virtual environment has the torch of another
+    assert build().sources
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])

@@ -40,7 +40,8 @@ void residuals_of(const Y* __restrict__ y, const double* __restrict__ v, const d
                   double delta, double scale, C* __restrict__ predictions, double* __restrict__ losses,
                   double* __restrict__ dlosses, double* __restrict__ loss_sums, double* __restrict__ dloss_sums) {
   for (int64_t t = 0; t < count; ++t) {
-    const double r = double(predictions[t]) + bias[t] - double(y[t]), weight = kWeighted ? v[t] : 1.0;
+    // In this order nothing is rounded where y is near the prediction.
+    const double r = double(predictions[t]) - double(y[t]) + bias[t], weight = kWeighted ? v[t] : 1.0;
     losses[t] = weight * loss_value<kLoss>(r, delta);
     dlosses[t] = scale * (weight * dloss<kLoss>(r, delta));
     loss_sums[t] += losses[t];

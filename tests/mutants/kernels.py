@@ -12,6 +12,7 @@ BY_HAND = (VALUES + "test_loss_and_gradients_by_hand",)
 RULE = (VALUES + "test_sgd_rule_by_hand",)
 WEIGHTS = (PARITY + "test_losses_reductions_weights",)
 LAYOUTS = (PARITY + "test_layouts_give_the_bits_of_contiguous_operands",)
+OFFSETS = (PARITY + "test_any_storage_offset_and_nothing_written_outside",)
 GAPS = (PARITY + "test_rows_with_gaps_give_the_same_bits_where_only_sums_are_wanted",)
 MANY_ROWS = (PARITY + "test_a_large_row_hides_few_others_from_a_sum",)
 ROUNDED = (PARITY + "test_a_result_is_rounded_to_16_bits_once",)
@@ -112,7 +113,15 @@ KERNELS = (
     Mutant("products: only the last block of rows counts", "csrc/cpu/products.cpp", "row > first", "false", shape(5003, 9, 34)),
     Mutant("products: the bias's gradient knows no weights", "csrc/cpu/product_rows.cpp",
            "dloss_sums[t] += dlosses[t];", "dloss_sums[t] += scale * dloss<kLoss>(r, delta);", WEIGHTS),
-    Mutant("products: W is taken to be contiguous", "csrc/cpu/products.cpp", "w_.row_stride", "p_.d", LAYOUTS),
+    Mutant("products: rows with gaps are not packed", "csrc/cpu/products.cpp", "view.row_stride == columns",
+           "view.row_stride >= columns", LAYOUTS),
+    Mutant("products: rows that begin anywhere are not packed", "csrc/cpu/products.cpp",
+           "reinterpret_cast<uintptr_t>(view.data) % kAlign == 0", "true", OFFSETS),
+    Mutant("products: blocks begin anywhere in a cache line", "csrc/cpu/products.cpp",
+           "fitting / kMinBlockRows * kMinBlockRows", "fitting", GAPS),
+    Mutant("products: memory to pack rows is as the first batch needs it", "csrc/cpu/products.cpp",
+           "x = take(block_rows * p.d * size);", "x = take(copy_x ? block_rows * p.d * size : 0);",
+           (RUN + "test_batches_that_begin_anywhere_in_a_cache_line",)),
     Mutant("products: targets beyond a piece are the first ones", "csrc/cpu/product_rows.cpp", "i * block.targets + j",
            "i * block.targets", shape(9, 6, 700)),
     Mutant("products: a sum over chunks leaves the last out", "csrc/cpu/product_rows.cpp", "part < parts",
