@@ -35,17 +35,15 @@ def operator(problem: Problem) -> Variant:
     """torch.ops.linreg_ext.sgd_step_, through the dispatcher."""
     x, y, w, b, lr = _operands(problem)
     step = torch.ops.linreg_ext.sgd_step_
-    return _variant(problem, w, b, lambda: step(x, w, y, b, lr=lr))
+    return _variant(problem, w, b, lambda: step(x, y, [w, b], [], [lr, 0.0, 0.0, 0.0, 0.0, 0.0]))
 
 
 def entry(problem: Problem) -> Variant:
     """_C.sgd_step_, which the other ways in lead to."""
     x, y, w, b, lr = _operands(problem)
     step = _extension._C.sgd_step_
-    arguments = (
-        x, w, y, b, None, None, None, "mse", 1.0, "mean", None, lr, 0.0, 0.0, 0.0, False, False,
-        False, False, False, False, False,
-    )  # fmt: skip
+    rule, no = [lr, 0.0, 0.0, 0.0, 0.0, 0.0], (False, False)
+    arguments = (x, y, [w, b], [], rule, "mse", 1.0, None, None, "mean", no, no, False)
     return _variant(problem, w, b, lambda: step(*arguments))
 
 

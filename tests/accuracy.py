@@ -16,8 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import linreg_ext
+
 PLACES = 8  # units in the last place that the rule allows
-LOSSES = ("mse", "l1", "huber", "smooth_l1")
+# Each loss as PyTorch has it; what is beside it here stands in losses_and_slopes.
+PLAIN = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss}
+LOSSES = tuple(PLAIN)
 DTYPES = {
     "float32": (torch.float32, torch.float32),
     "float64": (torch.float64, torch.float64),
@@ -69,18 +73,18 @@ class Problem:
         return named if self.linear_bias is None else {**named, "linear_bias": self.linear_bias}
 
 
+def option(loss: str, threshold: float) -> dict[str, float]:
+    """The threshold of a loss under its own keyword; nothing for a loss without one."""
+    return linreg_ext.losses.LOSSES[loss].options(threshold)
+
+
 def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Tensor:
     """What a user writes today, in the problem's own dtype."""
     x, w, y, b, v = vars(problem).values()
     prediction = F.linear(x.to(w.dtype), w, b)
     y = y.to(torch.promote_types(w.dtype, y.dtype))
     prediction = prediction.to(y.dtype)
-    if loss in ("mse", "l1"):
-        value = getattr(F, f"{loss}_loss")(prediction, y, reduction="none" if v is not None else reduction)
-    elif loss == "huber":
-        value = F.huber_loss(prediction, y, delta=delta, reduction="none" if v is not None else reduction)
-    else:
-        value = F.smooth_l1_loss(prediction, y, beta=delta, reduction="none" if v is not None else reduction)
+    value = PLAIN[loss](prediction, y, reduction="none" if v is not None else reduction, **option(loss, delta))
     if v is None:
         return value
     v = (v.unsqueeze(-1) if v.dim() < value.dim() else v).to(value.dtype).expand_as(value)

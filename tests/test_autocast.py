@@ -8,24 +8,23 @@ import pytest
 import reference_twins
 import torch
 import torch.nn.functional as F
-from accuracy import LOSSES, Problem, assert_as_accurate, loss_and_grads, oracle
+from accuracy import LOSSES, PLAIN, Problem, assert_as_accurate, loss_and_grads, option, oracle
 from torch import nn
 
 import linreg_ext
 
 LOWER = [torch.bfloat16, torch.float16]
-OPTIONS = {"huber": {"delta": 0.5}, "smooth_l1": {"beta": 0.5}}
 
 
 def fused(problem, loss, reduction="mean", library=linreg_ext):
     x, w, y, b, v = vars(problem).values()
     function = getattr(library, f"linear_{loss}_loss")
-    return function(x, w, y, linear_bias=b, weight=v, reduction=reduction, **OPTIONS.get(loss, {}))
+    return function(x, w, y, linear_bias=b, weight=v, reduction=reduction, **option(loss, 0.5))
 
 
 def plain(problem, loss, reduction="mean"):
     x, w, y, b, v = vars(problem).values()
-    function, options = getattr(F, f"{loss}_loss"), OPTIONS.get(loss, {})
+    function, options = PLAIN[loss], option(loss, 0.5)
     if v is None:
         return function(F.linear(x, w, b), y, reduction=reduction, **options)
     value = function(F.linear(x, w, b), y, reduction="none", **options) * v

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, LOSSES, Problem
+from accuracy import DTYPES, LOSSES, Problem, option
 
 import linreg_ext
 from linreg_ext import autograd, functional
@@ -23,7 +23,7 @@ def recorder(request, monkeypatch):
 
 
 def call(loss, x, w, y, b=None, v=None, reduction="mean"):
-    options = {"huber": {"delta": 0.7}, "smooth_l1": {"beta": 0.7}}.get(loss, {})
+    options = option(loss, 0.7)
     return getattr(linreg_ext, f"linear_{loss}_loss")(x, w, y, linear_bias=b, weight=v, reduction=reduction, **options)
 
 
@@ -288,10 +288,10 @@ def test_second_derivatives_of_nothing(shape, device):
 def test_second_derivative_at_the_threshold_is_pytorchs(loss, plain, device):
     x = torch.ones(3, 1, dtype=torch.float64, device=device)
     y = torch.tensor([[0.3], [1.7], [0.5]], dtype=torch.float64, device=device)  # residuals 0.7, -0.7, 0.5 at w = 1
-    option = {"huber": {"delta": 0.7}, "smooth_l1": {"beta": 0.7}}[loss]
+    threshold = option(loss, 0.7)
     y[0], y[1] = 1 - 0.7, 1 + 0.7
     second = []
-    for function in (lambda w: call(loss, x, w, y), lambda w: plain(F.linear(x, w), y, **option)):
+    for function in (lambda w: call(loss, x, w, y), lambda w: plain(F.linear(x, w), y, **threshold)):
         w = torch.ones(1, 1, dtype=torch.float64, device=device, requires_grad=True)
         (g,) = torch.autograd.grad(function(w), w, create_graph=True)
         second.append(torch.autograd.grad(g, w)[0])
@@ -385,7 +385,7 @@ def test_gradcheck_of_the_operators_themselves(loss, recorder, device):
 
 
 def with_options(loss, x, w, y, b, v, reduction):
-    return x, w, y, b, v, loss, {"huber": 0.7, "smooth_l1": 0.7}.get(loss, 1.0), reduction
+    return x, w, y, b, v, loss, 0.7, reduction
 
 
 @pytest.mark.filterwarnings("ignore")

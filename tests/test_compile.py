@@ -11,7 +11,7 @@ import pytest
 import reference_twins
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, LOSSES, Problem, loss_and_grads, plain_loss
+from accuracy import DTYPES, LOSSES, Problem, loss_and_grads, option, plain_loss
 from torch import nn
 
 import linreg_ext
@@ -26,7 +26,7 @@ def _nothing_compiled():
 
 def fused_loss(problem, loss, reduction):
     p = problem  # by its attributes: Dynamo of torch 2.11 cannot trace vars(problem).values()
-    options = {"huber": {"delta": 0.5}, "smooth_l1": {"beta": 0.5}}.get(loss, {})
+    options = option(loss, 0.5)
     function = getattr(linreg_ext, f"linear_{loss}_loss")
     return function(
         p.input, p.linear_weight, p.target, linear_bias=p.linear_bias, weight=p.weight, reduction=reduction, **options

@@ -7,6 +7,7 @@ import functools
 import plain_loop
 import pytest
 import torch
+from accuracy import PLAIN, option
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -14,10 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import linreg_ext
 
 FUSED = {
-    "mse": (linreg_ext.LinearMSELoss, {}, F.mse_loss),
-    "l1": (linreg_ext.LinearL1Loss, {}, F.l1_loss),
-    "huber": (linreg_ext.LinearHuberLoss, {"delta": 0.5}, functools.partial(F.huber_loss, delta=0.5)),
-    "smooth_l1": (linreg_ext.LinearSmoothL1Loss, {"beta": 0.5}, functools.partial(F.smooth_l1_loss, beta=0.5)),
+    loss: (linreg_ext.modules.MODULES[loss], option(loss, 0.5), functools.partial(plain, **option(loss, 0.5)))
+    for loss, plain in PLAIN.items()
 }
 
 

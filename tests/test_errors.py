@@ -102,7 +102,7 @@ STEP_CASES = [
     ({"beta": 0.5}, ValueError, "beta (of loss 'smooth_l1') must be None with loss 'mse', got 0.5"),
     ({"momentum": 0.9}, ValueError, "momentum_buffers must be a list [buffer of linear_weight, buffer of linear_bias] when momentum"),
     ({"momentum": 0.9, "momentum_buffers": [None]}, ValueError, "got 1 entries"),
-    ({"momentum": 0.9, "momentum_buffers": [1.0, None]}, TypeError, "momentum_buffers[0] must be a Tensor, got float"),
+    ({"momentum": 0.9, "momentum_buffers": [1.0, None]}, TypeError, "momentum_buffers[0] must be a Tensor or None, got float"),
     ({"momentum": 0.9, "momentum_buffers": [torch.zeros(3), None]}, RuntimeError, "momentum_buffers[0] must have shape [1, 3], got [3]"),
     ({"momentum": 0.9, "momentum_buffers": [None, torch.zeros(1).double()]}, RuntimeError, "momentum_buffers[1] must have dtype float32"),
     (shared("linear_weight", of="input"), RuntimeError, "linear_weight must not overlap input in memory"),

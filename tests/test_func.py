@@ -4,7 +4,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import LOSSES
+from accuracy import LOSSES, PLAIN, option
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
@@ -12,7 +12,6 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 import linreg_ext
 
 OPS = torch.ops.linreg_ext
-OPTIONS = {"huber": {"delta": 0.7}, "smooth_l1": {"beta": 0.7}}
 # What of weight, bias, input and target there are many of.
 MANY = {
     "samples": (None, None, 0, 0),
@@ -24,8 +23,8 @@ MANY = {
 
 def pair(loss, reduction="mean"):
     """A loss as a function of weight, bias, input and target: ours, and PyTorch's."""
-    ours, plain = getattr(linreg_ext, f"linear_{loss}_loss"), getattr(F, f"{loss}_loss")
-    options = {"reduction": reduction, **OPTIONS.get(loss, {})}
+    ours, plain = getattr(linreg_ext, f"linear_{loss}_loss"), PLAIN[loss]
+    options = {"reduction": reduction, **option(loss, 0.7)}
     return (
         lambda w, b, x, y: ours(x, w, y, linear_bias=b, **options),
         lambda w, b, x, y: plain(F.linear(x, w, b), y, **options),
@@ -171,7 +170,7 @@ def dual(function):
 
 
 TRANSFORMS = {"grad": grad, "vmap": vmap, "jvp": lambda f: lambda w: jvp(f, (w,), (w,)), "dual": dual}
-STEPS = {"sgd_step_": linreg_ext.sgd_step_, "sgd_run_": linreg_ext.sgd_run_, "the operator sgd_step_": OPS.sgd_step_}
+STEPS = {"sgd_step_": linreg_ext.sgd_step_, "sgd_run_": linreg_ext.sgd_run_, "the operator sgd_step_": lambda x, w, y, lr: OPS.sgd_step_(x, y, [w], [], [lr, 0, 0, 0, 0, 0])}  # fmt: skip
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
@@ -196,4 +195,4 @@ def test_steps_in_place_are_refused_on_fake_tensors():
     with FakeTensorMode(), forward_ad.dual_level():
         w, _, x, y = operands("cpu")
         with pytest.raises(RuntimeError, match="sgd_step_: must not be called inside"):
-            OPS.sgd_step_(x, w, y, lr=0.1)
+            OPS.sgd_step_(x, y, [w], [], [0.1, 0, 0, 0, 0, 0])

@@ -145,7 +145,7 @@ def run(implementation, make_loader, monkeypatch, *, dtype=torch.float64, epochs
     calls, sgd_run = [], functional.sgd_run
 
     def counted(*arguments):
-        calls.append(arguments[2])
+        calls.append(arguments[4])
         return sgd_run(*arguments)
 
     monkeypatch.setattr(functional, "sgd_run", counted)

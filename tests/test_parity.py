@@ -17,6 +17,7 @@ from accuracy import (
     assert_same_wherever,
     extended,
     loss_and_grads,
+    option,
     oracle,
     plain_loss,
     residuals,
@@ -36,9 +37,8 @@ SHAPES += [(1, 1100, 33), (77, 130, 16), (64, 64, 64), (300, 65, 257), (513, 33,
 
 def fused_loss(problem, loss, delta, reduction):
     x, w, y, b, v = vars(problem).values()
-    name = {"huber": {"delta": delta}, "smooth_l1": {"beta": delta}}.get(loss, {})
     function = getattr(linreg_ext, f"linear_{loss}_loss")
-    return function(x, w, y, linear_bias=b, weight=v, reduction=reduction, **name)
+    return function(x, w, y, linear_bias=b, weight=v, reduction=reduction, **option(loss, delta))
 
 
 def check(problem, loss="mse", delta=1.0, reduction="mean", grad_loss=1.0):

@@ -22,6 +22,7 @@ from accuracy import (
     assert_same_wherever,
     extended,
     losses_and_slopes,
+    option,
     oracle,
     plain_loss,
     residuals,
@@ -436,7 +437,7 @@ def test_two_steps(data, rule, loss_and_threshold, offset):
         plain, exact = a_step(problem, loss, delta, rule, buffers)
         x, w, y, b, v = vars(form(problem)).values()
         value = linreg_ext.sgd_step_(
-            x, w, y, linear_bias=b, weight=v, loss=loss, delta=delta, momentum_buffers=buffers, **rule
+            x, w, y, linear_bias=b, weight=v, loss=loss, **option(loss, delta), momentum_buffers=buffers, **rule
         )
         ours = {"loss": value, "linear_weight": w, "linear_bias": b}
         ours |= {f"buffer of {name}": buffer for name, buffer in zip(PARAMETERS, buffers, strict=True)}
@@ -468,5 +469,5 @@ def test_a_run_is_its_steps(data, rule, loss_and_threshold):
     else:
         rule["lr"] = float(rule["lr"])
     loss, delta = loss_and_threshold
-    options = {"loss": loss, "delta": delta, "drop_last": drop_last, "in_place": in_place, **rule}
+    options = {"loss": loss, **option(loss, delta), "drop_last": drop_last, "in_place": in_place, **rule}
     assert_same(both(problem, orders, batch_size, **options))

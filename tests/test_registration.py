@@ -47,42 +47,41 @@ def test_opcheck_of_the_losses(dtypes, requires_grad, device):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_opcheck_of_the_step(dtypes, momentum, device):
     for loss, operands in samples(dtypes, device, requires_grad=momentum != 0):
-        _, w, _, b, _ = operands
-        buffers = [torch.zeros_like(w), None if b is None else torch.zeros_like(b)] if momentum else [None, None]
+        x, w, y, b, v = operands
+        parameters = [w] if b is None else [w, b]
+        buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
         for lr_tensor in (None, torch.tensor(0.01, device=device)):
             torch.library.opcheck(
                 OPS.sgd_step_.default,
-                (*operands, *buffers, loss, 0.5, "mean", lr_tensor, 0.1, momentum, 0.0, 0.1, False, False,
-                 False, False, False, False, False),
+                (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",
+                 [False, False], [False, False], False),
             )  # fmt: skip
 
 
 def test_arguments_of_the_step_may_be_left_out(device):
     p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
-    steps = []
-    for more in ((), (None, None, None, "mse", 1.0, "mean", None, 0.1, 0.0, 0.0, 0.0, *[False] * 7)):
+    steps, rule = [], [0.1, 0.0, 0.0, 0.0, 0.0, 0.0]
+    for more in ((), ("mse", 1.0, None, None, "mean", [False, False], [False, False], False)):
         w, b = p.linear_weight.clone(), p.linear_bias.clone()
-        loss = OPS.sgd_step_(p.input, w, p.target, b, *more, **({} if more else {"lr": 0.1}))
-        steps.append([loss, w, b])
+        steps.append([OPS.sgd_step_(p.input, p.target, [w, b], [], rule, *more), w, b])
     assert all(torch.equal(*both) for both in zip(*steps, strict=True))
-    torch.library.opcheck(OPS.sgd_step_.default, (p.input, p.linear_weight, p.target), {"lr": 0.1})
-    with pytest.raises(ValueError, match="lr must be >= 0"):
-        OPS.sgd_step_(p.input, p.linear_weight, p.target)
+    torch.library.opcheck(OPS.sgd_step_.default, (p.input, p.target, [p.linear_weight], [], rule))
 
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_opcheck_of_the_run(dtypes, momentum):
     for loss, operands in itertools.islice(samples(dtypes, "cpu", requires_grad=momentum != 0), 1, None, 2):
-        x, w, y, b, _ = (None if t is None else t.detach() for t in operands)
-        buffers = [torch.zeros_like(w), None if b is None else torch.zeros_like(b)] if momentum else [None, None]
+        x, w, y, b, v = operands
+        parameters = [w] if b is None else [w, b]
+        buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
         order = torch.stack([torch.randperm(9), torch.randperm(9)])
-        rows = order, x[:4].clone(), y[:4].clone()
-        for more, lr_tensor in (((None, None, None), None), (rows, torch.rand(6) / 10)):
+        rows = order, [x[:4].detach().clone(), y[:4].detach().clone()]
+        for more, lr_tensor in (((None, []), None), (rows, torch.rand(6) / 10)):
             torch.library.opcheck(
                 OPS.sgd_run_.default,
-                (*operands, *buffers, *more, 4, False, 2, 1, 6, loss, 0.5, "mean", lr_tensor, 0.1, momentum, 0.0, 0.1,
-                 False, False, False, False, False, False, True),
+                (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",
+                 [False, False], [False, False], True, *more, 4, False, 2, 1, 6),
             )  # fmt: skip
 
 
@@ -153,10 +152,7 @@ def test_version_counters_are_bumped_by_op_and_direct_entry(device):
                 momentum_buffers=buffers,
             )
         else:
-            OPS.sgd_step_(
-                p.input, p.linear_weight, p.target, p.linear_bias, None, *buffers, "mse", 1.0, "mean", None, 0.1,
-                0.9, 0.0, 0.0, False, False, False, False, False, False, False,
-            )  # fmt: skip
+            OPS.sgd_step_(p.input, p.target, [p.linear_weight, p.linear_bias], buffers, [0.1, 0.9, 0.0, 0.0, 0.0, 0.0])
         assert [t._version for t in mutated] == [version + 1 for version in before]
         assert p.input._version == p.target._version == 0 or by
 

@@ -13,7 +13,7 @@ import time
 import pytest
 import reference_twins
 import torch
-from accuracy import DTYPES, LOSSES, Exact, Problem, assert_as_accurate
+from accuracy import DTYPES, LOSSES, Exact, Problem, assert_as_accurate, option
 
 import linreg_ext
 from linreg_ext import functional
@@ -31,6 +31,16 @@ OPTIONS = {
 }
 ON_CPU = "LINREG_EXT_SIMT" not in os.environ  # what is on the CPU is computed by the CPU's kernels
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def part_of_a_run(x, w, y, b=None, v=None, *, steps, sizes, rule, loss="mse", delta=1.0, lr=None, reduction="mean",
+                  buffers=(), order=None, validation=(), first_step=(False, False), frozen=(False, False), stop=False):  # fmt: skip
+    """What the operator returns for each stretch of some steps of a run."""
+    parts, parameters = [], [w] if b is None else [w, b]
+    step = (x, y, parameters, list(buffers), rule, loss, delta, v, lr, reduction, first_step, frozen, stop)
+    functional.sgd_run(step, order, list(validation), sizes, steps, parts)
+    return parts
+
 
 
 def batches(order, batch_size, drop_last=False):
@@ -94,7 +104,7 @@ def test_every_step_is_a_single_step(options, dtypes, device):
     for (n, d, k, batch), loss, in_place in itertools.product(SHAPES, LOSSES, (False, True)):
         problem = Problem.random(n, d, k, dtypes, bias=d != 2, weight="rows" if n == 300 else None, device=device)
         orders = torch.arange(n).repeat(3, 1) if in_place else shuffled(n, 3)
-        assert_same(both(problem, orders, batch, in_place=in_place, loss=loss, delta=0.5, **options))
+        assert_same(both(problem, orders, batch, in_place=in_place, loss=loss, **option(loss, 0.5), **options))
 
 
 @pytest.mark.products
@@ -204,18 +214,8 @@ def test_a_run_stops_with_the_last_finite_parameters(d, momentum, device):
     assert torch.equal(kept, twin)
     assert not momentum or torch.equal(buffers[0], twin_buffers[0])
     # What is not reached has no loss.
-    operands, rule = (x, w.clone(), y, *[None] * 4, orders, None, None), ("mse", 1.0, "mean", None, options["lr"])
-    parts = []
-    functional.sgd_run(
-        operands,
-        (16, False, 2),
-        range(8),
-        (*rule, 0.0, 0.0, 0.0, False, False),
-        [False] * 2,
-        (False, False),
-        True,
-        parts,
-    )
+    parts = part_of_a_run(x, w.clone(), y, steps=range(8), sizes=(16, False, 2), rule=[options["lr"], 0, 0, 0, 0, 0],
+                          order=orders, stop=True)  # fmt: skip
     assert [len(parts), int(parts[0][2]), len(parts[0][0])] == [1, 6, 8]
     assert parts[0][0].isnan().tolist() == [False] * 7 + [True]
     # A first step that is not taken leaves everything, and goes on where it is not to stop.
@@ -235,11 +235,9 @@ def test_validation_after_every_epoch(shape, device):
     twin, twin_bias = w.clone(), b.clone()
     epoch = -(-len(x) // 16)
     rates = torch.linspace(0.01, 0.001, 3 * epoch)
-    rule = ("mse", 1.0, "mean", rates, 0.0, 0.0, 0.0, 0.0, False, False)
-    operands = (x, w, y, b, None, None, None, None, rows.input, rows.target)
     steps = range(2, 3 * epoch)  # begins within an epoch and ends with one
-    parts = []
-    functional.sgd_run(operands, (16, False, 3), steps, rule, [False, False], (False, False), False, parts)
+    parts = part_of_a_run(x, w, y, b, steps=steps, sizes=(16, False, 3), rule=[0.0] * 6, lr=rates,
+                          validation=[rows.input, rows.target])  # fmt: skip
     validation = torch.cat([part[1] for part in parts])
     expected = []
     for step in steps:
@@ -255,9 +253,8 @@ def test_frozen_parameters_stay(device):
         for frozen in ((True, False), (False, True)):
             x, w, y, b, _ = vars(Problem.random(40, d, 1, DTYPES["float32"], device=device)).values()
             before = w.clone(), b.clone()
-            rule = ("mse", 1.0, "mean", None, 0.01, 0.0, 0.0, 0.0, False, False)
-            operands = (x, w, y, b, *[None] * 6)
-            functional.sgd_run(operands, (16, False, 1), range(3), rule, [False, False], frozen, False, [])
+            rule = [0.01, 0, 0, 0, 0, 0]
+            part_of_a_run(x, w, y, b, steps=range(3), sizes=(16, False, 1), rule=rule, frozen=frozen)
             assert [torch.equal(*pair) for pair in zip((w, b), before, strict=True)] == list(frozen)
 
 
@@ -299,14 +296,16 @@ def test_a_run_in_parts_has_the_same_bits(shape, dtypes, device):
     problem = Problem.random(*shape, dtypes, weight="rows", device=device)
     x, w, y, b, v = vars(problem).values()
     orders = shuffled(len(x), 3)
-    rule = ("huber", 0.5, "mean", None, 0.1 / (10 + shape[1]), 0.9, 0.0, 0.1, True, False)
+    rule = [0.1 / (10 + shape[1]), 0.9, 0.0, 0.1, True, False]
     results = []
     for cuts in ([12], [1, 2, 7, 12], [4, 8, 12]):
         tensors = [t.clone() for t in (w, b, w, b)]
         first_step, parts = [True, True], []
         for steps in itertools.starmap(range, itertools.pairwise([0, *cuts])):
-            operands = (x, tensors[0], y, tensors[1], v, *tensors[2:], orders, None, None)
-            functional.sgd_run(operands, (-(-len(x) // 4), False, 3), steps, rule, first_step, [False] * 2, True, parts)
+            parts += part_of_a_run(
+                x, tensors[0], y, tensors[1], v, steps=steps, sizes=(-(-len(x) // 4), False, 3), rule=rule, loss="huber",
+                delta=0.5, buffers=tensors[2:], order=orders, first_step=first_step, stop=True,
+            )  # fmt: skip
             first_step = [False, False]
         results.append([torch.cat([part[0] for part in parts]), *tensors])
     assert results[0][0].isfinite().all()
@@ -360,13 +359,15 @@ def test_batches_of_rows_that_no_block_holds(n, d, batch, dtypes, in_place, devi
     begin = epoch - 2
     every = [part for order in orders for part in batches(order, batch)][begin : begin + 5]
     lr = torch.rand(2 * epoch, dtype=torch.float64) / (10 + d)
-    rule = ("huber", 0.5, "mean", lr, 0.0, 0.9, 0.0, 0.1, True, False)
+    rule = [0.0, 0.9, 0.0, 0.1, True, False]
     results = []
     for cuts in ([0, 5], [0, 1, 3, 5]):
         tensors, first_step, parts = [t.clone() for t in (w, b, w, b)], [True, True], []
         for steps in itertools.starmap(range, itertools.pairwise(begin + cut for cut in cuts)):
-            operands = (x, tensors[0], y, tensors[1], v, *tensors[2:], None if in_place else orders, None, None)
-            functional.sgd_run(operands, (batch, False, 2), steps, rule, first_step, [False] * 2, True, parts)
+            parts += part_of_a_run(
+                x, tensors[0], y, tensors[1], v, steps=steps, sizes=(batch, False, 2), rule=rule, lr=lr, loss="huber",
+                delta=0.5, buffers=tensors[2:], order=None if in_place else orders, first_step=first_step, stop=True,
+            )  # fmt: skip
             first_step = [False, False]
         results.append([torch.cat([part[0] for part in parts]), *tensors])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -387,14 +388,13 @@ def test_streamed_batches_as_other_runs_take_them(device):
     orders = torch.randint(n, (2, 200))
     for loss, options in itertools.product(LOSSES, OPTIONS.values()):
         problem = Problem.random(n, d, 1, DTYPES["float32"], bias=loss != "l1", device=device)
-        assert_same(both(problem, orders, batch, loss=loss, delta=0.5, drop_last=loss == "huber", **options))
+        assert_same(both(problem, orders, batch, loss=loss, **option(loss, 0.5), drop_last=loss == "huber", **options))
     problem = Problem.random(n, d, 1, DTYPES["float32"], device=device)
     x, w, y, b, _ = vars(problem).values()
     for frozen in ((True, False), (False, True)):
         kept = w.clone(), b.clone()
-        rule = ("mse", 1.0, "sum", None, 1e-4, 0.0, 0.0, 0.0, False, False)
-        operands = (x, kept[0], y, kept[1], *[None] * 3, orders, None, None)
-        functional.sgd_run(operands, (batch, False, 2), range(5), rule, [False, False], frozen, False, [])
+        part_of_a_run(x, kept[0], y, kept[1], steps=range(5), sizes=(batch, False, 2), rule=[1e-4, 0, 0, 0, 0, 0],
+                      reduction="sum", order=orders, frozen=frozen)  # fmt: skip
         assert [torch.equal(*pair) for pair in zip((w, b), kept, strict=True)] == list(frozen)
     orders = orders % (n - 1)
     orders[1, batch] = n - 1  # in the second batch of the second epoch

@@ -9,7 +9,7 @@ import pytest
 import reference_twins
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, Exact, Problem, assert_as_accurate, oracle
+from accuracy import DTYPES, Exact, Problem, assert_as_accurate, option, oracle
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -151,7 +151,7 @@ def test_other_losses_follow_pytorch(loss):
         value.backward()
         optimizer.step()
         ours = linreg_ext.sgd_step_(
-            problem.input, w, problem.target, linear_bias=b, loss=loss, delta=0.5, lr=0.05, momentum=0.9,
+            problem.input, w, problem.target, linear_bias=b, loss=loss, **option(loss, 0.5), lr=0.05, momentum=0.9,
             momentum_buffers=buffers,
         )  # fmt: skip
         torch.testing.assert_close(ours, value.detach(), rtol=1e-10, atol=1e-12)
