@@ -164,9 +164,9 @@ struct Operands {
         double r = (c.bias ? b(0, t) : 0) - y(i, t), size = std::fabs(r);
         for (int64_t j = 0; j < c.d; ++j) r += x(i, j) * w(t, j), size += std::fabs(x(i, j) * w(t, j));
         const double weight = c.weighted ? v(i, t) : 1;
-        double loss = 0, g = 0;
-        with_loss(c.loss, [&]<Loss kLoss>() { loss = loss_value<kLoss>(r, 0.75), g = dloss<kLoss>(r, 0.75); });
-        const double g = scale * weight * g, most = std::fabs(scale * weight) * (std::fabs(g) + size);
+        double loss = 0, derivative = 0;
+        with_loss(c.loss, [&]<Loss kLoss>() { loss = loss_value<kLoss>(r, 0.75), derivative = dloss<kLoss>(r, 0.75); });
+        const double g = scale * weight * derivative, most = std::fabs(scale * weight) * (std::fabs(derivative) + size);
         e.loss.add(none ? i * c.k + t : 0, (none ? 1 : scale) * weight * loss,
                    (none ? 1 : scale) * weight * (std::fabs(loss) + size * size));
         for (int64_t j = 0; j < c.d; ++j) {
