@@ -23,7 +23,7 @@ _OPS = reference if REFERENCE else torch.ops.linreg_ext
 
 
 class LossFunction(Protocol):
-    """What the functions ``linear_<loss>_loss`` have in common; `threshold` is the loss's own keyword, if it has one."""
+    """What the functions ``linear_<loss>_loss`` have in common; `threshold` is the loss's own keyword, if any."""
 
     def __call__(
         self,
@@ -85,16 +85,17 @@ _EXAMPLE = """
 def _docstring(loss: Loss, function: str) -> str:
     """All of it for `linear_mse_loss`; its siblings' say what differs."""
     text = _SUMMARY.format(title=loss.title, formula=loss.formula, derivative=loss.derivative)
+    own, option = loss.threshold, ""
     if loss.name == "mse":
         text += _ARGUMENTS
     else:
-        text += "\n    Arguments, shapes, results and errors are those of :func:`linear_mse_loss`"
-        text += f", and:\n\n    Args:\n        {loss.threshold.name}: {loss.threshold.meaning}.\n" if loss.threshold else ".\n"
+        text += "\n    Further arguments, shapes, results and errors are those of :func:`linear_mse_loss`.\n"
+    if own is not None:
+        text += f"\n    Args:\n        {own.name}: {own.meaning}.\n"
+        option = f", {own.name}={own.name}"
     if loss.function is not None:
-        option = f", {loss.threshold.name}={loss.threshold.name}" if loss.threshold else ""
-        text += "\n    Equivalent to:\n"
-        text += f"        ``F.{loss.function.__name__}(F.linear(input, linear_weight, linear_bias), target, "
-        text += f"reduction=reduction{option})``\n"
+        call = f"F.{loss.function.__name__}(F.linear(input, linear_weight, linear_bias), target, "
+        text += f"\n    Equivalent to:\n        ``{call}reduction=reduction{option})``\n"
     return text + _EXAMPLE.format(function=function)
 
 
@@ -122,7 +123,8 @@ def _loss_function(loss: Loss) -> LossFunction:
     signature = inspect.signature(function)
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if own is not None:
-        parameters.append(inspect.Parameter(own.name, inspect.Parameter.KEYWORD_ONLY, default=own.default, annotation="float"))
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(own.name, kind, default=own.default, annotation="float"))
     function.__signature__ = signature.replace(parameters=parameters)
     function.__name__ = function.__qualname__ = name
     function.__module__ = __package__  # which has it under this name, for pickle and torch.fx

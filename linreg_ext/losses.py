@@ -61,42 +61,57 @@ def _dsmooth_l1(r: Tensor, beta: float) -> Tensor:
     return torch.where(r.abs() < beta, r / beta, (r.detach() / beta).clamp(-1, 1))
 
 
-LOSSES = {
-    loss.name: loss
-    for loss in (
-        Loss(
-            "mse", "MSE", "Mean squared error", "r^2",
-            r"The factor is PyTorch's: :math:`dW = \tfrac{2}{NK} R^T X` for ``\"mean\"`` (scikit-learn halves the loss).",
-            lambda p, y, _: F.mse_loss(p, y, reduction="none"),
-            lambda r, _: 2 * r,
-            function=F.mse_loss, module=nn.MSELoss,
+_ROWS = (
+    Loss(
+        name="mse",
+        camel_case="MSE",
+        title="Mean squared error",
+        formula="r^2",
+        derivative=(
+            r"The factor is PyTorch's: :math:`dW = \tfrac{2}{NK} R^T X` for ``\"mean\"``; scikit-learn halves the loss."
         ),
-        Loss(
-            "l1", "L1", "Mean absolute error", "|r|", "The derivative is sign(r), 0 at r = 0.",
-            lambda p, y, _: F.l1_loss(p, y, reduction="none"),
-            lambda r, _: r.sgn(),
-            function=F.l1_loss, module=nn.L1Loss,
-        ),
-        Loss(
-            "huber", "Huber", "Huber loss",
-            r"r^2/2 \text{ if } |r| \le \delta \text{ else } \delta(|r| - \delta/2)",
-            "The derivative is r clamped to [−δ, δ].",
-            lambda p, y, delta: F.huber_loss(p, y, reduction="none", delta=delta),
-            lambda r, delta: torch.where(r.abs() < delta, r, r.detach().clamp(-delta, delta)),
-            Threshold("delta", 1.0, "δ, where the quadratic part ends; > 0"),
-            F.huber_loss, nn.HuberLoss,
-        ),
-        Loss(
-            "smooth_l1", "SmoothL1", "Smooth L1 loss",
-            r"r^2/(2\beta) \text{ if } |r| < \beta \text{ else } |r| - \beta/2",
-            "The derivative is r/β clamped to [−1, 1]; β = 0 is the absolute error.",
-            lambda p, y, beta: F.smooth_l1_loss(p, y, reduction="none", beta=beta),
-            _dsmooth_l1,
-            Threshold("beta", 1.0, "β, where the quadratic part ends; >= 0"),
-            F.smooth_l1_loss, nn.SmoothL1Loss,
-        ),
-    )
-}  # fmt: skip
+        plain=lambda p, y, _: F.mse_loss(p, y, reduction="none"),
+        dloss=lambda r, _: 2 * r,
+        function=F.mse_loss,
+        module=nn.MSELoss,
+    ),
+    Loss(
+        name="l1",
+        camel_case="L1",
+        title="Mean absolute error",
+        formula="|r|",
+        derivative="The derivative is sign(r), 0 at r = 0.",
+        plain=lambda p, y, _: F.l1_loss(p, y, reduction="none"),
+        dloss=lambda r, _: r.sgn(),
+        function=F.l1_loss,
+        module=nn.L1Loss,
+    ),
+    Loss(
+        name="huber",
+        camel_case="Huber",
+        title="Huber loss",
+        formula=r"r^2/2 \text{ if } |r| \le \delta \text{ else } \delta(|r| - \delta/2)",
+        derivative="The derivative is r clamped to [−δ, δ].",
+        plain=lambda p, y, delta: F.huber_loss(p, y, reduction="none", delta=delta),
+        dloss=lambda r, delta: torch.where(r.abs() < delta, r, r.detach().clamp(-delta, delta)),
+        threshold=Threshold("delta", 1.0, "δ, where the quadratic part ends; > 0"),
+        function=F.huber_loss,
+        module=nn.HuberLoss,
+    ),
+    Loss(
+        name="smooth_l1",
+        camel_case="SmoothL1",
+        title="Smooth L1 loss",
+        formula=r"r^2/(2\beta) \text{ if } |r| < \beta \text{ else } |r| - \beta/2",
+        derivative="The derivative is r/β clamped to [−1, 1]; β = 0 is the absolute error.",
+        plain=lambda p, y, beta: F.smooth_l1_loss(p, y, reduction="none", beta=beta),
+        dloss=_dsmooth_l1,
+        threshold=Threshold("beta", 1.0, "β, where the quadratic part ends; >= 0"),
+        function=F.smooth_l1_loss,
+        module=nn.SmoothL1Loss,
+    ),
+)
+LOSSES = {loss.name: loss for loss in _ROWS}
 
 
 def threshold_of(op: str, loss: str, **given: Any) -> Any:

@@ -7,8 +7,8 @@ import functools
 import plain_loop
 import pytest
 import torch
-from accuracy import PLAIN, option
 import torch.nn.functional as F
+from accuracy import PLAIN, option
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -42,7 +42,6 @@ def part_of_a_run(x, w, y, b=None, v=None, *, steps, sizes, rule, loss="mse", de
     return parts
 
 
-
 def batches(order, batch_size, drop_last=False):
     """The batches of one epoch."""
     return [batch for batch in order.split(batch_size) if not drop_last or len(batch) == batch_size]

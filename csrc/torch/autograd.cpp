@@ -202,9 +202,8 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
   {
     std::optional<pybind11::gil_scoped_release> released;
     if (takes_long(*input, *linear_weight)) released.emplace();
-    value = recorded(differentiable ? "linreg_ext::linear_loss_grads" : "linreg_ext::linear_loss", [&] {
-      return (differentiable ? differentiable_loss : linear_loss)(operands, objective);
-    });
+    value = recorded(differentiable ? "linreg_ext::linear_loss_grads" : "linreg_ext::linear_loss",
+                     [&] { return (differentiable ? differentiable_loss : linear_loss)(operands, objective); });
   }
   return THPVariable_Wrap(std::move(value));
   END_HANDLE_TH_ERRORS

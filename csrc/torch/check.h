@@ -64,8 +64,8 @@ struct Named {
   const at::Tensor* tensor;
 };
 
-// The places of two tensors that share memory, the first of them among the first `written`; twice the same place for one
-// that overlaps itself.
+// The places of two tensors that share memory, the first of them among the first `written`; twice the same place for
+// one that overlaps itself.
 std::optional<std::pair<size_t, size_t>> find_overlap(at::ArrayRef<const at::Tensor*> tensors, size_t written);
 
 // Whether a step must not be taken: it would write what it also reads.

@@ -120,8 +120,8 @@ class Arguments {
     const auto& schema = c10::Dispatcher::singleton().findSchemaOrThrow(schema_, "").schema();
     const std::string& argument = schema.arguments()[size_t(item_ - first_)].name();
     const bool optional = argument == "momentum_buffers" || (argument == "parameters" && i == 1);
-    TORCH_CHECK_TYPE(false, op_, ": ", name_of(argument, i), " must be ", expected, optional ? " or None" : "", ", got ",
-                     Py_TYPE(item)->tp_name);
+    TORCH_CHECK_TYPE(false, op_, ": ", name_of(argument, i), " must be ", expected, optional ? " or None" : "",
+                     ", got ", Py_TYPE(item)->tp_name);
   }
 
   // What users call an argument or an element of a list.
@@ -167,8 +167,8 @@ inline void collect(Tensors& tensors, at::TensorList list) {
 template <class T>
 void collect(Tensors&, const T&) {}
 
-// Calls `op`, or for what the dispatcher has to decide about, the operator `schema` through it. `takes_long` says of its
-// arguments whether other Python threads should run meanwhile.
+// Calls `op`, or for what the dispatcher has to decide about, the operator `schema` through it. `takes_long` says of
+// its arguments whether other Python threads should run meanwhile.
 template <class TakesLong, class Result, class... A>
 PyObject* call_directly(const char* schema, Result (*op)(A...), const TakesLong& takes_long, PyObject* const* items,
                         Py_ssize_t count) {

@@ -176,17 +176,18 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
              {"validation_target", validates ? &validation[1] : nullptr}});
   Checked validated;
   if (validates)
-    validated = check_problem("sgd_run_: validation",
-                              {validation[0], operands.linear_weight, validation[1], operands.linear_bias, nullptr},
-                              objective);
+    validated =
+        check_problem("sgd_run_: validation",
+                      {validation[0], operands.linear_weight, validation[1], operands.linear_bias, nullptr}, objective);
 
   const Backend& backend = *backend_of(device.type());
   const int64_t epochs_ended = run.epoch_steps == 0 ? 0 : run.end / run.epoch_steps - run.begin / run.epoch_steps;
   RunCall call{op.data(), device, checked.problem, run, {}, {}, {}, {}, {}, sgd.skip_nonfinite, nullptr, {}, {}, {}};
   const auto dtype = scalar_type_of(loss_dtype(checked.problem));
   call.losses = backend.empty({run.end - run.begin}, dtype, device);
-  call.validation_losses = validates ? backend.empty({epochs_ended}, scalar_type_of(loss_dtype(validated.problem)), device)
-                                     : backend.empty({0}, dtype, device);
+  call.validation_losses = validates
+                               ? backend.empty({epochs_ended}, scalar_type_of(loss_dtype(validated.problem)), device)
+                               : backend.empty({0}, dtype, device);
   call.done = backend.empty({}, at::kLong, device);
   if (order.order) call.order = *order.order;
   if (validates) call.validation = &validated.problem;
@@ -301,7 +302,8 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "linear_loss_grads(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, str "
       "loss, float delta, str reduction, bool[4] wanted) -> (Tensor, Tensor[])");
   // `parameters` is [linear_weight] or [linear_weight, linear_bias]; `momentum_buffers` has one for each, or none
-  // without momentum; `rule` is [lr, momentum, dampening, weight_decay, nesterov, maximize], whose lr a tensor replaces.
+  // without momentum; `rule` is [lr, momentum, dampening, weight_decay, nesterov, maximize], whose lr a tensor
+  // replaces.
   m.def(
       "sgd_step_(Tensor input, Tensor target, Tensor(a!)[] parameters, Tensor(b!)[] momentum_buffers, float[] rule, "
       "str loss=\"mse\", float delta=1.0, Tensor? weight=None, Tensor? lr=None, str reduction=\"mean\", "
@@ -384,8 +386,8 @@ const char* name_of(const c10::OperatorHandle& op) {
 
 void refuse_step(const c10::OperatorHandle& op, torch::jit::Stack*) { refuse_transforms(name_of(op)); }
 
-// What lies in the memory of z.conj().imag is not its numbers but those times -1. PyTorch's own answer for all operators
-// is an internal assert for one that returns something else than what it writes.
+// What lies in the memory of z.conj().imag is not its numbers but those times -1. PyTorch's own answer for all
+// operators is an internal assert for one that returns something else than what it writes.
 void refuse_negative(const c10::OperatorHandle& op, torch::jit::Stack*) {
   TORCH_CHECK(false, name_of(op), ": tensors must not have the negative bit; pass their resolve_neg()");
 }

@@ -24,8 +24,8 @@
 
 #include "entries.h"
 #include "evidence.h"
-#include "plain.h"
 #include "ops.h"
+#include "plain.h"
 
 namespace linreg::torch_ops {
 namespace {
