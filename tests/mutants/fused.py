@@ -20,7 +20,7 @@ def _wrong(name: str, file: str, old: str, new: str, *tests: str, build: str = "
 
 
 FUSED = (
-    _wrong("gradients are too large", "csrc/torch/linear_loss.cpp",
+    _wrong("gradients are too large", "csrc/torch/ops.cpp",
            "compute_loss(op.c_str(), backend, device, checked.problem, gradients, value.data_ptr());",
            "compute_loss(op.c_str(), backend, device, checked.problem, gradients, value.data_ptr());"
            " for (const at::Tensor& grad : grads) grad.mul_(1.05);",
@@ -46,7 +46,7 @@ FUSED = (
            STATE + "test_a_module_that_is_made_without_data",
            RECOGNITION + "test_the_optimizer_steps_for_itself",
            RECOGNITION + "test_random_models_train_as_the_plain_loop_trains_them"),
-    _wrong("a loss beside its gradients is too large", "csrc/torch/linear_loss.cpp",
+    _wrong("a loss beside its gradients is too large", "csrc/torch/ops.cpp",
            "return {std::move(value), std::move(grads)};",
            "value.mul_(1.05); return {std::move(value), std::move(grads)};",
            COMPILE + "test_losses_in_one_graph",
@@ -61,7 +61,7 @@ FUSED = (
            DEEP + "test_two_heads_on_one_body",
            STATE + "test_copies_of_a_module_are_its_equals_and_nothing_more",
            RECOGNITION + "test_the_optimizer_steps_for_itself"),
-    _wrong("a loss alone is too large", "csrc/torch/linear_loss.cpp",
+    _wrong("a loss alone is too large", "csrc/torch/ops.cpp",
            "compute_loss(op.c_str(), backend, device, checked.problem, {}, value.data_ptr());",
            "compute_loss(op.c_str(), backend, device, checked.problem, {}, value.data_ptr()); value.mul_(1.05);",
            COMPILE + "test_losses_in_one_graph",
@@ -72,11 +72,10 @@ FUSED = (
            AUTOCAST + "test_what_is_rounded_and_what_is_not",
            AUTOCAST + "test_the_reference_and_the_modules_under_autocast",
            AUTOCAST + "test_float64_and_regions_without_autocast_are_left_alone"),
-    _wrong("a step goes too far", "csrc/torch/sgd_step.cpp",
-           "take_step(op.data(), backend, device, checked.problem, sgd, w.parameter, b.parameter, {a.skip_nonfinite, "
-           "nullptr},\n            value.data_ptr());",
-           "sgd.lr *= 1.05; take_step(op.data(), backend, device, checked.problem, sgd, w.parameter, b.parameter, "
-           "{a.skip_nonfinite, nullptr}, value.data_ptr());",
+    _wrong("a step goes too far", "csrc/torch/ops.cpp",
+           "const InPlaceParam w(&operands.linear_weight, sgd, 0), b(operands.linear_bias, sgd, 1);\n  at::Tensor value",
+           "rule.lr *= 1.05; const InPlaceParam w(&operands.linear_weight, sgd, 0), b(operands.linear_bias, sgd, 1);\n"
+           "  at::Tensor value",
            COMPILE + "test_a_shorter_last_batch_is_not_compiled_anew",
            COMPILE + "test_steps_on_views_of_one_buffer_by_inductor",
            COMPILE + "test_the_first_step_compiled_hands_over_its_momentum",
@@ -89,9 +88,9 @@ FUSED = (
            RECOGNITION + "test_what_changes_nothing_stays_fused",
            RECOGNITION + "test_the_tutorials_models_are_fused",
            RECOGNITION + "test_random_models_train_as_the_plain_loop_trains_them"),
-    _wrong("steps of a run go too far", "csrc/torch/sgd_run.cpp",
-           "call.sgd = {lr, momentum, dampening, weight_decay, nesterov, maximize};",
-           "call.sgd = {lr * 1.05, momentum, dampening, weight_decay, nesterov, maximize};",
+    _wrong("steps of a run go too far", "csrc/torch/ops.cpp",
+           "call.sgd = sgd.rule;",
+           "call.sgd = sgd.rule; call.sgd.lr *= 1.05;",
            COMPILE + "test_a_shorter_last_batch_is_not_compiled_anew",
            COMPILE + "test_runs_in_one_graph",
            AUTOCAST + "test_steps_in_place_are_left_alone"),
