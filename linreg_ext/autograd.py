@@ -272,15 +272,15 @@ def _fake_sgd_run_(
     input: Tensor, target: Tensor, parameters: list[Tensor], *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     refuse_transforms("sgd_run_")
-    *_, order, validation, batch_size, drop_last, _, begin, end = others
+    *_, order, validation_input, validation_target, batch_size, drop_last, _, begin, end = others
     rows = input.shape[0] if order is None else order.shape[-1]
     epoch_steps = rows // batch_size if drop_last else -(-rows // batch_size)
     new_empty, dtype = parameters[0].new_empty, loss_dtype(parameters[0], target)
     losses, done = new_empty(end - begin, dtype=dtype), new_empty((), dtype=torch.int64)
-    if not validation:
+    if validation_input is None:
         return losses, new_empty(0, dtype=dtype), done
     epochs_ended = end // epoch_steps - begin // epoch_steps if epoch_steps else 0
-    return losses, new_empty(epochs_ended, dtype=loss_dtype(parameters[0], validation[1])), done
+    return losses, new_empty(epochs_ended, dtype=loss_dtype(parameters[0], validation_target)), done
 
 
 if not REFERENCE:

@@ -334,7 +334,11 @@ def sgd_run_(
     )  # fmt: skip
     parts: list[Stretch] = []
     try:
-        sgd_run(step, order, [], (batch_size, drop_last, epochs), range(steps), parts)
+        sizes = (batch_size, drop_last, epochs)
+        if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
+            parts.append(_OPS.sgd_run_(*_schema_arguments(step), order, None, None, *sizes, 0, steps))
+        else:
+            sgd_run(step, order, (None, None), sizes, range(steps), parts)
     finally:
         if any(state[1]) and steps and parts and (not stop_nonfinite or steps_taken(parts)):
             momentum_buffers[: len(parameters)] = state[0]
@@ -404,7 +408,7 @@ _FIRST_STRETCH = 0.01  # of estimated work, which may be an order of magnitude o
 def sgd_run(
     step: tuple[Any, ...],
     order: Tensor | None,
-    validation: list[Tensor],
+    validation: tuple[Tensor | None, Tensor | None],
     sizes: tuple[int, bool, int],
     steps: range,
     parts: list[Stretch],
@@ -418,9 +422,6 @@ def sgd_run(
         parts: gets what the operator returns for each stretch, also of the one in which a signal arrived.
     """
     begin, end = steps.start, steps.stop
-    if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
-        parts.append(_OPS.sgd_run_(*_schema_arguments(step), order, validation, *sizes, begin, end))
-        return
     op = reference.sgd_run_ if REFERENCE else _C.sgd_run_
     input, parameters = step[0], step[2]
     count = end - begin
@@ -433,7 +434,7 @@ def sgd_run(
             count = max(1, int(_FIRST_STRETCH / seconds))
     while True:
         stop = min(end, begin + count)
-        arguments = (*step, order, validation, *sizes, begin, stop)
+        arguments = (*step, order, *validation, *sizes, begin, stop)
         started = time.perf_counter()
         try:
             # Signals are handled between a call and whatever comes after it, so the call itself must keep its result.
@@ -468,8 +469,12 @@ def sgd_step(*arguments: Any) -> Tensor:
 
 
 def _schema_arguments(step: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A step's arguments in the types of its schema, of which the direct entry takes others, too."""
-    return (*step[:4], [float(number) for number in step[4]], *step[5:])
+    """A step's arguments in the types of its schema, of which the direct entry takes others, too.
+
+    AOTInductor hands an empty list over as None, so there are buffers, which a rule without momentum does not look at.
+    """
+    buffers = step[3] or [p.new_empty(0) for p in step[2]]
+    return (*step[:3], buffers, [float(number) for number in step[4]], *step[5:])
 
 
 def _operands(step: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -105,7 +105,8 @@ def sgd_run_(
     frozen: list[bool],
     stop_nonfinite: bool,
     order: Tensor | None,
-    validation: list[Tensor],
+    validation_input: Tensor | None,
+    validation_target: Tensor | None,
     batch_size: int,
     drop_last: bool,
     epochs: int,
@@ -117,8 +118,10 @@ def sgd_run_(
     dtype = loss_dtype(parameters[0], target)
     losses = parameters[0].detach().new_full((end - begin,), math.nan, dtype=dtype)
     epochs_ended = end // epoch_steps - begin // epoch_steps if epoch_steps else 0
-    validation_dtype = loss_dtype(parameters[0], validation[1]) if validation else dtype
-    validation_losses = losses.new_full((epochs_ended if validation else 0,), math.nan, dtype=validation_dtype)
+    validation_dtype = dtype if validation_target is None else loss_dtype(parameters[0], validation_target)
+    validation_losses = losses.new_full(
+        (0 if validation_input is None else epochs_ended,), math.nan, dtype=validation_dtype
+    )
     taken = validated = 0
     for step in range(begin, end):
         epoch, first = step // epoch_steps, step % epoch_steps * batch_size
@@ -133,11 +136,12 @@ def sgd_run_(
         if stop_nonfinite and not value.isfinite():
             break
         taken += 1
-        if validation and (step + 1) % epoch_steps == 0:
+        if validation_input is not None and (step + 1) % epoch_steps == 0:
             with torch.no_grad(), no_autocast(input):
-                x, y = validation
                 bias = parameters[1] if len(parameters) == 2 else None
-                validation_losses[validated] = linear_loss(x, parameters[0], y, bias, None, loss, delta, reduction)
+                validation_losses[validated] = linear_loss(
+                    validation_input, parameters[0], validation_target, bias, None, loss, delta, reduction
+                )
             validated += 1
     return losses, validation_losses, torch.tensor(taken)
 

@@ -22,6 +22,7 @@ PLACES = 8  # units in the last place that the rule allows
 # Each loss as PyTorch has it; what is beside it here stands in losses_and_slopes.
 PLAIN = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss}
 LOSSES = tuple(PLAIN)
+JUMPS = {"l1"}  # losses whose derivative does at 0
 DTYPES = {
     "float32": (torch.float32, torch.float32),
     "float64": (torch.float64, torch.float64),
@@ -73,9 +74,14 @@ class Problem:
         return named if self.linear_bias is None else {**named, "linear_bias": self.linear_bias}
 
 
-def option(loss: str, threshold: float) -> dict[str, float]:
-    """The threshold of a loss under its own keyword; nothing for a loss without one."""
-    return linreg_ext.losses.LOSSES[loss].options(threshold)
+def threshold(loss: str, number: float) -> float:
+    """A threshold in the range of a loss, made of a positive number."""
+    return number
+
+
+def option(loss: str, number: float) -> dict[str, float]:
+    """The same under the loss's own keyword; nothing for a loss without a threshold."""
+    return linreg_ext.losses.LOSSES[loss].options(threshold(loss, number))
 
 
 def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Tensor:
@@ -128,6 +134,7 @@ def residuals(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 def losses_and_slopes(problem: Problem, loss: str, delta: float) -> list[Exact]:
     """ℓ and ℓ' of every residual, by the formulas."""
+    delta = threshold(loss, delta)
     r, terms = residuals(problem)
     z = abs(r)
     clipped = np.where(np.isinf(terms), delta, terms)  # however inexact an infinite residual, it is clipped

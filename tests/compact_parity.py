@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from accuracy import DTYPES, LOSSES, Problem, assert_as_accurate, loss_and_grads, oracle, plain_loss
+from accuracy import DTYPES, LOSSES, Problem, assert_as_accurate, loss_and_grads, oracle, plain_loss, threshold
 
 import linreg_ext
 from linreg_ext.autograd import OPERANDS
@@ -74,12 +74,12 @@ def check_loss(problem: Problem, loss: str, reduction: str, device: str) -> None
     plain = loss_and_grads(lambda p: plain_loss(p, loss, delta, reduction), problem)
     exact = oracle(problem, loss, delta, reduction)
     operands = [None if t is None else t.to(device) for t in vars(problem).values()]
-    value = torch.ops.linreg_ext.linear_loss(*operands, loss, delta, reduction)
+    value = torch.ops.linreg_ext.linear_loss(*operands, loss, threshold(loss, delta), reduction)
     assert_as_accurate("loss alone", value.cpu(), plain["loss"], exact["loss"])
     summed = "sum" if reduction == "none" else reduction  # the gradients of an unreduced loss are those of its sum
     for wanted in ([True] * 4, [False, True, True, False]):
         wanted[2] = problem.linear_bias is not None
-        value, grads = torch.ops.linreg_ext.linear_loss_grads(*operands, loss, delta, summed, wanted)
+        value, grads = torch.ops.linreg_ext.linear_loss_grads(*operands, loss, threshold(loss, delta), summed, wanted)
         found = dict(zip((name for name, wish in zip(OPERANDS, wanted, strict=True) if wish), grads, strict=True))
         if summed == reduction:
             found["loss"] = value

@@ -82,14 +82,11 @@ def test_what_is_rounded_and_what_is_not(loss, dtype, device):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_reference_and_the_modules_under_autocast(reduction, device):
     """Fails where a module's loss, or its twin's, comes out in another dtype or from other operands than plain PyTorch's."""
-    classes = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)
     x, y = torch.randn(32, 8, device=device), torch.randn(32, 3, device=device)
-    for loss, stock in zip(LOSSES, classes, strict=True):
-        model = getattr(linreg_ext, stock.__name__.replace("Loss", "").join(("Linear", "Loss")))(
-            8, 3, reduction=reduction, device=device
-        )
+    for loss, module in linreg_ext.modules.MODULES.items():
+        model = module(8, 3, reduction=reduction, device=device)
         with torch.autocast(device, dtype=torch.bfloat16):
-            ours, theirs = model(x, y), stock(reduction=reduction)(model.predict(x), y)
+            ours, theirs = model(x, y), PLAIN[loss](model.predict(x), y, reduction=reduction, **option(loss, 1.0))
             options = {"linear_bias": model.linear.bias, "reduction": reduction}
             twin = getattr(reference_twins, f"linear_{loss}_loss")(x, model.linear.weight, y, **options)
         assert ours.dtype == theirs.dtype == twin.dtype == torch.float32

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, LOSSES, Problem, option
+from accuracy import DTYPES, LOSSES, Problem, option, threshold
 
 import linreg_ext
 from linreg_ext import autograd, functional
@@ -385,7 +385,7 @@ def test_gradcheck_of_the_operators_themselves(loss, recorder, device):
 
 
 def with_options(loss, x, w, y, b, v, reduction):
-    return x, w, y, b, v, loss, 0.7, reduction
+    return x, w, y, b, v, loss, threshold(loss, 0.7), reduction
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -199,11 +199,11 @@ def test_bad_validation_and_ranges_of_a_run():
     step = (x, y, [w, b], [], [0.1, 0, 0, 0, 0, 0], "mse", 1.0, None, None, "mean", [False] * 2, [False] * 2, False)
 
     for validation, begin, end, error, words in (
-        ([x[:4]], 0, 4, ValueError, r"validation must be \[\] or \[input, target\], got 1 tensors"),
-        ([x[:4], y[:4, 0]], 0, 4, RuntimeError, r"validation: target must have shape \[4, 1\], got \[4\]"),
-        ([w, torch.zeros(1, 1)], 0, 4, RuntimeError, "linear_weight must not overlap validation_input in memory"),
-        ([], 3, 5, ValueError, "begin and end must be in order and at most 4, got 3 and 5"),
-        ([], -1, 2, ValueError, "begin and end must be in order and at most 4, got -1 and 2"),
+        ((x[:4], None), 0, 4, ValueError, "validation_input and validation_target must be given together"),
+        ((x[:4], y[:4, 0]), 0, 4, RuntimeError, r"validation: target must have shape \[4, 1\], got \[4\]"),
+        ((w, torch.zeros(1, 1)), 0, 4, RuntimeError, "linear_weight must not overlap validation_input in memory"),
+        ((None, None), 3, 5, ValueError, "begin and end must be in order and at most 4, got 3 and 5"),
+        ((None, None), -1, 2, ValueError, "begin and end must be in order and at most 4, got -1 and 2"),
     ):
         with pytest.raises(error, match=f"sgd_run_: {words}"):
             functional.sgd_run(step, None, validation, (16, False, 2), range(begin, end), [])

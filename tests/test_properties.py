@@ -14,6 +14,7 @@ import pytest
 import torch
 from accuracy import (
     DTYPES,
+    JUMPS,
     LOSSES,
     PLACES,
     Exact,
@@ -199,7 +200,7 @@ def in_doubt(problem: Problem, settings: Settings) -> dict[str, np.ndarray]:
     _, terms = residuals(problem)
     in_double = predictions_are_in_double(problem)
     eps = torch.finfo(torch.float64 if in_double else torch.float32).eps
-    jumps = settings.loss == "l1" or (settings.loss == "smooth_l1" and settings.delta == 0)
+    jumps = settings.loss in JUMPS or (settings.loss == "smooth_l1" and settings.delta == 0)
     turned = 2.0 * (jumps & of_either_sign(problem))
     doubt = summed(problem, 0 * turned, turned, settings.reduction, settings.grad_loss, sizes=True)
     if settings.reduction != "none" and not in_double:

@@ -34,11 +34,11 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, to
 
 
 def part_of_a_run(x, w, y, b=None, v=None, *, steps, sizes, rule, loss="mse", delta=1.0, lr=None, reduction="mean",
-                  buffers=(), order=None, validation=(), first_step=(False, False), frozen=(False, False), stop=False):  # fmt: skip
+                  buffers=(), order=None, validation=(None, None), first_step=(False, False), frozen=(False, False), stop=False):  # fmt: skip
     """What the operator returns for each stretch of some steps of a run."""
     parts, parameters = [], [w] if b is None else [w, b]
     step = (x, y, parameters, list(buffers), rule, loss, delta, v, lr, reduction, first_step, frozen, stop)
-    functional.sgd_run(step, order, list(validation), sizes, steps, parts)
+    functional.sgd_run(step, order, validation, sizes, steps, parts)
     return parts
 
 

@@ -2,6 +2,7 @@
 """Is a run the run? Every SGD option against torch.optim.SGD, step by step, and state handed over in both directions."""
 
 import copy
+import functools
 
 import numpy as np
 import plain_loop
@@ -9,7 +10,7 @@ import pytest
 import reference_twins
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, Exact, Problem, assert_as_accurate, option, oracle
+from accuracy import DTYPES, LOSSES, PLAIN, Exact, Problem, assert_as_accurate, option, oracle
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -137,13 +138,13 @@ def test_the_trajectory_of_every_option(options, dtypes):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", ["l1", "huber", "smooth_l1"])
-def test_other_losses_follow_pytorch(loss):
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_follow_pytorch(loss):
     problem = Problem.random(40, 5, 2, DTYPES["float64"])
     layer = nn.Linear(5, 2, dtype=torch.float64)
     w, b = (p.detach().clone() for p in layer.parameters())
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9)
-    criterion = {"l1": nn.L1Loss(), "huber": nn.HuberLoss(delta=0.5), "smooth_l1": nn.SmoothL1Loss(beta=0.5)}[loss]
+    criterion = functools.partial(PLAIN[loss], **option(loss, 0.5))
     buffers = [None, None]
     for _ in range(STEPS):
         optimizer.zero_grad()

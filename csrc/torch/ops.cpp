@@ -156,9 +156,9 @@ at::Tensor rates_of(const at::Tensor& lr, const Run& run) {
 using RunResults = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Takes the steps [begin, end) of a run, so that whoever calls can do a run in stretches, to be interrupted or to show
-// progress between them. `validation` is [] or [input, target].
+// progress between them.
 RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArguments sgd, const RunArguments& order,
-                   at::TensorList validation) {
+                   const at::Tensor* validation_input, const at::Tensor* validation_target) {
   constexpr std::string_view op = "sgd_run_";
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
   Checked checked = check_problem(op, operands, objective);
@@ -167,18 +167,16 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
   const c10::Device device = operands.input.device();
   Run run = check_run(op, order, checked.problem.n, device);
   sgd.steps = run.epoch_steps * order.epochs;
-  TORCH_CHECK_VALUE(validation.empty() || validation.size() == 2, op,
-                    ": validation must be [] or [input, target], got ", validation.size(), " tensors");
-  const bool validates = !validation.empty();
   check_sgd(op, operands, objective, sgd,
-            {{"order", order.order},
-             {"validation_input", validates ? &validation[0] : nullptr},
-             {"validation_target", validates ? &validation[1] : nullptr}});
+            {{"order", order.order}, {"validation_input", validation_input}, {"validation_target", validation_target}});
+  const bool validates = validation_input;
+  TORCH_CHECK_VALUE(validates == (validation_target != nullptr), op,
+                    ": validation_input and validation_target must be given together");
   Checked validated;
   if (validates)
-    validated =
-        check_problem("sgd_run_: validation",
-                      {validation[0], operands.linear_weight, validation[1], operands.linear_bias, nullptr}, objective);
+    validated = check_problem(
+        "sgd_run_: validation",
+        {*validation_input, operands.linear_weight, *validation_target, operands.linear_bias, nullptr}, objective);
 
   const Backend& backend = *backend_of(device.type());
   const int64_t epochs_ended = run.epoch_steps == 0 ? 0 : run.end / run.epoch_steps - run.begin / run.epoch_steps;
@@ -267,14 +265,15 @@ RunResults sgd_run_op(const at::Tensor& input, const at::Tensor& target, at::Ten
                       at::TensorList momentum_buffers, at::ArrayRef<double> rule, std::string_view loss, double delta,
                       const OptionalTensor& weight, const OptionalTensor& lr, std::string_view reduction,
                       std::array<bool, 2> first_step, std::array<bool, 2> frozen, bool stop_nonfinite,
-                      const OptionalTensor& order, at::TensorList validation, int64_t batch_size, bool drop_last,
-                      int64_t epochs, int64_t begin, int64_t end) {
+                      const OptionalTensor& order, const OptionalTensor& validation_input,
+                      const OptionalTensor& validation_target, int64_t batch_size, bool drop_last, int64_t epochs,
+                      int64_t begin, int64_t end) {
   StepArguments a("sgd_run_", input, target, parameters, momentum_buffers, rule, weight, lr);
   a.sgd.first_step = first_step;
   a.sgd.frozen = frozen;
   a.sgd.skip_nonfinite = stop_nonfinite;
   return sgd_run(a.operands, {loss, delta, reduction}, a.sgd, {given(order), batch_size, drop_last, epochs, begin, end},
-                 validation);
+                 given(validation_input), given(validation_target));
 }
 
 const Backend*& slot(c10::DeviceType type) {
@@ -311,7 +310,8 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
   m.def(
       "sgd_run_(Tensor input, Tensor target, Tensor(a!)[] parameters, Tensor(b!)[] momentum_buffers, float[] rule, "
       "str loss, float delta, Tensor? weight, Tensor? lr, str reduction, bool[2] first_step, bool[2] frozen, "
-      "bool stop_nonfinite, Tensor? order, Tensor[] validation, SymInt batch_size, bool drop_last, SymInt epochs, "
+      "bool stop_nonfinite, Tensor? order, Tensor? validation_input, Tensor? validation_target, SymInt batch_size, "
+      "bool drop_last, SymInt epochs, "
       "SymInt begin, SymInt end) -> (Tensor, Tensor, Tensor)");
 }
 

@@ -44,9 +44,9 @@ class FusedEpochs:
         if not affine.training():
             step.model.train()
         call = FusedCall(self._level.decision, self._level.group)
-        validation = []
+        validation: tuple[Tensor | None, Tensor | None] = (None, None)
         if self._validation is not None:
-            validation = [self._validation[0], target_rows(affine, loss, *self._validation)]
+            validation = self._validation[0], target_rows(affine, loss, *self._validation)
         parts: list[functional.Stretch] = []
         taken, steps = 0, count * train.epoch_steps
         before = self._generator_states()

@@ -44,7 +44,7 @@ PYTHON = (
     _python("losses: a threshold may be another loss's", "losses.py", "if value is not None and name != own:", "if False:",
             ("tests/test_errors.py::test_bad_arguments_of_a_step",)),
     _python("losses: a threshold is that of its default", "losses.py", "if given[own] is None else given[own]", "",
-            (RUN + "test_the_reference_is_the_same_run", TRAINING + "test_other_losses_follow_pytorch")),
+            (RUN + "test_the_reference_is_the_same_run", TRAINING + "test_losses_follow_pytorch")),
     # Functions.
     _python("operators: the input is never differentiated", "autograd.py", "t is not None and t.requires_grad",
             "t is not None and t.requires_grad and t is not input",
