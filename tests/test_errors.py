@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from accuracy import LOSSES
 from torch import nn
 
 import linreg_ext
@@ -88,7 +89,7 @@ STEP_CASES = [
     ({"dampening": math.nan}, ValueError, "dampening must be a number, got nan"),
     ({"nesterov": True}, ValueError, "nesterov must be False unless momentum > 0 and dampening == 0, got momentum 0 and"),
     ({"nesterov": True, "momentum": 0.9, "dampening": 0.5, "momentum_buffers": [None, None]}, ValueError, "and dampening 0.5"),
-    ({"loss": "mae"}, ValueError, "loss must be one of 'mse', 'l1', 'huber' or 'smooth_l1', got 'mae'"),
+    ({"loss": "mae"}, ValueError, f"loss must be one of {', '.join(map(repr, LOSSES[:-1]))} or {LOSSES[-1]!r}, got 'mae'"),
     ({"loss": None}, TypeError, "loss must be a str, got NoneType"),
     ({"loss": "huber", "delta": "1"}, TypeError, "delta must be a number, got str"),
     ({"lr": "0.1"}, TypeError, "lr must be a number, got str"),
