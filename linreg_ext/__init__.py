@@ -11,12 +11,14 @@ linear_mse_loss, LinearMSELoss = FUNCTIONS["mse"], MODULES["mse"]
 linear_l1_loss, LinearL1Loss = FUNCTIONS["l1"], MODULES["l1"]
 linear_huber_loss, LinearHuberLoss = FUNCTIONS["huber"], MODULES["huber"]
 linear_smooth_l1_loss, LinearSmoothL1Loss = FUNCTIONS["smooth_l1"], MODULES["smooth_l1"]
+linear_quantile_loss, LinearQuantileLoss = FUNCTIONS["quantile"], MODULES["quantile"]
 
 __all__ = [
     "History",
     "LinearHuberLoss",
     "LinearL1Loss",
     "LinearMSELoss",
+    "LinearQuantileLoss",
     "LinearSmoothL1Loss",
     "TrainStep",
     "__version__",
@@ -26,6 +28,7 @@ __all__ = [
     "linear_huber_loss",
     "linear_l1_loss",
     "linear_mse_loss",
+    "linear_quantile_loss",
     "linear_smooth_l1_loss",
     "make_train_step",
     "sgd_run_",

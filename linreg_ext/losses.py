@@ -110,6 +110,16 @@ _ROWS = (
         function=F.smooth_l1_loss,
         module=nn.SmoothL1Loss,
     ),
+    Loss(
+        name="quantile",
+        camel_case="Quantile",
+        title="Quantile (pinball) loss",
+        formula=r"\max(-q r, (1 - q) r)",
+        derivative="The derivative is −q below 0, 1 − q above and 0 at r = 0; q = 0.5 is half the absolute error.",
+        plain=lambda p, y, q: (1 - q) * F.relu(p - y) + q * F.relu(y - p),
+        dloss=lambda r, q: 0.5 * r.sgn() + (0.5 - q) * r.sgn().abs(),
+        threshold=Threshold("quantile", 0.5, "q, the quantile to fit; > 0 and < 1"),
+    ),
 )
 LOSSES = {loss.name: loss for loss in _ROWS}
 

@@ -19,10 +19,23 @@ from torch import Tensor
 import linreg_ext
 
 PLACES = 8  # units in the last place that the rule allows
+
+
+def quantile_loss(prediction: Tensor, target: Tensor, *, quantile: float, reduction: str = "mean") -> Tensor:
+    """As users write it, PyTorch having none; under autocast in float32, as PyTorch's losses."""
+    if torch.is_autocast_enabled(prediction.device.type):
+        prediction, target = prediction.float(), target.float()
+    r = prediction - target
+    value = (1 - quantile) * F.relu(r) + quantile * F.relu(-r)
+    return value if reduction == "none" else getattr(value, reduction)()
+
+
 # Each loss as PyTorch has it; what is beside it here stands in losses_and_slopes.
-PLAIN = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss}
+PLAIN = {
+    "mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss, "quantile": quantile_loss,
+}  # fmt: skip
 LOSSES = tuple(PLAIN)
-JUMPS = {"l1"}  # losses whose derivative does at 0
+JUMPS = {"l1", "quantile"}  # losses whose derivative does at 0
 DTYPES = {
     "float32": (torch.float32, torch.float32),
     "float64": (torch.float64, torch.float64),
@@ -76,6 +89,8 @@ class Problem:
 
 def threshold(loss: str, number: float) -> float:
     """A threshold in the range of a loss, made of a positive number."""
+    if loss == "quantile":
+        return number / 2 if number <= 1 else min(1 - 0.5 / number, 1 - 1e-9)
     return number
 
 
@@ -149,6 +164,9 @@ def losses_and_slopes(problem: Problem, loss: str, delta: float) -> list[Exact]:
         "smooth_l1": lambda: (
             np.where(z < delta, r * r / (2 * delta), z - delta / 2), np.clip(r / delta, -1, 1), terms + terms**2 / delta,
             clipped / delta,
+        ),
+        "quantile": lambda: (
+            np.where(r < 0, -delta * r, (1 - delta) * r), np.where(r < 0, -delta, 1 - delta) * (r != 0), terms, 1.0 * (r != 0),
         ),
     }[loss]()  # fmt: skip
     return [Exact(value, value_terms), Exact(slope, slope_terms)]

@@ -26,7 +26,10 @@ namespace linreg {
        r <= -delta ? -bound : r >= delta ? bound : r)                                             \
   LOSS(smooth_l1, "beta", delta >= 0, ">= 0",                                                     \
        z < delta ? S(0.5) * z * z / delta : z - S(0.5) * delta,                                   \
-       r <= -delta ? -one : r >= delta ? one : r / delta)
+       r <= -delta ? -one : r >= delta ? one : r / delta)                                         \
+  LOSS(quantile, "quantile", delta > 0 && delta < 1, "> 0 and < 1",                               \
+       r < T{} ? -bound * r : (one - bound) * r,                                                  \
+       r < T{} ? -bound : r > T{} ? one - bound : T{})
 // clang-format on
 
 enum class Loss : int8_t {
@@ -73,7 +76,7 @@ LINREG_MATH T filled(const T&, S number) {
 // ℓ(r)
 template <Loss kLoss, class T, class S>
 LINREG_MATH T loss_value(T r, S delta) {
-  const T z = r < T{} ? -r : r;
+  [[maybe_unused]] const T z = r < T{} ? -r : r, one = filled(r, S(1)), bound = filled(r, delta);
 #define LINREG_LOSS(name, threshold, condition, expected, value, derivative) \
   if constexpr (kLoss == Loss::name) return value;
   LINREG_LOSSES(LINREG_LOSS)
