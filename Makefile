@@ -33,8 +33,8 @@ shown = (
     (r"\s*(?:Downloading|Using cached) (?:\S*/)?([^-/\s]+)-([^-/\s]+)-\S+\.whl (\(.*\))$$", "downloading {} {} {}"),
     (r"Installing collected packages: (.*)", "installing {}"),
     (r"(linreg_ext: .*)", "{}"),
-    (r"\[(\d+/\d+)\] .* -c (?:\S*/)?(csrc/\S+)", "compiled {} {}"),
-    (r"\S*(?:[gc]\+\+|gcc|cc|clang|nvcc) .* -c (?:\S*/)?(csrc/\S+)", "compiling {}"),
+    (r"\[(\d+/\d+)\] .* -c (?:\S*/)?((?:csrc|build/cpu)/\S+)", "compiled {} {}"),
+    (r"\S*(?:[gc]\+\+|gcc|cc|clang|nvcc) .* -c (?:\S*/)?((?:csrc|build/cpu)/\S+)", "compiling {}"),
 )
 began = time.monotonic()
 with open(log, "w") as file, subprocess.Popen(

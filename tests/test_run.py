@@ -336,9 +336,8 @@ def test_a_full_batch_of_several_blocks(shape, device):
     assert torch.equal(kept, w)
 
 
-# Rows that no block's shared memory holds, in batches that the memory of a cluster does: one block, rows in words of 16, 8
-# and 4 bytes, several blocks, more rows of a batch than threads; 16 bits whose neighbours are copied with them.
-STREAMED = [
+# Rows that no block's shared memory holds: their steps are launched one by one.
+LARGE = [
     (32_001, 3, 700, "float32"), (60_000, 1, 16, "float32"), (2400, 101, 130, "float32"), (1100, 256, 64, "float32"),
     (700, 61, 32, "float64"), (520, 64, 200, "float64"), (4500, 30, 40, "bfloat16"), (8001, 16, 300, "float16"),
     (1000, 130, 70, "bfloat16 data"),
@@ -346,7 +345,7 @@ STREAMED = [
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize(("n", "d", "batch", "dtypes"), STREAMED)
+@pytest.mark.parametrize(("n", "d", "batch", "dtypes"), LARGE)
 def test_batches_of_rows_that_no_block_holds(n, d, batch, dtypes, in_place, device):
     """Begun within an epoch, through its short last batch into the next one: the steps, and in parts the same bits."""
     problem = Problem.random(n, d, 1, DTYPES[dtypes], weight=None if in_place else "rows", device=device)
@@ -381,7 +380,7 @@ def test_batches_of_rows_that_no_block_holds(n, d, batch, dtypes, in_place, devi
     assert_same([results[0], [torch.stack(losses), *tensors, *buffers]])
 
 
-def test_streamed_batches_as_other_runs_take_them(device):
+def test_large_runs_with_every_loss_and_rule(device):
     """Every loss and rule, without a bias, frozen, with weights of elements; stopped by a loss that is not finite."""
     n, d, batch = 1500, 50, 90
     orders = torch.randint(n, (2, 200))
@@ -457,7 +456,7 @@ def test_steps_through_shared_memory_are_one_launch():
         before = launches()
         linreg_ext.sgd_run_(x, w, y, lr=0.01, **options)
         assert launches() - before == expected + 1  # which says how many steps were taken
-    for n, d, batch, dtypes in STREAMED:
+    for n, d, batch, dtypes in LARGE:
         x, w, y, *_ = vars(Problem.random(n, d, 1, DTYPES[dtypes])).values()
         before = launches()
         linreg_ext.sgd_run_(x, w, y, lr=0.01, order=torch.randint(n, (batch,)), batch_size=batch)

@@ -32,6 +32,8 @@ VALUES = {  # loss: values and derivatives at the three residuals, by the defini
     "huber": ([Fraction(1, 8), Fraction(9, 8), Fraction(15, 8)], [Fraction(-1, 2), Fraction(-3, 2), Fraction(3, 2)], {"delta": 1.5}),
     # beta = 3/2: (1/4) / 3 = 1/12; at the edge 3/2 - 3/4; beyond it 2 - 3/4
     "smooth_l1": ([Fraction(1, 12), Fraction(3, 4), Fraction(5, 4)], [Fraction(-1, 3), -1, 1], {"beta": 1.5}),
+    # q = 1/4: 1/4 of |-1/2| and of |-3/2|, 3/4 of 2
+    "quantile": ([Fraction(1, 8), Fraction(3, 8), Fraction(3, 2)], [Fraction(-1, 4), Fraction(-1, 4), Fraction(3, 4)], {"quantile": 0.25}),
 }  # fmt: skip
 
 

@@ -23,10 +23,6 @@ struct ResidentRun : RunSteps {
   double* signals;  // [blocks], of which step a block's line is there, counted from 1
 };
 
-struct StreamedRun : RunSteps {
-  StreamedLayout layout;
-};
-
 struct Batch {
   int64_t index = 0;               // in its epoch
   int n = 0;                       // rows

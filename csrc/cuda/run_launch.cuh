@@ -7,7 +7,6 @@
 namespace linreg::cuda {
 
 const char* launch_steps(const ResidentRun& call, void* stream);
-const char* launch_steps(const StreamedRun& call, void* stream);
 const char* clear_signals(const ResidentRun& call, void* stream);
 
 // Calls `work` with the shape of a problem of which a thread has so many columns.

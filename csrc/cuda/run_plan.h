@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// How the steps of a run are taken: by a kernel that keeps all rows in shared memory, of one block or of all, by one
-// through whose shared memory the batches stream, or launched one by one; and how rows are laid out there. All of it
-// follows from the problem and the device, none from how many steps a call takes: steps in two calls are the steps of
-// one.
+// How the steps of a run are taken: many in one launch where all rows fit in shared memory, of one block or of all;
+// else launched one by one. The layout follows from the problem and the device, not from how many steps a call takes:
+// steps in two calls are the steps of one.
 #pragma once
 
 #include "../math/convert.h"
@@ -80,105 +79,20 @@ constexpr bool lay_out_resident(ResidentLayout& l, const Problem& p, const Run& 
   return l.blocks > 1 && lay_out_rows(l, p, rows, rows, limits);
 }
 
-// Batches that have a place in shared memory: what a step asks for is waited for two steps later, some 2 µs, and used
-// in the step after that. Memory answers within 1 µs, and a little later where it has to find the page of a row first.
-constexpr int kStages = 3;
-constexpr int kPlaces = 2 * kStages - 1;  // for the orders of batches, which are asked for before their rows
-// Numbers of a block's part of a batch, where a cluster of more blocks would have less: widening them takes 0.15 µs,
-// and what a cluster's blocks send each other is half a microsecond (estimated).
-constexpr int64_t kStreamedProducts = 1 << 12;
-constexpr double kStreamedStepSeconds = 1.5e-6;
-
-// Rows of a batch lie over the blocks of one cluster, each of which keeps the weights of all columns and updates its
-// share of them. Towards one target, and for rows of up to 256 columns: a warp has a row, eight columns a thread.
-struct StreamedLayout {
-  int cluster = 1;                       // blocks
-  int columns_of_thread = 1, lanes = 1;  // that a row lies over
-  int columns = 0;                       // lanes · columns_of_thread, d or more
-  int copy_bytes = 0;                    // of neighbours, copied at once
-  int warps = 1;                         // of a block
-  int turns = 1;                         // rows of a batch that a thread has, at most
-  int own = 1;                           // columns that a block updates, at most
-  int line = 0;                          // doubles of a warp's sums
-  int shared_bytes = 0;
-};
-
-// Of x, at once to shared memory.
-constexpr int copy_bytes(const Problem& p, uintptr_t x_address) {
-  const int size = int(size_of(p.x.dtype));
-  if (in_words(p, x_address)) return 16;
-  if (size > 2) return size;
-  return p.d % 2 == 0 && x_address % 4 == 0 && p.x.row_stride % 2 == 0 ? 4 : 2;
-}
-
-constexpr int kSlot = 4;  // bytes for a target or a weight, or 8 of float64
-constexpr int slot_bytes(Dtype dtype) { return dtype == Dtype::float64 ? 8 : kSlot; }
-constexpr int kBoxBytes = 32;  // three of them, and 16-byte words after them
-
-constexpr int64_t streamed_bytes(const StreamedLayout& l, const Problem& p, bool order) {
-  const int64_t rows = int64_t(l.turns) * (l.warps * kWarp / l.lanes), threads = l.warps * kWarp;
-  const int64_t numbers = l.columns + 2 * l.cluster * (l.own + 3) + 2 * l.warps * l.line;
-  return kBoxBytes + kStages * l.turns * threads * l.columns_of_thread * int64_t(size_of(p.x.dtype)) +
-         (order ? kPlaces * rows * 8 : 0) + 8 * numbers + kStages * rows * slot_bytes(p.x.dtype) * (p.v.data ? 2 : 1);
-}
-
-constexpr bool lay_out_streamed(StreamedLayout& l, const Problem& p, const Run& run, uintptr_t x_address,
-                                const Limits& limits) {
-  const int64_t batch = batch_rows(run, 0);
-  const bool clusters = limits.clusters[1] > 0;  // the device knows them, and what their blocks send each other
-  if (!clusters || p.k != 1 || p.d < 1 || p.d > kMostColumns * kWarp) return false;
-  if (batch > limits.shared_bytes) return false;  // that of 16 blocks would hold fewer, and less than an int counts
-  if (p.y.dtype != p.x.dtype || (p.v.data && p.v.dtype != p.x.dtype)) return false;
-  l.copy_bytes = copy_bytes(p, x_address);
-  if (l.copy_bytes < 4) return false;  // cannot be copied without waiting for it
-  const int at_once = l.copy_bytes / int(size_of(p.x.dtype)), wanted = power_of_two_from(ceil_div(p.d, kWarp));
-  l.columns_of_thread = at_once > wanted ? at_once : wanted;
-  l.lanes = power_of_two_from(ceil_div(p.d, l.columns_of_thread));
-  l.columns = l.lanes * l.columns_of_thread;
-  l.line = l.columns + 3;
-  for (int i = 0; i < kClusterSizes && limits.clusters[i] > 0; ++i) {
-    l.cluster = 1 << i;
-    const bool larger = i + 1 < kClusterSizes && limits.clusters[i + 1] > 0;
-    if (larger && batch * p.d > l.cluster * kStreamedProducts) continue;
-    l.own = int(ceil_div(l.columns, l.cluster));
-    const int64_t fewest = ceil_div(l.own, kWarp), most = kRunThreads / kWarp;
-    const int64_t by_rows = ceil_div(batch * l.lanes, l.cluster * kWarp * rows_in_flight(l.columns_of_thread));
-    const int64_t warps = by_rows > fewest ? by_rows : fewest;
-    l.warps = int(warps < most ? warps : most);
-    l.turns = int(ceil_div(batch * l.lanes, l.cluster * l.warps * kWarp));
-    const int64_t bytes = streamed_bytes(l, p, run.order);
-    l.shared_bytes = int(bytes < limits.shared_bytes ? bytes : limits.shared_bytes);
-    if (bytes <= limits.shared_bytes) return true;
-  }
-  return false;
-}
-
-enum class RunWay : int8_t { one_by_one, resident, streamed };
-
 struct RunPlan {
-  RunWay way = RunWay::one_by_one;
+  bool is_resident = false;  // else steps are launched one by one
   ResidentLayout resident;
-  StreamedLayout streamed;
   int64_t launch_steps = 0;  // of one launch, at most
 };
 
-constexpr RunPlan plan_of(const Problem& p, const Run& run, uintptr_t x_address, const Limits& limits) {
+constexpr RunPlan plan_of(const Problem& p, const Run& run, const Limits& limits) {
   RunPlan plan;
-  double step = 0;
-  int64_t rows = 0;  // of a block in a step
-  if (lay_out_resident(plan.resident, p, run, limits)) {
-    const bool one = plan.resident.blocks == 1;
-    plan.way = RunWay::resident;
-    step = one ? kStepSeconds : kGridStepSeconds;
-    rows = one ? batch_rows(run, 0) : plan.resident.rows;
-  } else if (lay_out_streamed(plan.streamed, p, run, x_address, limits)) {
-    plan.way = RunWay::streamed;
-    step = kStreamedStepSeconds;
-    rows = ceil_div(batch_rows(run, 0), plan.streamed.cluster);
-  } else {
-    return plan;
-  }
-  plan.launch_steps = int64_t(kLaunchSeconds / (step + kProductSeconds * double(rows * p.d * p.k)));
+  plan.is_resident = lay_out_resident(plan.resident, p, run, limits);
+  if (!plan.is_resident) return plan;
+  const bool one = plan.resident.blocks == 1;
+  const int64_t rows = one ? batch_rows(run, 0) : plan.resident.rows;  // of a block in a step
+  const double step = (one ? kStepSeconds : kGridStepSeconds) + kProductSeconds * double(rows * p.d * p.k);
+  plan.launch_steps = int64_t(kLaunchSeconds / step);
   return plan;
 }
 

@@ -34,12 +34,11 @@ GatheredRows rows_of(const View& from, const View& to, int64_t columns) {
 const char* plan_for(const Problem& problem, const Run& run, RunPlan& plan) {
   Limits device;
   if (const char* error = limits(device)) return error;
-  plan = plan_of(problem, run, reinterpret_cast<uintptr_t>(problem.x.data), device);
+  plan = plan_of(problem, run, device);
   return nullptr;
 }
 
-template <class Call>
-const char* take_launches(Call call, int64_t most, void* stream) {
+const char* take_launches(ResidentRun call, int64_t most, void* stream) {
   const Run run = call.run;
   char* const losses = static_cast<char*>(call.losses);
   const int64_t size = int64_t(size_of(call.problem.w.dtype));
@@ -61,8 +60,8 @@ const char* many_steps_workspace(const Problem& problem, const Run& run, bool& y
   RunPlan plan;
   if (const char* error = plan_for(problem, run, plan)) return error;
   const ResidentLayout& l = plan.resident;
-  yes = plan.way != RunWay::one_by_one;
-  bytes = plan.way == RunWay::resident && l.blocks > 1 ? sizeof(double) * size_t(l.blocks) * size_t(2 * l.line + 1) : 0;
+  yes = plan.is_resident;
+  bytes = plan.is_resident && l.blocks > 1 ? sizeof(double) * size_t(l.blocks) * size_t(2 * l.line + 1) : 0;
   return nullptr;
 }
 
@@ -71,10 +70,8 @@ const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& s
                             void* workspace, void* stream) {
   RunPlan plan;
   if (const char* error = plan_for(problem, run, plan)) return error;
-  RunSteps steps{problem, run, sgd, weight, bias, stop_nonfinite, before, losses};
-  if (plan.way == RunWay::streamed) return take_launches(StreamedRun{steps, plan.streamed}, plan.launch_steps, stream);
-  if (plan.way != RunWay::resident) return "a run whose steps are to be launched one by one";
-  ResidentRun call{steps, plan.resident, nullptr, nullptr};
+  if (!plan.is_resident) return "a run whose steps are to be launched one by one";
+  ResidentRun call{{problem, run, sgd, weight, bias, stop_nonfinite, before, losses}, plan.resident, nullptr, nullptr};
   if (call.layout.blocks > 1) {
     call.signals = static_cast<double*>(workspace);
     call.lines = call.signals + call.layout.blocks;

@@ -6,7 +6,6 @@ from .mutant import Mutant
 SHAPES = ("tests/test_parity.py::test_shapes",)
 PARTS = ("tests/test_run.py::test_a_run_in_parts_has_the_same_bits",)
 BLOCKS = ("tests/test_run.py::test_a_full_batch_of_several_blocks",)
-STREAMED = ("tests/test_run.py::test_batches_of_rows_that_no_block_holds",)
 FINITE = ("tests/test_run.py::test_a_run_stops_with_the_last_finite_parameters",)
 MANY = (
     "tests/test_run.py::test_towards_many_targets_too",
@@ -32,12 +31,6 @@ CUDA = (
            "(step & 1) * blocks * line", "0", BLOCKS, says=ORDER, build="races"),
     Mutant("cuda run: a block waits for no other", "csrc/cuda/run_resident.cuh",
            "signalled(call.signals + block) < turn", "false", BLOCKS, says=ORDER, build="races"),
-    Mutant("cuda streamed run: a batch is used before it is there", "csrc/cuda/run_streamed_rows.cuh",
-           "wait_copies<kStages - 2>();", "wait_copies<kStages - 1>();", STREAMED, build="races"),
-    Mutant("cuda streamed run: one place for the sums of two steps", "csrc/cuda/run_streamed.cuh",
-           "of_turn * (l.warps * l.line)", "0", STREAMED, says=RACE, build="races"),
-    Mutant("cuda streamed run: one box for the sums of two steps", "csrc/cuda/run_streamed.cuh",
-           "memory.boxes + 1 + of_turn", "memory.boxes + 1", STREAMED, build="races"),
     Mutant("cuda rows: one place for the sums of two rows", "csrc/cuda/rows.cuh", "slots * parity", "0", SHAPES,
            says=RACE, build="races"),
     # Sums.

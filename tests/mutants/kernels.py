@@ -32,7 +32,10 @@ def shape(n: int, d: int, k: int) -> tuple[str, ...]:
 KERNELS = (
     # Losses. (Of vectors: GCC 12 does not compile a comparison of them that is used on both sides of a choice.)
     Mutant("loss: mse's derivative without its 2", "csrc/math/losses.h", "S(2)", "S(1)", BY_HAND),
-    Mutant("loss: the derivative of an absolute error is 2", "csrc/math/losses.h", "S(1)", "S(2)", BY_HAND),
+    Mutant("loss: the derivative of an absolute error is 2", "csrc/math/losses.h", "S(1)", "S(2)", BY_HAND,
+           within="const T one = filled(r, S(1))"),
+    Mutant("loss: every quantile is the median", "csrc/math/losses.h", "-bound * r : (one - bound) * r", "S(0.5) * z", BY_HAND,
+           within="r < T{} ? -bound * r : (one - bound) * r"),
     Mutant("loss: huber's line begins at another height", "csrc/math/losses.h", "S(0.5)", "S(1)", BY_HAND,
            within="delta * (z - S(0.5) * delta)"),
     Mutant("loss: smooth_l1's derivative is not divided by beta", "csrc/math/losses.h", "delta", "S(1)", BY_HAND,
