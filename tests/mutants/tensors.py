@@ -31,7 +31,7 @@ TENSORS = (
            "if (buffer->sizes() != parameter.sizes()) wrong_shape(op, name, word(parameter.sizes()), *buffer);", "",
            BAD_STEP),
     Mutant("check: a threshold of 0 for huber", "csrc/math/losses.h", "delta > 0", "delta >= 0",
-           (*BAD_LOSS, *BAD_STEP)),
+           (*BAD_LOSS, *BAD_STEP), within='LOSS(huber, "delta", delta > 0'),
     Mutant("check: an order may name the row behind the last", "csrc/torch/check.cpp",
            "uint64_t(order[i]) < uint64_t(rows)", "uint64_t(order[i]) <= uint64_t(rows)", BAD_RUN,
            within="inside &= uint64_t(order[i]) < uint64_t(rows)"),
