@@ -73,9 +73,11 @@ FUSED = (
            AUTOCAST + "test_the_reference_and_the_modules_under_autocast",
            AUTOCAST + "test_float64_and_regions_without_autocast_are_left_alone"),
     _wrong("a step goes too far", "csrc/torch/ops.cpp",
-           "const InPlaceParam w(&operands.linear_weight, sgd, 0), b(operands.linear_bias, sgd, 1);\n  at::Tensor value",
-           "rule.lr *= 1.05; const InPlaceParam w(&operands.linear_weight, sgd, 0), b(operands.linear_bias, sgd, 1);\n"
-           "  at::Tensor value",
+           "take_step(op.data(), backend, device, checked.problem, rule, w.parameter, b.parameter, {sgd.skip_nonfinite, nullptr},\n"
+           "            value.data_ptr());",
+           "rule.lr *= 1.05; "
+           "take_step(op.data(), backend, device, checked.problem, rule, w.parameter, b.parameter, {sgd.skip_nonfinite, nullptr},\n"
+           "            value.data_ptr());",
            COMPILE + "test_a_shorter_last_batch_is_not_compiled_anew",
            COMPILE + "test_steps_on_views_of_one_buffer_by_inductor",
            COMPILE + "test_the_first_step_compiled_hands_over_its_momentum",
