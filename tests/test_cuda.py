@@ -21,7 +21,6 @@ SHAPES = [
     (4099, 1, 1), (4099, 3, 1), (4099, 8, 1), (1021, 64, 1), (509, 101, 1), (257, 1024, 1), (67, 5000, 1), (19, 20000, 1),
     (7, 70001, 1), (1021, 16, 2), (257, 128, 4), (129, 256, 8), (67, 40, 30), (129, 65, 130),
 ]  # fmt: skip
-CLUSTERS = HAS_CUDA and torch.cuda.get_device_capability()[0] in (9, 10)  # and 227 KB of shared memory
 ONE_KERNEL = [shape for shape in SHAPES if shape[2] <= 8]
 
 
@@ -270,13 +269,12 @@ def test_another_device_than_the_current_one(shape):
     torch.testing.assert_close(*([t.cpu() for t in found] for found in results))
 
 
-# Of one block, of all blocks, of a cluster, launched one by one, by matrix products; and how many kernels ten epochs
-# are.
+# Of one block, of all blocks, launched one by one, by matrix products; and how many kernels ten epochs are.
 RUNS = {
     (700, 8, 1): 2,  # the steps, and the count of those that were taken
     (257, 20, 3): 2,
     (200_000, 16, 1): 3,  # before it no block has signalled anything
-    (300, 240, 1): 2 if CLUSTERS else 11,
+    (300, 240, 1): 11,
     (4099, 101, 1): 11,
     (129, 65, 130): None,
 }
@@ -369,7 +367,7 @@ def test_graph_of_a_run_that_otherwise_waits_for_the_device():
 
 
 def test_a_row_that_an_order_on_the_device_names_and_there_is_not():
-    for n, d in ((50, 3), (3000, 100), (50, 300)):  # of one block, of a cluster, and gathered
+    for n, d in ((50, 3), (3000, 100), (50, 300)):  # of one block, and gathered
         x, w, y, *_ = vars(make((n, d, 1))).values()
         for wrong in (n, -1, 2**40):
             order = torch.arange(50, device="cuda")
