@@ -71,8 +71,8 @@ struct Gradients {
 struct Residuals {
   const void* products = nullptr;         // X Wᵀ, [n, k] contiguous
   Dtype products_dtype = Dtype::float32;  // or float64
-  void* slopes = nullptr;                 // v ℓ'(R), [n, k] contiguous; may be `products`; nullptr: not wanted
-  Dtype slopes_dtype = Dtype::float32;
+  void* dlosses = nullptr;                // v ℓ'(R), [n, k] contiguous; may be `products`; nullptr: not wanted
+  Dtype dlosses_dtype = Dtype::float32;
   double* sums = nullptr;                  // of each target the loss, Σ v and Σ v ℓ', [3, k]
   bool add = false;                        // to what is there, from the rows before; else instead
   void* elements = nullptr;                // v ℓ(R), [n, k] in its loss_dtype

@@ -67,7 +67,7 @@ REPORTED = [
     ),
     ("blocks", "exited_lanes", r"has ended.*shuffle_xor at samples.cu|shuffle_xor at samples.cu.*has ended"),
     ("grid", "wrong_count", r"counter 1 is 8 at the end of the grid"),
-    ("blocks", "deadlock", r"deadlock: .* in published at samples.cu:\d+, as thread \d+ of block 0"),
+    ("blocks", "deadlock", r"deadlock: .* in load_cg at samples.cu:\d+, as thread \d+ of block 0"),
     ("blocks", "misaligned", r"thread \d+ of block \d: misaligned load_once at samples.cu"),
     ("cluster", "missing_start", r"store_remote before a sync_cluster"),
     ("cluster", "outside_cluster", r"store_remote to a block outside of the cluster at samples.cu"),

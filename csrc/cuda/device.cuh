@@ -186,8 +186,8 @@ LINREG_DEVICE void forget(uint2& bits) { forget(bits.x), forget(bits.y); }
 LINREG_DEVICE void forget(uint4& bits) { forget(bits.x), forget(bits.y), forget(bits.z), forget(bits.w); }
 
 // What one block leaves for another: past the first-level caches, which are not coherent.
-LINREG_DEVICE void publish(double* to, double value) { __stcg(to, value); }
-LINREG_DEVICE double published(const double* from) { return __ldcg(from); }
+LINREG_DEVICE void store_cg(double* to, double value) { __stcg(to, value); }
+LINREG_DEVICE double load_cg(const double* from) { return __ldcg(from); }
 
 // What this thread, and those it has synchronised with, wrote before is seen by whoever sees what it writes after.
 LINREG_DEVICE void fence() { __threadfence(); }

@@ -17,11 +17,11 @@ namespace linreg::cuda {
 LINREG_DEVICE double total(const double* sums, int64_t count) {
   double sum = 0;
   if (count <= kWarp) {
-    for (int64_t i = 0; i < count; ++i) sum += published(sums + i);
+    for (int64_t i = 0; i < count; ++i) sum += load_cg(sums + i);
     return sum;
   }
   double* const of_warp = static_cast<double*>(shared_memory());
-  for (int64_t i = thread_index(); i < count; i += thread_count()) sum += published(sums + i);
+  for (int64_t i = thread_index(); i < count; i += thread_count()) sum += load_cg(sums + i);
   sum = sum_lanes(sum, 1, kWarp);
   sync_block();  // nobody reads the sums of the call before
   if (thread_index() % kWarp == 0) of_warp[thread_index() / kWarp] = sum;
@@ -39,7 +39,7 @@ struct Sums {
   int64_t row_stride;  // of product
 
   LINREG_DEVICE double at(int64_t i, int64_t row, int64_t column) const {
-    return product ? load_number(product, dtype, row * row_stride + column) : published(line + i);
+    return product ? load_number(product, dtype, row * row_stride + column) : load_cg(line + i);
   }
 };
 

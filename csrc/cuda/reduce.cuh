@@ -63,10 +63,10 @@ LINREG_DEVICE bool last_to_arrive(unsigned* counter, int count, int* flag) {
 // Adds `rows` lines of `count` doubles, `stride` apart, into the first.
 LINREG_DEVICE void add_lines(double* lines, int rows, int64_t stride, int64_t count) {
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    double sum = published(lines + i);
+    double sum = load_cg(lines + i);
 #pragma unroll 4
-    for (int row = 1; row < rows; ++row) sum += published(lines + row * stride + i);
-    publish(lines + i, sum);
+    for (int row = 1; row < rows; ++row) sum += load_cg(lines + row * stride + i);
+    store_cg(lines + i, sum);
   }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// From a dot product to a residual, its loss and its slope, and what is written of them.
+// The loss of a residual and its derivative, their sums, and what is written of them.
 #pragma once
 
 #include "../math/with_loss.h"
@@ -8,29 +8,39 @@
 
 namespace linreg::cuda {
 
-// The sums over the residuals of one target that a thread keeps.
-struct ResidualSums {
-  double loss = 0, weight_total = 0, slope = 0;
+// v ℓ(r) and v ℓ'(r) of a residual.
+struct Residual {
+  double loss, dloss;
 };
 
-// Adds the loss and the slope v ℓ'(r) of a residual to the sums and returns the slope.
 template <Loss kLoss>
-LINREG_DEVICE double add_residual(double r, double v, double delta, ResidualSums& sums) {
-  const double slope = v * dloss<kLoss>(r, delta);
-  sums.loss += v * loss_value<kLoss>(r, delta);
-  sums.weight_total += v;
-  sums.slope += slope;
-  return slope;
+LINREG_DEVICE Residual residual(double r, double v, double delta) {
+  return {v * loss_value<kLoss>(r, delta), v * dloss<kLoss>(r, delta)};
 }
 
+LINREG_DEVICE Residual residual(const Problem& p, double r, double v) {
+  Residual of;
+  with_loss(p.loss, [&]<Loss kLoss>() { of = residual<kLoss>(r, v, p.delta); });
+  return of;
+}
+
+// The sums over the residuals of one target that a thread keeps.
+struct ResidualSums {
+  double loss = 0, weight_total = 0, dloss = 0;
+
+  LINREG_DEVICE void add(const Residual& of, double v) {
+    loss += of.loss;
+    weight_total += v;
+    dloss += of.dloss;
+  }
+};
+
 // What is written of the residual of row i and target t.
-template <Loss kLoss>
-LINREG_DEVICE void write_residual(const Pass& pass, double scale, int64_t i, int64_t t, double r, double v) {
+LINREG_DEVICE void write_residual(const Pass& pass, double scale, int64_t i, int64_t t, const Residual& of) {
   const Problem& p = pass.problem;
-  if (pass.elements) store_number(pass.elements, pass.elements_dtype, i * p.k + t, v * loss_value<kLoss>(r, p.delta));
+  if (pass.elements) store_number(pass.elements, pass.elements_dtype, i * p.k + t, of.loss);
   if (pass.target_gradient)
-    store_number(pass.target_gradient, gradient_dtype(p.y.dtype), i * p.k + t,
-                 -(scale * (v * dloss<kLoss>(r, p.delta))));
+    store_number(pass.target_gradient, gradient_dtype(p.y.dtype), i * p.k + t, -(scale * of.dloss));
 }
 
 // What the gradients that a pass writes are multiplied by.

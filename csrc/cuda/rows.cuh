@@ -95,9 +95,9 @@ class RowsPass {
       load_rows(first, x, y);
       dots(x, dot);
       if constexpr (S::kOwned) {
-        own_slopes(first, y, dot, slots * parity);
+        own_dlosses(first, y, dot, slots * parity);
       } else {
-        slopes(first, y, dot);
+        dlosses(first, y, dot);
       }
       if (pass_.weight_sum) add_rows(x, dot);
       if constexpr (S::kWritesInput) write_input_gradient(first, dot);
@@ -114,7 +114,7 @@ class RowsPass {
     }
     if (l_.workers == 1) return;
     const int count = int(sum_count(p_, pass_.weight_sum, columns_));
-    for (int i = thread_index(); i < count; i += thread_count()) publish(line + i, sums[i]);
+    for (int i = thread_index(); i < count; i += thread_count()) store_cg(line + i, sums[i]);
   }
 
   LINREG_DEVICE Slice slice() const { return slice_of<S>(l_, p_.d, rank()); }
@@ -205,8 +205,8 @@ class RowsPass {
     }
   }
 
-  // From dots to slopes v ℓ'(r), zero for rows that there are not. One target a warp, no weights.
-  LINREG_DEVICE void slopes(int64_t first, const Wide<S::kX> (&y)[S::kDots], double (&dot)[S::kDots]) {
+  // From dot products to v ℓ'(r), zero for rows that do not exist. One target a warp, no weights.
+  LINREG_DEVICE void dlosses(int64_t first, const Wide<S::kX> (&y)[S::kDots], double (&dot)[S::kDots]) {
 #pragma unroll
     for (int u = 0; u < S::kRows; ++u) dot[u] = sum_lanes(dot[u], 1, l_.lanes);
     with_loss(p_.loss, [&]<Loss kLoss>() {
@@ -217,32 +217,34 @@ class RowsPass {
           dot[u] = 0;
           continue;
         }
-        dot[u] = add_residual<kLoss>(dot[u] + bias_ - y[u], 1, p_.delta, residuals_);
+        const Residual of = residual<kLoss>(dot[u] + bias_ - y[u], 1, p_.delta);
+        residuals_.add(of, 1);
+        dot[u] = of.dloss;
       }
     });
   }
 
   // The same; each lane computes its own, and then all get all.
-  LINREG_DEVICE void own_slopes(int64_t first, const Wide<S::kX> (&y)[1], double (&dot)[S::kDots], int slots) {
+  LINREG_DEVICE void own_dlosses(int64_t first, const Wide<S::kX> (&y)[1], double (&dot)[S::kDots], int slots) {
     double mine = scatter_sums(dot, l_.lanes);
     if (shared_row()) mine = sum_warps(mine, shared_ + slots);
     const int64_t i = row(first, own() / S::kTargets);
     const int t = first_target_ + own() % S::kTargets;
-    double slope = 0;
+    double dloss = 0;
     if (i < p_.n && t < p_.k) {
-      const double r = mine + bias_ - y[0], v = p_.v.data ? load_number(p_.v, i, t) : 1;
-      with_loss(p_.loss, [&]<Loss kLoss>() {
-        slope = add_residual<kLoss>(r, v, p_.delta, residuals_);
-        if (speaks() && lane_ < l_.lanes && rank() == 0) write_residual<kLoss>(pass_, pass_scale(pass_), i, t, r, v);
-      });
+      const double v = p_.v.data ? load_number(p_.v, i, t) : 1;
+      const Residual of = residual(p_, mine + bias_ - y[0], v);
+      residuals_.add(of, v);
+      dloss = of.dloss;
+      if (is_lane_leader() && lane_ < l_.lanes && rank() == 0) write_residual(pass_, pass_scale(pass_), i, t, of);
     }
     const int share = l_.lanes / S::kDots, row_begin = thread_index() % kWarp - in_row();
 #pragma unroll
-    for (int d = 0; d < S::kDots; ++d) dot[d] = shuffle(slope, row_begin + d * share);
+    for (int d = 0; d < S::kDots; ++d) dot[d] = shuffle(dloss, row_begin + d * share);
   }
 
   // Of the lanes that own the same dot product, the one whose residual counts.
-  LINREG_DEVICE bool speaks() const { return in_row() % (l_.lanes / S::kDots) == 0; }
+  LINREG_DEVICE bool is_lane_leader() const { return in_row() % (l_.lanes / S::kDots) == 0; }
 
   // Adds what all warps of a row have for a dot product. The row's lanes are whole warps here. `slots` alternate
   // between two calls, so that one barrier suffices: who writes the next slots has passed the barrier after which these
@@ -251,7 +253,7 @@ class RowsPass {
     const Place at = place_of(l_);
     const int row_warps = l_.row_warps * l_.cluster, share = kWarp / S::kDots;
     double* const line = slots + (at.worker * l_.groups + at.group) * row_warps * S::kDots + own();
-    if (speaks()) {
+    if (is_lane_leader()) {
       double* const slot = line + (rank() * l_.row_warps + at.row_warp) * S::kDots;
       if (l_.cluster == 1) *slot = mine;
       for (int rank = 0; l_.cluster > 1 && rank < l_.cluster; ++rank) store_remote(slot, rank, mine);
@@ -266,7 +268,7 @@ class RowsPass {
     return sum_lanes(sum, 1, share);
   }
 
-  LINREG_DEVICE void add_rows(Words<S::kBytes> (&x)[S::kRows][S::kLoads], const double (&slope)[S::kDots]) {
+  LINREG_DEVICE void add_rows(Words<S::kBytes> (&x)[S::kRows][S::kLoads], const double (&dloss)[S::kDots]) {
 #pragma unroll
     for (int u = 0; u < S::kRows; ++u)
 #pragma unroll
@@ -278,11 +280,11 @@ class RowsPass {
         for (int c = 0; c < S::kPerLoad; ++c)
 #pragma unroll
           for (int t = 0; t < S::kTargets; ++t)
-            sums_[t][load * S::kPerLoad + c] += double(numbers[c]) * slope[u * S::kTargets + t];
+            sums_[t][load * S::kPerLoad + c] += double(numbers[c]) * dloss[u * S::kTargets + t];
       }
   }
 
-  LINREG_DEVICE void write_input_gradient(int64_t first, const double (&slope)[S::kDots]) const {
+  LINREG_DEVICE void write_input_gradient(int64_t first, const double (&dloss)[S::kDots]) const {
     const double scale = pass_scale(pass_);
 #pragma unroll
     for (int u = 0; u < S::kRows; ++u)
@@ -292,7 +294,7 @@ class RowsPass {
         if (row(first, u) >= p_.n || j >= columns_) continue;
         double sum = 0;
 #pragma unroll
-        for (int t = 0; t < S::kTargets; ++t) sum += slope[u * S::kTargets + t] * weight(t, c);
+        for (int t = 0; t < S::kTargets; ++t) sum += dloss[u * S::kTargets + t] * weight(t, c);
         store_number(pass_.input_gradient, gradient_dtype(S::kX), row(first, u) * p_.d + slice().first + j,
                      scale * sum);
       }
@@ -325,17 +327,17 @@ class RowsPass {
     };
     const double loss = sum_of(residuals_.loss);
     const double weight_total = sum_of(residuals_.weight_total);
-    const double slope = sum_of(residuals_.slope);
+    const double dloss = sum_of(residuals_.dloss);
     int target = first_target_;
     bool writer = lane_ == 0 && first_row_of_warp();
     if constexpr (S::kOwned) {
       target += own() % S::kTargets;
-      writer = first_row_of_warp() && lane_ < l_.lanes && speaks() && own() < S::kTargets;
+      writer = first_row_of_warp() && lane_ < l_.lanes && is_lane_leader() && own() < S::kTargets;
     }
     if (!writer || target >= p_.k) return;
     put(sums + loss_sums(p_) + target, loss);
     put(sums + weight_totals(p_) + target, weight_total);
-    put(sums + bias_sums(p_) + target, slope);
+    put(sums + bias_sums(p_) + target, dloss);
   }
 
   const Pass& pass_;

@@ -67,7 +67,7 @@ class ResidentParameters {
 LINREG_DEVICE void exchange(const ResidentRun& call, int64_t step, const Lines& own, const Lines& parts, double* to) {
   const int line = call.layout.line, blocks = call.layout.blocks;
   double* const lines = call.lines + (step & 1) * blocks * line;
-  for (int i = thread_index(); i < line; i += thread_count()) publish(lines + block_index() * line + i, own.sum(i));
+  for (int i = thread_index(); i < line; i += thread_count()) store_cg(lines + block_index() * line + i, own.sum(i));
   fence();       // this thread's sums, before the signal that thread 0 gives for all
   sync_block();  // all threads have published
   const double turn = double(step + 1);
@@ -88,7 +88,7 @@ LINREG_DEVICE void exchange(const ResidentRun& call, int64_t step, const Lines& 
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         const int block = first + u * parts.count;
-        sums[u] = published(lines + (block < blocks ? block : first) * line + i);
+        sums[u] = load_cg(lines + (block < blocks ? block : first) * line + i);
       }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u)

@@ -56,8 +56,8 @@ class ResidentRows {
     }
   }
 
-  // Leaves the warp's sums of a batch at `line`: its target's columns, loss, slopes and weights. Finds the first rows
-  // of the next batch.
+  // Leaves the warp's sums of a batch at `line`: its target's columns, losses, derivatives and weights. Finds the first
+  // rows of the next batch.
   LINREG_DEVICE void add(const Batch& batch, const Batch& next, const double (&w)[S::kColumns], double b,
                          double* line) {
     double sums[S::kScattered] = {};

@@ -44,17 +44,17 @@ LINREG_DEVICE void add_rows(const int (&rows)[S::kRows], const Read& read, const
     if (rows[u] == kAbsent) continue;
     const bool there = rows[u] >= 0;
     const double y = there ? target(u) : NAN, v = there ? weight(u) : 1;
-    const double r = dot[u] + b - y, slope = v * dloss<kLoss>(r, delta);
+    const Residual of = residual<kLoss>(dot[u] + b - y, v, delta);
 #pragma unroll
-    for (int c = 0; c < S::kColumns; ++c) sums[c] += x[u][c] * slope;
-    sums[S::kColumns] += v * loss_value<kLoss>(r, delta);
-    sums[S::kColumns + 1] += slope;
+    for (int c = 0; c < S::kColumns; ++c) sums[c] += x[u][c] * of.dloss;
+    sums[S::kColumns] += of.loss;
+    sums[S::kColumns + 1] += of.dloss;
     sums[S::kColumns + 2] += v;
   }
 }
 
 // Leaves a warp's sums at `line`, those over the lanes that have other rows of the same columns: column c of lane i at
-// c · lanes + i, then the loss, the slopes and the weights.
+// c · lanes + i, then those of the losses, their derivatives and the weights.
 template <class S>
 LINREG_DEVICE void leave_sums(double (&sums)[S::kScattered], int lanes, double* line) {
   const int in_warp = thread_index() % kWarp;

@@ -21,7 +21,7 @@ class StreamedPass {
       : pass_(pass),
         p_(pass.problem),
         line_(line),
-        slopes_(pass.scratch + int64_t(block_index()) * kStreamedRows * p_.k),
+        dlosses_(pass.scratch + int64_t(block_index()) * kStreamedRows * p_.k),
         scale_(pass_scale(pass)) {}
 
   LINREG_DEVICE void run() {
@@ -31,7 +31,7 @@ class StreamedPass {
     const int64_t step = int64_t(block_count()) * kStreamedRows;
     for (int64_t first = int64_t(block_index()) * kStreamedRows; first < p_.n; first += step) {
       predict(first);
-      sync_block();  // the slopes are written
+      sync_block();  // dlosses_ is written
       if (pass_.weight_sum) add_rows(first);
       if (pass_.input_gradient) write_input_gradient(first);
       sync_block();  // and read, and may be written again
@@ -51,7 +51,7 @@ class StreamedPass {
     return p_.n - first < kStreamedRows ? p_.n - first : kStreamedRows;
   }
 
-  // A warp for a target: the slopes of the rows from `first` on, and what is summed of their residuals.
+  // A warp for a target: v ℓ'(r) of the rows from `first` on, and what is summed of their residuals.
   LINREG_DEVICE void predict(int64_t first) {
     const int lane = thread_index() % kWarp, rows = int(rows_from(first));
     for (int64_t t = thread_index() / kWarp; t < p_.k; t += thread_count() / kWarp) {
@@ -73,15 +73,14 @@ class StreamedPass {
         const int64_t i = first + lane;
         const double b = p_.b.data ? load_number(p_.b, 0, t) : 0;
         const double v = p_.v.data ? load_number(p_.v, i, t) : 1;
-        const double r = mine + b - load_number(p_.y, i, t);
-        with_loss(p_.loss, [&]<Loss kLoss>() {
-          slopes_[lane * p_.k + t] = add_residual<kLoss>(r, v, p_.delta, sums);
-          write_residual<kLoss>(pass_, scale_, i, t, r, v);
-        });
+        const Residual of = residual(p_, mine + b - load_number(p_.y, i, t), v);
+        sums.add(of, v);
+        dlosses_[lane * p_.k + t] = of.dloss;
+        write_residual(pass_, scale_, i, t, of);
       }
       add(loss_sums(p_) + t, sums.loss);
       add(weight_totals(p_) + t, sums.weight_total);
-      add(bias_sums(p_) + t, sums.slope);
+      add(bias_sums(p_) + t, sums.dloss);
     }
   }
 
@@ -96,7 +95,7 @@ class StreamedPass {
     for (int64_t i = thread_index(); i < p_.k * p_.d; i += thread_count()) {
       const int64_t t = p_.k == 1 ? 0 : i / p_.d;
       double sum = sums[i];
-      for (int64_t u = 0; u < rows; ++u) sum += slopes_[u * p_.k + t] * x(first + u, i - t * p_.d);
+      for (int64_t u = 0; u < rows; ++u) sum += dlosses_[u * p_.k + t] * x(first + u, i - t * p_.d);
       sums[i] = sum;
     }
   }
@@ -105,7 +104,7 @@ class StreamedPass {
     for (int64_t u = 0; u < rows_from(first); ++u)
       for (int64_t j = thread_index(); j < p_.d; j += thread_count()) {
         double sum = 0;
-        for (int64_t t = 0; t < p_.k; ++t) sum += scale_ * slopes_[u * p_.k + t] * w(t, j);
+        for (int64_t t = 0; t < p_.k; ++t) sum += scale_ * dlosses_[u * p_.k + t] * w(t, j);
         store_number(pass_.input_gradient, gradient_dtype(kX), (first + u) * p_.d + j, sum);
       }
   }
@@ -113,7 +112,7 @@ class StreamedPass {
   const Pass& pass_;
   const Problem& p_;
   double* const line_;
-  double* const slopes_;  // [kStreamedRows, k]
+  double* const dlosses_;  // [kStreamedRows, k]
   const double scale_;
 };
 

@@ -178,10 +178,12 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
         PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(items[i])), "__torch_function__"))
       Py_RETURN_NOTIMPLEMENTED;
   const std::string op = count > 5 && PyUnicode_Check(items[5]) ? loss_function(items[5]) : "linear_loss";
-  Arguments a(op, kSchema, items, count, 8);
-  const auto x = a.next<const at::Tensor&>(), w = a.next<const at::Tensor&>(), y = a.next<const at::Tensor&>();
-  const auto b = a.next<const OptionalTensor&>(), v = a.next<const OptionalTensor&>();
-  const Objective objective{a.next<std::string_view>().get(), a.next<double>().get(), a.next<std::string_view>().get()};
+  Held<const at::Tensor&> x, w, y;
+  Held<const OptionalTensor&> b, v;
+  Held<std::string_view> loss, reduction;
+  Held<double> delta;
+  Arguments(op, kSchema, items, count, 8).read(x, w, y, b, v, loss, delta, reduction);
+  const Objective objective{loss.value, delta.value, reduction.value};
   const at::Tensor *const input = x.value, *const linear_weight = w.value, *const target = y.value;
   const at::Tensor *const linear_bias = given(b.value), *const weight = given(v.value);
   const at::Tensor* const tensors[] = {input, linear_weight, target, linear_bias, weight};

@@ -18,10 +18,12 @@
 
 namespace linreg::torch_ops {
 
-// An argument of type T for the length of a call.
+using Borrow = c10::MaybeOwnedTraits<at::Tensor>;  // counts no reference
+
+// An argument of type T for the length of a call. Tensors are borrowed from the Python objects that the caller holds.
 template <class T>
 struct Held {
-  T value;
+  T value{};
   const T& get() const { return value; }
 };
 template <>
@@ -29,12 +31,26 @@ struct Held<const at::Tensor&> {
   const at::Tensor* value;
   const at::Tensor& get() const { return *value; }
 };
-template <class T>
-struct Held<const T&> : Held<T> {};
+template <>
+struct Held<const OptionalTensor&> {
+  OptionalTensor value;
+  const OptionalTensor& get() const { return value; }
+  ~Held() {
+    if (value) Borrow::destroyBorrow(*value);
+  }
+};
 template <class T>
 struct Held<at::ArrayRef<T>> {
   c10::SmallVector<T, 6> value;
   at::ArrayRef<T> get() const { return value; }
+};
+template <>
+struct Held<at::TensorList> {
+  c10::SmallVector<at::Tensor, 2> value;
+  at::TensorList get() const { return value; }
+  ~Held() {
+    for (at::Tensor& tensor : value) Borrow::destroyBorrow(tensor);
+  }
 };
 
 // Reads the positional arguments of an operator one after the other.
@@ -46,12 +62,9 @@ class Arguments {
     TORCH_CHECK_TYPE(count == expected, "_C.", op, ": expected ", expected, " positional arguments, got ", count);
   }
 
-  template <class T>
-  Held<T> next() {
-    Held<T> held{};
-    read(*item_, -1, held.value);
-    ++item_;
-    return held;
+  template <class... T>
+  void read(Held<T>&... held) {
+    ((read(*item_, -1, held.value), ++item_), ...);
   }
 
  private:
@@ -62,12 +75,12 @@ class Arguments {
   }
   void read(PyObject* item, Py_ssize_t i, at::Tensor& to) {
     require(THPVariable_Check(item), item, i, "a Tensor");
-    to = THPVariable_Unpack(item);
+    Borrow::assignBorrow(to, THPVariable_Unpack(item));
   }
   void read(PyObject* item, Py_ssize_t i, OptionalTensor& to) {
     if (item == Py_None) return;
     require(THPVariable_Check(item), item, i, "a Tensor or None");
-    to = THPVariable_Unpack(item);
+    to.emplace(Borrow::createBorrow(THPVariable_Unpack(item)));
   }
   void read(PyObject* item, Py_ssize_t i, std::string_view& to) {
     require(PyUnicode_Check(item), item, i, "a str");
@@ -97,8 +110,8 @@ class Arguments {
     require(value >= 0, item, i, "a bool");
     to = value;
   }
-  template <class T>
-  void read(PyObject* item, Py_ssize_t, c10::SmallVector<T, 6>& to) {
+  template <class T, unsigned kInline>
+  void read(PyObject* item, Py_ssize_t, c10::SmallVector<T, kInline>& to) {
     require(PyList_Check(item) || PyTuple_Check(item), item, -1, "a list");
     to.resize(size_t(PySequence_Fast_GET_SIZE(item)));
     for (size_t i = 0; i < to.size(); ++i) read(PySequence_Fast_GET_ITEM(item, i), Py_ssize_t(i), to[i]);
@@ -175,9 +188,10 @@ PyObject* call_directly(const char* schema, Result (*op)(A...), const TakesLong&
   static const auto dispatched = c10::Dispatcher::singleton().findSchemaOrThrow(schema, "").typed<Result(A...)>();
   Arguments arguments(std::string_view(schema).substr(std::string_view(schema).find("::") + 2), schema, items, count,
                       sizeof...(A));
-  const std::tuple<Held<A>...> held{arguments.next<A>()...};  // braces evaluate in order
+  std::tuple<Held<A>...> held;
   return std::apply(
-      [&](const auto&... one) {
+      [&](auto&... one) {
+        arguments.read(one...);
         Tensors tensors;
         (collect(tensors, one.get()), ...);
         const bool direct = plain(tensors) || mixed(tensors);

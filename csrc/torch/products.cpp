@@ -85,7 +85,7 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
                    const Gradients& gradients, void* elements) {
   const Dtype wide = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
   // A GPU multiplies bfloat16 into float32; elsewhere, and beside float32 parameters, it is widened first, and float16
-  // always: slopes, not yet divided by the number of elements, may lie outside of its range.
+  // always: derivatives, not yet divided by the number of elements, may lie outside of its range.
   const Dtype factor = device.is_cuda() && p.w.dtype == p.x.dtype && p.x.dtype == Dtype::bfloat16 ? p.x.dtype : wide;
   const auto factors = scalar_type_of(factor), sums = scalar_type_of(wide);
   const at::Tensor w = matrix(p.w.data, p.w.dtype, p.k, p.d, p.w.row_stride, device).to(factors);
@@ -94,13 +94,13 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
   sums_ = backend.empty({3, p.k}, at::kDouble, device);
   if (gradients.weight && !update_) weight_ = backend.empty({p.k, p.d}, sums, device);
   at::Tensor predictions = backend.empty({rows, p.k}, sums, device);
-  at::Tensor slopes = factor == wide ? predictions : backend.empty({rows, p.k}, factors, device);
+  at::Tensor dlosses = factor == wide ? predictions : backend.empty({rows, p.k}, factors, device);
 
   Residuals wanted;
   wanted.products = predictions.data_ptr();
   wanted.products_dtype = wide;
-  wanted.slopes = gradients.weight || gradients.input ? slopes.data_ptr() : nullptr;
-  wanted.slopes_dtype = factor;
+  wanted.dlosses = gradients.weight || gradients.input ? dlosses.data_ptr() : nullptr;
+  wanted.dlosses_dtype = factor;
   wanted.sums = sums_.mutable_data_ptr<double>();
   wanted.scale = reduction_scale(p, 0);  // of a weighted mean, weighted_scale
   at::Tensor weighted_scale;
@@ -125,15 +125,15 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
     wanted.target_gradient = rows_from(gradients.target, first, p.k, gradient_dtype(p.y.dtype));
     backend.residuals(op, device, block_problem, wanted);
 
-    const at::Tensor slope = slopes.narrow(0, 0, count);
+    const at::Tensor dloss = dlosses.narrow(0, 0, count);
     if (update_) {
-      at::addmm_out(update_->weight, update_->weight, slope.t(), x, update_->beta, update_->alpha);
+      at::addmm_out(update_->weight, update_->weight, dloss.t(), x, update_->beta, update_->alpha);
     } else if (gradients.weight) {
-      multiply(weight_, slope.t(), x, first > 0);
+      multiply(weight_, dloss.t(), x, first > 0);
     }
     if (gradients.input) {
       at::Tensor gradient = backend.empty({count, p.d}, sums, device);
-      multiply(gradient, slope, w, false);
+      multiply(gradient, dloss, w, false);
       if (weighted_scale.defined()) {
         gradient.mul_(weighted_scale);
       } else {

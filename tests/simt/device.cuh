@@ -109,9 +109,9 @@ LINREG_DEVICE void wait_copies() {
 template <class T>
 LINREG_DEVICE void forget(T&) {}
 
-LINREG_DEVICE void publish(double* to, double value) { simt::publish(to, value); }
-LINREG_DEVICE double published(const double* from, simt::Place place = simt::Place::current()) {
-  return simt::published(from, place);
+LINREG_DEVICE void store_cg(double* to, double value) { simt::store_cg(to, value); }
+LINREG_DEVICE double load_cg(const double* from, simt::Place place = simt::Place::current()) {
+  return simt::load_cg(from, place);
 }
 
 LINREG_DEVICE void fence(simt::Place place = simt::Place::current()) { simt::fence(place); }

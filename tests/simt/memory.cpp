@@ -141,7 +141,7 @@ void wait_copies(int latest) {
   });
 }
 
-void publish(double* to, double value) {
+void store_cg(double* to, double value) {
   Thread& t = current_thread();
   note_access(to, sizeof(double), true);
   if (t.pending.empty()) t.block->publishers.push_back(&t);
@@ -149,12 +149,12 @@ void publish(double* to, double value) {
   *to = kUndefined;
 }
 
-double published(const double* from, Place place) {
+double load_cg(const double* from, Place place) {
   Thread& t = current_thread();
   for (const auto* stores : {&t.pending, &t.block->known, &t.block->cluster->known})
     if (const Store* store = find_latest(*stores, from)) return store->value;
   if (t.polled == from) {
-    set_call(t, "published", place);
+    set_call(t, "load_cg", place);
     grid->yield(true);
   }
   t.polled = from;

@@ -94,7 +94,7 @@ LINREG_KERNEL(1024, 1) sum_in_blocks(LINREG_PARAMETER Sum p) {
   for (int round = 0; round < p.rounds; ++round)
     sum += block_sum(p, (round + 1) * thread_sum(p, thread_index(), thread_count()), shared);
   if (p.fault == Fault::deadlock && block_index() == 0)
-    while (published(p.partial) != 1) {
+    while (load_cg(p.partial) != 1) {
     }
   if (thread_index() == 0) p.out[block_index()] = sum;
 }
@@ -106,7 +106,7 @@ LINREG_KERNEL(1024, 1) sum_in_grid(LINREG_PARAMETER Sum p) {
   bool* last = reinterpret_cast<bool*>(shared + warps);
   const int64_t stride = int64_t(block_count()) * threads;
   const double sum = warp_sum(thread_sum(p, int64_t(block_index()) * threads + thread, stride));
-  if (thread % 32 == 0) publish(p.partial + block_index() * warps + thread / 32, sum);
+  if (thread % 32 == 0) store_cg(p.partial + block_index() * warps + thread / 32, sum);
   if (p.fault != Fault::missing_publish_barrier) sync_block();
   if (thread == 0) {
     if (p.fault != Fault::missing_fence) fence();
@@ -116,7 +116,7 @@ LINREG_KERNEL(1024, 1) sum_in_grid(LINREG_PARAMETER Sum p) {
   if (!*last) return;
   fence();
   double total = 0;
-  for (int i = thread; i < block_count() * warps; i += threads) total += published(p.partial + i);
+  for (int i = thread; i < block_count() * warps; i += threads) total += load_cg(p.partial + i);
   total = block_sum(p, total, shared);
   if (thread == 0) *p.out = total;
 }
