@@ -35,15 +35,16 @@ def operator(problem: Problem) -> Variant:
     """torch.ops.linreg_ext.sgd_step_, through the dispatcher."""
     x, y, w, b, lr = _operands(problem)
     step = torch.ops.linreg_ext.sgd_step_
-    return _variant(problem, w, b, lambda: step(x, y, [w, b], [], [lr, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    parameters, buffers, rule = [w, b], [], [lr]
+    return _variant(problem, w, b, lambda: step(x, y, parameters, buffers, rule))
 
 
 def entry(problem: Problem) -> Variant:
     """_C.sgd_step_, which the other ways in lead to."""
     x, y, w, b, lr = _operands(problem)
     step = _extension._C.sgd_step_
-    rule, no = [lr, 0.0, 0.0, 0.0, 0.0, 0.0], (False, False)
-    arguments = (x, y, [w, b], [], rule, "mse", 1.0, None, None, "mean", no, no, False)
+    rule = [lr, 0.0, 0.0, 0.0, 0.0, 0.0]
+    arguments = (x, y, [w, b], [], rule, "mse", 1.0, None, None, "mean", 0, 0, False)
     return _variant(problem, w, b, lambda: step(*arguments))
 
 

@@ -143,16 +143,16 @@ def linear_loss(
     reduction: str,
 ) -> Tensor:
     """The losses under one name."""
+    compiling = torch.compiler.is_compiling()
+    if _C is not None and not compiling:
+        value = _C.linear_loss(input, linear_weight, target, linear_bias, weight, loss, threshold, reduction)
+        if value is not NotImplemented:
+            return value
     operands = (input, linear_weight, target, linear_bias, weight)
-    if not torch.compiler.is_compiling():
-        if _C is not None:
-            value = _C.linear_loss(*operands, loss, threshold, reduction)
-            if value is not NotImplemented:
-                return value
-        if has_torch_function(operands):
-            options = {"linear_bias": linear_bias, "weight": weight, "reduction": reduction}
-            options |= LOSSES[loss].options(threshold)
-            return handle_torch_function(FUNCTIONS[loss], operands, *operands[:3], **options)
+    if not compiling and has_torch_function(operands):
+        options = {"linear_bias": linear_bias, "weight": weight, "reduction": reduction}
+        options |= LOSSES[loss].options(threshold)
+        return handle_torch_function(FUNCTIONS[loss], operands, *operands[:3], **options)
     if is_autocast(input):
         operands = cast(*operands)
         with no_autocast(input):
@@ -239,12 +239,12 @@ def sgd_step_(
         threshold = threshold_of("sgd_step_", loss, delta=delta, beta=beta, quantile=quantile)
     parameters = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
     state = _NO_STATE if momentum == 0 else _momentum_state("sgd_step_", parameters, momentum, momentum_buffers)
-    rate, lr_tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+    rate, lr_tensor = (lr, None) if type(lr) is float or not isinstance(lr, Tensor) else (0.0, lr)
     value = sgd_step(
         input, target, parameters, state[0], (rate, momentum, dampening, weight_decay, nesterov, maximize), loss,
-        threshold, weight, lr_tensor, "mean", state[1], _NOT_FROZEN, False,
+        threshold, weight, lr_tensor, "mean", state[1], 0, False,
     )  # fmt: skip
-    if any(state[1]):
+    if state[1]:
         momentum_buffers[: len(parameters)] = state[0]
     return value
 
@@ -330,7 +330,7 @@ def sgd_run_(
     batch_size, epochs, steps = _run_sizes(input, order, batch_size, drop_last, epochs)
     step = (
         input, target, parameters, state[0], (rate, momentum, dampening, weight_decay, nesterov, maximize), loss,
-        threshold, weight, lr_tensor, "mean", state[1], _NOT_FROZEN, stop_nonfinite,
+        threshold, weight, lr_tensor, "mean", state[1], 0, stop_nonfinite,
     )  # fmt: skip
     parts: list[Stretch] = []
     try:
@@ -340,20 +340,19 @@ def sgd_run_(
         else:
             sgd_run(step, order, (None, None), sizes, range(steps), parts)
     finally:
-        if any(state[1]) and steps and parts and (not stop_nonfinite or steps_taken(parts)):
+        if state[1] and steps and parts and (not stop_nonfinite or steps_taken(parts)):
             momentum_buffers[: len(parameters)] = state[0]
     losses = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
     return losses[: steps_taken(parts) + 1] if stop_nonfinite else losses
 
 
-_NOT_FIRST = _NOT_FROZEN = (False, False)
-_NO_STATE: tuple[list[Tensor], tuple[bool, bool]] = ([], _NOT_FIRST)
+_NO_STATE: tuple[list[Tensor], int] = ([], 0)
 
 
 def _momentum_state(
     op: str, parameters: list[Tensor], momentum: float, buffers: list[Tensor | None] | None
-) -> tuple[list[Tensor], tuple[bool, bool]]:
-    """The parameters' momentum buffers, new ones where there are none, and whether their first step is to come."""
+) -> tuple[list[Tensor], int]:
+    """The parameters' momentum buffers, new ones where there are none, and the bits of those whose first step it is."""
     try:
         if not momentum > 0:
             return _NO_STATE  # the operator refuses it
@@ -367,12 +366,12 @@ def _momentum_state(
         )
     first = [i < len(parameters) and buffers[i] is None for i in range(2)]
     if not any(first):
-        return buffers[: len(parameters)], _NOT_FIRST
+        return buffers[: len(parameters)], 0
     state = [
         torch.empty_like(p) if is_first and isinstance(p, Tensor) else buffer
         for p, buffer, is_first in zip(parameters, buffers, first, strict=False)
     ]
-    return state, (first[0], first[1])
+    return state, first[0] | first[1] << 1
 
 
 def _run_sizes(
@@ -446,7 +445,7 @@ def sgd_run(
             return
         if begin == steps.start:  # else every stretch would copy all rows, and the order to a GPU
             order = None if order is None else order.to(input.device)
-            step = (input if input.stride(1) == 1 else input.contiguous(), *step[1:10], _NOT_FIRST, *step[11:])
+            step = (input if input.stride(1) == 1 else input.contiguous(), *step[1:10], 0, *step[11:])
         count = max(1, min(4 * count, int(count * _STRETCH / max(1e-9, time.perf_counter() - started))))
         begin = stop
 

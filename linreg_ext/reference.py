@@ -57,11 +57,11 @@ def sgd_step_(
     weight: Tensor | None,
     lr: Tensor | None,
     reduction: str,
-    first_step: list[bool],
-    frozen: list[bool],
+    first_step: int,
+    frozen: int,
     skip_nonfinite: bool,
 ) -> Tensor:
-    rate, momentum, dampening, weight_decay, nesterov, maximize = rule
+    rate, momentum, dampening, weight_decay, nesterov, maximize = (*rule, *[0.0] * 5)[:6]
     rate = rate if lr is None else lr.item()
     compute, dtype = _compute_dtype(input), loss_dtype(parameters[0], target)
     leaves = [p.detach().to(compute, copy=True).requires_grad_() for p in parameters]
@@ -77,13 +77,13 @@ def sgd_step_(
         if skip_nonfinite and not value.isfinite():
             return value.to(dtype)
         for i, (parameter, p, g) in enumerate(zip(parameters, leaves, grads, strict=True)):
-            if frozen[i]:
+            if frozen >> i & 1:
                 continue
             g = -g if maximize else g
             if weight_decay != 0:
                 g = g + weight_decay * p
             if momentum != 0:
-                buffer = g if first_step[i] else momentum * momentum_buffers[i] + (1 - dampening) * g
+                buffer = g if first_step >> i & 1 else momentum * momentum_buffers[i] + (1 - dampening) * g
                 momentum_buffers[i].copy_(buffer)
                 g = g + momentum * buffer if nesterov else buffer
             parameter.copy_(p - rate * g)
@@ -101,8 +101,8 @@ def sgd_run_(
     weight: Tensor | None,
     lr: Tensor | None,
     reduction: str,
-    first_step: list[bool],
-    frozen: list[bool],
+    first_step: int,
+    frozen: int,
     stop_nonfinite: bool,
     order: Tensor | None,
     validation_input: Tensor | None,
@@ -131,7 +131,7 @@ def sgd_run_(
         losses[taken] = value = sgd_step_(
             input[batch], target[batch], parameters, momentum_buffers, rule, loss, delta,
             None if weight is None else weight[batch], lr if lr is None or lr.numel() == 1 else lr[step], reduction,
-            [is_first and taken == 0 for is_first in first_step], frozen, stop_nonfinite,
+            0 if taken else first_step, frozen, stop_nonfinite,
         )  # fmt: skip
         if stop_nonfinite and not value.isfinite():
             break

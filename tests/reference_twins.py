@@ -66,20 +66,21 @@ def _step(
     """The operators' arguments, but for whether nonfinite losses are skipped."""
     parameters = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
     buffers: list[Tensor] = []
-    first = [False, False]
+    first = 0
     if momentum != 0:
-        first = [momentum_buffers[i] is None for i in range(2)]
-        buffers = [torch.empty_like(p) if first[i] else momentum_buffers[i] for i, p in enumerate(parameters)]
+        first = sum((momentum_buffers[i] is None) << i for i in range(len(parameters)))
+        buffers = [
+            b if b is not None else torch.empty_like(p) for p, b in zip(parameters, momentum_buffers, strict=False)
+        ]
     rate, lr_tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
     rule = [rate, momentum, dampening, weight_decay, nesterov, maximize]
     return [
-        input, target, parameters, buffers, rule, loss, _threshold(loss, threshold), weight, lr_tensor, "mean", first,
-        [False, False],
+        input, target, parameters, buffers, rule, loss, _threshold(loss, threshold), weight, lr_tensor, "mean", first, 0,
     ]  # fmt: skip
 
 
 def _keep(step: list[Any], momentum_buffers: list[Tensor | None] | None) -> None:
-    if any(step[10]):
+    if step[10]:
         momentum_buffers[: len(step[3])] = step[3]
 
 

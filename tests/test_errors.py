@@ -197,7 +197,7 @@ def test_bad_arguments_of_a_run(change, error, words):
 
 def test_bad_validation_and_ranges_of_a_run():
     x, w, y, b = good().values()
-    step = (x, y, [w, b], [], [0.1, 0, 0, 0, 0, 0], "mse", 1.0, None, None, "mean", [False] * 2, [False] * 2, False)
+    step = (x, y, [w, b], [], [0.1, 0, 0, 0, 0, 0], "mse", 1.0, None, None, "mean", 0, 0, False)
 
     for validation, begin, end, error, words in (
         ((x[:4], None), 0, 4, ValueError, "validation_input and validation_target must be given together"),
@@ -245,7 +245,7 @@ def test_operators_say_what_their_lists_hold():
     for parameters, rule, words in (
         ([], [0.1] + [0.0] * 5, r"sgd_step_: parameters must be \[linear_weight\] or \[linear_weight, linear_bias\], got 0 tensors"),
         ([w, b, b], [0.1] + [0.0] * 5, "got 3 tensors"),
-        ([w, b], [0.1], r"sgd_step_: rule must be \[lr, momentum, dampening, weight_decay, nesterov, maximize\], got 1 numbers"),
+        ([w, b], [], r"sgd_step_: rule must be \[lr, momentum, dampening, weight_decay, nesterov, maximize\], the last of which may be left out, got 0 numbers"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             torch.ops.linreg_ext.sgd_step_(x, y, parameters, [], rule)

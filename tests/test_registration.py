@@ -54,14 +54,14 @@ def test_opcheck_of_the_step(dtypes, momentum, device):
             torch.library.opcheck(
                 OPS.sgd_step_.default,
                 (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",
-                 [False, False], [False, False], False),
+                 0, 0, False),
             )  # fmt: skip
 
 
 def test_arguments_of_the_step_may_be_left_out(device):
     p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
     steps, rule = [], [0.1, 0.0, 0.0, 0.0, 0.0, 0.0]
-    for more in ((), ("mse", 1.0, None, None, "mean", [False, False], [False, False], False)):
+    for more in ((), ("mse", 1.0, None, None, "mean", 0, 0, False)):
         w, b = p.linear_weight.clone(), p.linear_bias.clone()
         steps.append([OPS.sgd_step_(p.input, p.target, [w, b], [], rule, *more), w, b])
     assert all(torch.equal(*both) for both in zip(*steps, strict=True))
@@ -81,7 +81,7 @@ def test_opcheck_of_the_run(dtypes, momentum):
             torch.library.opcheck(
                 OPS.sgd_run_.default,
                 (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",
-                 [False, False], [False, False], True, *more, 4, False, 2, 1, 6),
+                 0, 0, True, *more, 4, False, 2, 1, 6),
             )  # fmt: skip
 
 

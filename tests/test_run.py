@@ -33,11 +33,28 @@ ON_CPU = "LINREG_EXT_SIMT" not in os.environ  # what is on the CPU is computed b
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
+def bits(flags):
+    return flags[0] | flags[1] << 1
+
+
 def part_of_a_run(x, w, y, b=None, v=None, *, steps, sizes, rule, loss="mse", delta=1.0, lr=None, reduction="mean",
                   buffers=(), order=None, validation=(None, None), first_step=(False, False), frozen=(False, False), stop=False):  # fmt: skip
     """What the operator returns for each stretch of some steps of a run."""
     parts, parameters = [], [w] if b is None else [w, b]
-    step = (x, y, parameters, list(buffers), rule, loss, delta, v, lr, reduction, first_step, frozen, stop)
+    step = (
+        x,
+        y,
+        parameters,
+        list(buffers),
+        rule,
+        loss,
+        delta,
+        v,
+        lr,
+        reduction,
+        *map(bits, (first_step, frozen)),
+        stop,
+    )
     functional.sgd_run(step, order, validation, sizes, steps, parts)
     return parts
 

@@ -162,27 +162,19 @@ at::Tensor differentiable_loss(const Operands& o, const Objective& objective) {
   return value;
 }
 
-std::string loss_function(PyObject* loss) {
-  const char* const name = PyUnicode_AsUTF8(loss);
-  if (!name) throw python_error();
-  return "linear_" + std::string(name) + "_loss";
-}
-
 }  // namespace
 
 PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  constexpr const char* kSchema = "linreg_ext::linear_loss";
   for (Py_ssize_t i = 0; i < std::min<Py_ssize_t>(count, 5); ++i)  // a subclass or a proxy wants to see the function
     if (!THPVariable_CheckExact(items[i]) && items[i] != Py_None &&
         PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(items[i])), "__torch_function__"))
       Py_RETURN_NOTIMPLEMENTED;
-  const std::string op = count > 5 && PyUnicode_Check(items[5]) ? loss_function(items[5]) : "linear_loss";
   Held<const at::Tensor&> x, w, y;
   Held<const OptionalTensor&> b, v;
   Held<std::string_view> loss, reduction;
   Held<double> delta;
-  Arguments(op, kSchema, items, count, 8).read(x, w, y, b, v, loss, delta, reduction);
+  Arguments("linreg_ext::linear_loss", items, count, 8).read(x, w, y, b, v, loss, delta, reduction);
   const Objective objective{loss.value, delta.value, reduction.value};
   const at::Tensor *const input = x.value, *const linear_weight = w.value, *const target = y.value;
   const at::Tensor *const linear_bias = given(b.value), *const weight = given(v.value);

@@ -56,10 +56,10 @@ struct Held<at::TensorList> {
 // Reads the positional arguments of an operator one after the other.
 class Arguments {
  public:
-  // `op` is what messages call the operator, `schema` its full name.
-  Arguments(std::string_view op, const char* schema, PyObject* const* items, Py_ssize_t count, Py_ssize_t expected)
-      : op_(op), schema_(schema), item_(items), first_(items) {
-    TORCH_CHECK_TYPE(count == expected, "_C.", op, ": expected ", expected, " positional arguments, got ", count);
+  // `schema` is the operator's full name.
+  Arguments(const char* schema, PyObject* const* items, Py_ssize_t count, Py_ssize_t expected)
+      : schema_(schema), item_(items), first_(items) {
+    TORCH_CHECK_TYPE(count == expected, schema, ": expected ", expected, " positional arguments, got ", count);
   }
 
   template <class... T>
@@ -87,7 +87,7 @@ class Arguments {
     Py_ssize_t length = 0;
     const char* const characters = PyUnicode_AsUTF8AndSize(item, &length);
     if (!characters) throw python_error();
-    text_ = to = {characters, size_t(length)};
+    to = {characters, size_t(length)};
   }
   void read(PyObject* item, Py_ssize_t i, double& to) {
     to = PyFloat_AsDouble(item);
@@ -116,13 +116,6 @@ class Arguments {
     to.resize(size_t(PySequence_Fast_GET_SIZE(item)));
     for (size_t i = 0; i < to.size(); ++i) read(PySequence_Fast_GET_ITEM(item, i), Py_ssize_t(i), to[i]);
   }
-  template <size_t kCount>
-  void read(PyObject* item, Py_ssize_t, std::array<bool, kCount>& to) {
-    c10::SmallVector<bool, 6> flags;
-    read(item, -1, flags);
-    require(flags.size() == kCount, item, -1, "a list of one flag per parameter");
-    std::copy(flags.begin(), flags.end(), to.begin());
-  }
 
   void require(bool fits, PyObject* item, Py_ssize_t i, const char* expected) const {
     if (!fits) [[unlikely]]
@@ -132,14 +125,18 @@ class Arguments {
   [[noreturn]] void refuse(PyObject* item, Py_ssize_t i, const char* expected) const {
     const auto& schema = c10::Dispatcher::singleton().findSchemaOrThrow(schema_, "").schema();
     const std::string& argument = schema.arguments()[size_t(item_ - first_)].name();
+    PyObject* const loss = first_[*schema.argumentIndexWithName("loss")];
+    const std::string loss_name = PyUnicode_Check(loss) ? std::string(pybind11::str(loss)) : "";
+    std::string op = schema.operator_name().name.substr(sizeof("linreg_ext::") - 1);
+    if (op == "linear_loss" && !loss_name.empty()) op = "linear_" + loss_name + "_loss";
     const bool optional = argument == "momentum_buffers" || (argument == "parameters" && i == 1);
-    TORCH_CHECK_TYPE(false, op_, ": ", name_of(argument, i), " must be ", expected, optional ? " or None" : "",
-                     ", got ", Py_TYPE(item)->tp_name);
+    TORCH_CHECK_TYPE(false, op, ": ", name_of(argument, i, loss_name), " must be ", expected,
+                     optional ? " or None" : "", ", got ", Py_TYPE(item)->tp_name);
   }
 
   // What users call an argument or an element of a list.
-  std::string name_of(const std::string& list, Py_ssize_t i) const {
-    if (list == "delta") return std::string(threshold_of(text_));
+  static std::string name_of(const std::string& list, Py_ssize_t i, std::string_view loss) {
+    if (list == "delta") return std::string(threshold_of(loss));
     if (i < 0) return list;
     constexpr const char* kRule[] = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"};
     if (list == "parameters" && i < 2) return i == 0 ? "linear_weight" : "linear_bias";
@@ -147,11 +144,9 @@ class Arguments {
     return list + "[" + std::to_string(i) + "]";
   }
 
-  const std::string_view op_;
   const char* const schema_;
   PyObject* const* item_;
   PyObject* const* const first_;
-  std::string_view text_;  // the last one read: before `delta`, the loss
 };
 
 inline PyObject* to_python(at::Tensor&& tensor) { return THPVariable_Wrap(std::move(tensor)); }
@@ -186,8 +181,7 @@ template <class TakesLong, class Result, class... A>
 PyObject* call_directly(const char* schema, Result (*op)(A...), const TakesLong& takes_long, PyObject* const* items,
                         Py_ssize_t count) {
   static const auto dispatched = c10::Dispatcher::singleton().findSchemaOrThrow(schema, "").typed<Result(A...)>();
-  Arguments arguments(std::string_view(schema).substr(std::string_view(schema).find("::") + 2), schema, items, count,
-                      sizeof...(A));
+  Arguments arguments(schema, items, count, sizeof...(A));
   std::tuple<Held<A>...> held;
   return std::apply(
       [&](auto&... one) {

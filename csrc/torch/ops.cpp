@@ -216,12 +216,23 @@ struct StepArguments {
       : operands{input, first(op, parameters), target, parameters.size() == 2 ? &parameters[1] : nullptr,
                  given(weight)} {
     refuse_transforms(op);
-    TORCH_CHECK_VALUE(rule.size() == 6, op,
-                      ": rule must be [lr, momentum, dampening, weight_decay, nesterov, maximize], got ", rule.size(),
-                      " numbers");
-    sgd.rule = {rule[0], rule[1], rule[2], rule[3], rule[4] != 0, rule[5] != 0};
+    TORCH_CHECK_VALUE(1 <= rule.size() && rule.size() <= 6, op,
+                      ": rule must be [lr, momentum, dampening, weight_decay, nesterov, maximize], the last of which "
+                      "may be left out, got ",
+                      rule.size(), " numbers");
+    double numbers[6] = {};
+    std::copy(rule.begin(), rule.end(), numbers);
+    sgd.rule = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] != 0, numbers[5] != 0};
     sgd.lr_tensor = given(lr);
     for (size_t i = 0; i < std::min<size_t>(buffers.size(), 2); ++i) sgd.momentum_buffers[i] = &buffers[i];
+  }
+
+  void set(int64_t first_step, int64_t frozen, bool skip_nonfinite) {
+    for (size_t i = 0; i < 2; ++i) {
+      sgd.first_step[i] = first_step >> i & 1;
+      sgd.frozen[i] = frozen >> i & 1;
+    }
+    sgd.skip_nonfinite = skip_nonfinite;
   }
 
   static const at::Tensor& first(const char* op, at::TensorList parameters) {
@@ -253,25 +264,20 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads_op(
 at::Tensor sgd_step_op(const at::Tensor& input, const at::Tensor& target, at::TensorList parameters,
                        at::TensorList momentum_buffers, at::ArrayRef<double> rule, std::string_view loss, double delta,
                        const OptionalTensor& weight, const OptionalTensor& lr, std::string_view reduction,
-                       std::array<bool, 2> first_step, std::array<bool, 2> frozen, bool skip_nonfinite) {
+                       int64_t first_step, int64_t frozen, bool skip_nonfinite) {
   StepArguments a("sgd_step_", input, target, parameters, momentum_buffers, rule, weight, lr);
-  a.sgd.first_step = first_step;
-  a.sgd.frozen = frozen;
-  a.sgd.skip_nonfinite = skip_nonfinite;
+  a.set(first_step, frozen, skip_nonfinite);
   return sgd_step(a.operands, {loss, delta, reduction}, a.sgd);
 }
 
 RunResults sgd_run_op(const at::Tensor& input, const at::Tensor& target, at::TensorList parameters,
                       at::TensorList momentum_buffers, at::ArrayRef<double> rule, std::string_view loss, double delta,
                       const OptionalTensor& weight, const OptionalTensor& lr, std::string_view reduction,
-                      std::array<bool, 2> first_step, std::array<bool, 2> frozen, bool stop_nonfinite,
-                      const OptionalTensor& order, const OptionalTensor& validation_input,
-                      const OptionalTensor& validation_target, int64_t batch_size, bool drop_last, int64_t epochs,
-                      int64_t begin, int64_t end) {
+                      int64_t first_step, int64_t frozen, bool stop_nonfinite, const OptionalTensor& order,
+                      const OptionalTensor& validation_input, const OptionalTensor& validation_target,
+                      int64_t batch_size, bool drop_last, int64_t epochs, int64_t begin, int64_t end) {
   StepArguments a("sgd_run_", input, target, parameters, momentum_buffers, rule, weight, lr);
-  a.sgd.first_step = first_step;
-  a.sgd.frozen = frozen;
-  a.sgd.skip_nonfinite = stop_nonfinite;
+  a.set(first_step, frozen, stop_nonfinite);
   return sgd_run(a.operands, {loss, delta, reduction}, a.sgd, {given(order), batch_size, drop_last, epochs, begin, end},
                  given(validation_input), given(validation_target));
 }
@@ -301,15 +307,15 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "linear_loss_grads(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, str "
       "loss, float delta, str reduction, bool[4] wanted) -> (Tensor, Tensor[])");
   // `parameters` is [linear_weight] or [linear_weight, linear_bias]; `momentum_buffers` has one for each, or none
-  // without momentum; `rule` is [lr, momentum, dampening, weight_decay, nesterov, maximize], whose lr a tensor
-  // replaces.
+  // without momentum; `rule` is [lr, momentum, dampening, weight_decay, nesterov, maximize], of which the last may be
+  // left out as 0, and whose lr a tensor replaces. `first_step` and `frozen` have a bit for each parameter.
   m.def(
       "sgd_step_(Tensor input, Tensor target, Tensor(a!)[] parameters, Tensor(b!)[] momentum_buffers, float[] rule, "
       "str loss=\"mse\", float delta=1.0, Tensor? weight=None, Tensor? lr=None, str reduction=\"mean\", "
-      "bool[2] first_step=[False, False], bool[2] frozen=[False, False], bool skip_nonfinite=False) -> Tensor");
+      "int first_step=0, int frozen=0, bool skip_nonfinite=False) -> Tensor");
   m.def(
       "sgd_run_(Tensor input, Tensor target, Tensor(a!)[] parameters, Tensor(b!)[] momentum_buffers, float[] rule, "
-      "str loss, float delta, Tensor? weight, Tensor? lr, str reduction, bool[2] first_step, bool[2] frozen, "
+      "str loss, float delta, Tensor? weight, Tensor? lr, str reduction, int first_step, int frozen, "
       "bool stop_nonfinite, Tensor? order, Tensor? validation_input, Tensor? validation_target, SymInt batch_size, "
       "bool drop_last, SymInt epochs, "
       "SymInt begin, SymInt end) -> (Tensor, Tensor, Tensor)");

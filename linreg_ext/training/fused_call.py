@@ -51,8 +51,8 @@ class FusedCall:
             x, target_rows(affine, loss, x, y),
             [view(p) for view, p in zip(views, self._parameters, strict=False)],
             [view(buffer) for view, buffer in zip(views, self._buffers, strict=False)],
-            self._rule, loss.loss, loss.delta, None, self._lr_tensor, loss.reduction, self.first_step,
-            [*self._frozen, False][:2], skip_nonfinite,
+            self._rule, loss.loss, loss.delta, None, self._lr_tensor, loss.reduction, _bits(self.first_step),
+            _bits(self._frozen), skip_nonfinite,
         )  # fmt: skip
 
     def keep_buffers(self) -> None:
@@ -65,6 +65,10 @@ class FusedCall:
         """Leave the mark by which a scheduler sees that the optimizer stepped."""
         if "step" in self._optimizer.__dict__:
             self._optimizer._opt_called = True
+
+
+def _bits(flags: list[bool]) -> int:
+    return sum(flag << i for i, flag in enumerate(flags))
 
 
 def fused_loss(affine: Affine, loss: RegressionLoss, x: Tensor, y: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ CUDA = (
     Mutant("cuda products: only the last rows count", "csrc/cuda/products.cuh", "wanted.add ? wanted.sums[i] : 0", "0",
            ("tests/test_parity.py::test_several_blocks_of_rows_by_products",), build="races"),
     Mutant("cuda residual: the target's gradient has the other sign", "csrc/cuda/residual.cuh",
-           "-(scale * (v * dloss<kLoss>(r, p.delta)))", "scale * (v * dloss<kLoss>(r, p.delta))", SHAPES,
+           "-(scale * of.dloss)", "scale * of.dloss", SHAPES,
            build="races"),
     Mutant("cuda finish: the gradient of no rows is not nothing", "csrc/cuda/finish.cuh", "p.n == 0 ? 0 : scale", "scale",
            EMPTY, build="races"),

@@ -56,7 +56,7 @@ PYTHON = (
             ("tests/test_values.py::test_sgd_rule_by_hand",),
             within="if any(state[1]):\n        momentum_buffers[: len(parameters)] = state[0]"),
     _python("functional: every stretch of a run is its first", "functional.py",
-            "_NOT_FIRST, *step[11:]", "*step[10:]",
+            "0, *step[11:]", "*step[10:]",
             (RUN + "test_same_bits_for_any_number_of_threads_and_stretch",)),
     _python("functional: a run does not say what ended it", "functional.py", "steps_taken(parts) + 1",
             "steps_taken(parts)", (RUN + "test_a_run_stops_with_the_last_finite_parameters",)),
