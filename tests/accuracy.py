@@ -246,9 +246,13 @@ def assert_as_accurate_over_seeds(name: str, ours: list[Tensor], plain: list[Ten
     assert len(ours) >= SEEDS, f"{name}: {len(ours)} problems, expected at least {SEEDS}"
     assert {t.dtype for t in ours} == {t.dtype for t in plain}, f"{name}: another dtype than PyTorch's"
     exact, terms = (np.stack([getattr(o, field) for o in oracles]) for field in ("value", "terms"))
+    rounded = [torch.from_numpy(np.asarray(value, "float64")).to(ours[0].dtype) for value in exact]
+    ours, plain, rounded = (torch.stack(results).double().cpu().numpy() for results in (ours, plain, rounded))
+    overflows = abs(exact) > info.max
+    assert (np.isinf(ours) == overflows).all(), f"{name}: overflows elsewhere than the exact result"
+    exact, terms = (np.where(overflows, 0, array) for array in (exact, terms))
     errors, errors_of_plain, errors_of_rounding = (
-        abs(torch.stack(results).double().cpu().numpy() - exact)
-        for results in (ours, plain, [torch.from_numpy(o.value.astype("float64")).to(ours[0].dtype) for o in oracles])
+        abs(np.where(overflows, 0, results) - exact) for results in (ours, plain, rounded)
     )
     rms, rms_of_plain, rms_of_rounding = (
         float(np.sqrt(np.square(e).mean())) for e in (errors, errors_of_plain, errors_of_rounding)

@@ -41,20 +41,8 @@ def part_of_a_run(x, w, y, b=None, v=None, *, steps, sizes, rule, loss="mse", de
                   buffers=(), order=None, validation=(None, None), first_step=(False, False), frozen=(False, False), stop=False):  # fmt: skip
     """What the operator returns for each stretch of some steps of a run."""
     parts, parameters = [], [w] if b is None else [w, b]
-    step = (
-        x,
-        y,
-        parameters,
-        list(buffers),
-        rule,
-        loss,
-        delta,
-        v,
-        lr,
-        reduction,
-        *map(bits, (first_step, frozen)),
-        stop,
-    )
+    state = (bits(first_step), bits(frozen), stop)
+    step = (x, y, parameters, list(buffers), rule, loss, delta, v, lr, reduction, *state)
     functional.sgd_run(step, order, validation, sizes, steps, parts)
     return parts
 
