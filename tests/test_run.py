@@ -414,15 +414,6 @@ def test_large_runs_with_every_loss_and_rule(device):
     assert torch.equal(kept_bias, twin_bias)
 
 
-def test_more_blocks_than_columns(device):
-    """A block that updates no weight is not waited for, though it may not have heard yet of what others send it."""
-    x, w, y, b, _ = vars(Problem.random(60_000, 1, 1, DTYPES["float32"], device=device)).values()
-    order = torch.randint(60_000, (100 * 4200,))
-    losses = linreg_ext.sgd_run_(x, w, y, linear_bias=b, order=order, batch_size=4200, lr=0.0)
-    expected = torch.nn.functional.mse_loss(x @ w.T + b, y, reduction="none")[order.to(device)]
-    torch.testing.assert_close(losses, expected.view(100, 4200).mean(1))
-
-
 @pytest.mark.parametrize("noise", [1.0, 1e-4])
 @pytest.mark.parametrize("shape", [(3000, 1, 1), (1500, 8, 1), (300, 60, 1), (60, 200, 2), (250, 240, 1)], ids=str)
 def test_a_step_of_a_run_is_as_accurate_as_pytorch(shape, noise, device):

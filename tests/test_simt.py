@@ -12,7 +12,7 @@ from simt.build import HERE, ROOT, SAMPLES, build, sanitizer_environment
 from simt.samples import FAULTS, Samples
 
 SEEDS = range(8)
-KERNELS = [("blocks", 1), ("grid", 1), ("cluster", 1), ("cluster", 2), ("cluster", 8), ("boxes", 2), ("boxes", 8)]
+KERNELS = [("blocks", 1), ("grid", 1), ("cluster", 1), ("cluster", 2), ("cluster", 8), ("copies", 1)]
 
 
 def build_samples(**how):
@@ -76,9 +76,7 @@ REPORTED = [
         "early_end",
         r"sync_cluster at samples.cu:\d+, but .* has ended|has ended, but .*|into a block that has ended",
     ),
-    ("boxes", "unopened_box", r"a box that nobody has opened at samples.cu:\d+"),
-    ("boxes", "missing_start", r"send before a sync_cluster"),
-    ("boxes", "misaligned", r"thread \d+ of block \d: misaligned copy_async at samples.cu"),
+    ("copies", "misaligned", r"thread \d+ of block \d: misaligned copy_async at samples.cu"),
 ]
 
 
@@ -92,7 +90,7 @@ def test_faults_are_reported(samples, kernel, fault, message):
 
 
 # What the numbers themselves order, no detector of races sees: results show it.
-UNORDERED = [("boxes", f) for f in ("missing_await", "more_than_expected", "one_box", "missing_wait")]
+UNORDERED = [("copies", "missing_wait")]
 WRONG = [
     ("blocks", "missing_barrier"),
     ("blocks", "missing_barrier_2"),

@@ -59,57 +59,6 @@ LINREG_DEVICE void store_remote(double* mine, int rank, double value) {
 #endif
 }
 
-// A box counts numbers that blocks of a cluster send: what has been sent is there when all have come that are expected.
-// Boxes are 8 bytes of shared memory that one thread opens; a sync_cluster later they may be sent to.
-LINREG_DEVICE void open_box(uint64_t* box) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(
-                   uint32_t(__cvta_generic_to_shared(box)))
-               : "memory");
-#endif
-}
-
-// One thread says, once for each turn and after the turn before, how many numbers complete it.
-LINREG_DEVICE void expect_numbers(uint64_t* box, int count) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(uint32_t(__cvta_generic_to_shared(box))),
-               "r"(count * int(sizeof(double)))
-               : "memory");
-#endif
-}
-
-// Stores as store_remote does, and counts in the box that has the place of `box` there.
-LINREG_DEVICE void send(double* mine, int rank, double value, uint64_t* box) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t to = uint32_t(__cvta_generic_to_shared(mine)), counted = uint32_t(__cvta_generic_to_shared(box));
-  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(to) : "r"(rank));
-  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(counted) : "r"(rank));
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f64 [%0], %1, [%2];" ::"r"(to), "d"(value),
-               "r"(counted)
-               : "memory");
-#else
-  *mine = value;
-#endif
-}
-
-// Waits for a turn of this block's box, counted from 0: each thread for every one, and before the one after is
-// complete.
-LINREG_DEVICE void await_numbers(uint64_t* box, int turn) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t complete = 0;
-  while (!complete)
-    asm volatile(
-        "{\n\t.reg .pred complete;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, complete;\n\t}"
-        : "=r"(complete)
-        : "r"(uint32_t(__cvta_generic_to_shared(box))), "r"(turn & 1)
-        : "memory");
-#else
-  __syncthreads();
-#endif
-}
-
 // ---- Global memory ------------------------------------------------------------------------------------------------
 
 template <int kBytes>

@@ -7,7 +7,7 @@
 
 namespace linreg::cuda {
 
-struct RunSteps {
+struct ResidentRun {
   Problem problem;
   Run run;  // order and lr are the device's
   Sgd sgd;
@@ -15,9 +15,6 @@ struct RunSteps {
   bool stop_nonfinite;
   const void* before;  // the loss of the step before run.begin, which may have ended the run; nullptr: there is none
   void* losses;        // [run.end - run.begin]
-};
-
-struct ResidentRun : RunSteps {
   ResidentLayout layout;
   double* lines;    // [2, blocks, line], where there are several blocks
   double* signals;  // [blocks], of which step a block's line is there, counted from 1
@@ -41,12 +38,12 @@ LINREG_DEVICE Batch following(const Run& run, const Batch& batch) {
 }
 
 // Whether the step before has ended the run.
-LINREG_DEVICE bool ended_before(const RunSteps& call, Dtype dtype) {
+LINREG_DEVICE bool ended_before(const ResidentRun& call, Dtype dtype) {
   return call.before && call.stop_nonfinite && !is_finite(load_number(call.before, dtype, 0));
 }
 
 // The losses from `step` on, of steps that are not reached.
-LINREG_DEVICE void leave_unreached(const RunSteps& call, Dtype dtype, int64_t step) {
+LINREG_DEVICE void leave_unreached(const ResidentRun& call, Dtype dtype, int64_t step) {
   if (block_index() > 0) return;
   for (int64_t i = step - call.run.begin + thread_index(); i < call.run.end - call.run.begin; i += thread_count())
     store_number(call.losses, dtype, i, NAN);

@@ -97,7 +97,7 @@ struct Lines {
 };
 
 // Writes the loss of a step, whose sums are at `at` of `of_all`; true if the run ends with it.
-LINREG_DEVICE bool ends_run(const RunSteps& call, Dtype dtype, int64_t step, double scale, const Lines& of_all,
+LINREG_DEVICE bool ends_run(const ResidentRun& call, Dtype dtype, int64_t step, double scale, const Lines& of_all,
                             int at) {
   const bool writes = block_index() == 0 && thread_index() == 0;
   if (!call.stop_nonfinite && !writes) return false;
@@ -107,7 +107,7 @@ LINREG_DEVICE bool ends_run(const RunSteps& call, Dtype dtype, int64_t step, dou
 }
 
 // The momentum of a parameter's number (i, j) before the first step of a launch.
-LINREG_DEVICE double load_buffer(const RunSteps& call, const Parameter& of, Dtype dtype, int64_t i, int64_t j) {
+LINREG_DEVICE double load_buffer(const ResidentRun& call, const Parameter& of, Dtype dtype, int64_t i, int64_t j) {
   const Rows& from = of.momentum_buffer;
   const bool stored = call.sgd.momentum != 0 && from.data && !of.first_step;
   return stored ? load_number(from.data, dtype, i * from.row_stride + j) : 0;
@@ -120,7 +120,7 @@ LINREG_DEVICE void step_number(double& p, double& buffer, double gradient, const
   buffer = round_to(next.buffer, dtype);
 }
 
-LINREG_DEVICE void store_parameter(const RunSteps& call, const Parameter& of, Dtype dtype, int64_t i, int64_t j,
+LINREG_DEVICE void store_parameter(const ResidentRun& call, const Parameter& of, Dtype dtype, int64_t i, int64_t j,
                                    double p, double buffer) {
   const auto put = [&](const Rows& to, double number) {
     if (to.data) store_number(to.data, dtype, i * to.row_stride + j, number);

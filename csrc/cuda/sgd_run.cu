@@ -71,7 +71,7 @@ const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& s
   RunPlan plan;
   if (const char* error = plan_for(problem, run, plan)) return error;
   if (!plan.is_resident) return "a run whose steps are to be launched one by one";
-  ResidentRun call{{problem, run, sgd, weight, bias, stop_nonfinite, before, losses}, plan.resident, nullptr, nullptr};
+  ResidentRun call{problem, run, sgd, weight, bias, stop_nonfinite, before, losses, plan.resident, nullptr, nullptr};
   if (call.layout.blocks > 1) {
     call.signals = static_cast<double*>(workspace);
     call.lines = call.signals + call.layout.blocks;

@@ -52,18 +52,6 @@ LINREG_DEVICE void store_remote(double* mine, int rank, double value, simt::Plac
   simt::store_remote(mine, rank, value, place);
 }
 
-LINREG_DEVICE void open_box(uint64_t* box, simt::Place place = simt::Place::current()) { simt::open_box(box, place); }
-LINREG_DEVICE void expect_numbers(uint64_t* box, int count, simt::Place place = simt::Place::current()) {
-  simt::expect_numbers(box, count, place);
-}
-LINREG_DEVICE void send(double* mine, int rank, double value, uint64_t* box,
-                        simt::Place place = simt::Place::current()) {
-  simt::send(mine, rank, value, box, place);
-}
-LINREG_DEVICE void await_numbers(uint64_t* box, int turn, simt::Place place = simt::Place::current()) {
-  simt::await_numbers(box, turn, place);
-}
-
 // ---- Global memory ------------------------------------------------------------------------------------------------
 
 template <int kBytes>

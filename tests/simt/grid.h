@@ -24,15 +24,7 @@ struct Copy {
   int size, group;
 };
 
-// Where the blocks of a cluster send numbers.
 struct Thread;
-struct Box {
-  int expected = -1;  // numbers, in the turn that is not complete; -1: nobody has said
-  int turn = 0;
-  std::vector<Store> sent;
-  std::vector<Thread*> waiting;
-};
-
 struct Block;
 struct Cluster;
 struct Warp;
@@ -70,7 +62,6 @@ struct Block {
   Thread* first_arrival = nullptr;
   std::vector<Thread*> publishers;  // threads with pending stores
   std::vector<Store> known;         // published before a barrier of the block
-  std::map<const void*, Box> boxes;
 };
 
 struct Cluster {

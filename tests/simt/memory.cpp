@@ -29,11 +29,10 @@ const Store* find_latest(const std::vector<Store>& stores, const double* at) {
 void set_call(Thread& t, const char* call, const Place& place) { t.call = call, t.place = place; }
 
 // Where `mine`, of this thread's block, lies in block `rank` of the cluster.
-template <class T>
-T* remote(T* mine, int rank, const char* call, const Place& place) {
+double* remote(double* mine, int rank, const Place& place) {
   Thread& t = current_thread();
   Cluster& c = *t.block->cluster;
-  const auto fail_with = [&](const char* why) { fail((std::string(call) + " " + why).c_str(), place); };
+  const auto fail_with = [&](const char* why) { fail((std::string("store_remote ") + why).c_str(), place); };
   if (rank < 0 || rank >= grid->shape.cluster) fail_with("to a block outside of the cluster");
   const char* shared = t.block->shared.get();
   const int64_t offset = int64_t(reinterpret_cast<uintptr_t>(mine) - reinterpret_cast<uintptr_t>(shared));
@@ -42,25 +41,8 @@ T* remote(T* mine, int rank, const char* call, const Place& place) {
   if (c.phase == 0) fail_with("before a sync_cluster: the other block may not have started");
   Block& target = c.blocks[size_t(rank)];
   if (target.ended == grid->shape.threads) fail_with("into a block that has ended");
-  set_call(t, call, place);
-  return reinterpret_cast<T*>(target.shared.get() + offset);
-}
-
-Box& box_of(Block& block, const uint64_t* box, const Place& place) {
-  const auto found = block.boxes.find(box);
-  if (found == block.boxes.end()) fail("a box that nobody has opened", place);
-  return found->second;
-}
-
-void complete(Box& box, const Place& place) {
-  if (box.expected < 0 || int(box.sent.size()) < box.expected) return;
-  if (int(box.sent.size()) > box.expected) fail("more numbers are sent than their box expects", place);
-  settle(box.sent);
-  box.expected = -1;
-  ++box.turn;
-  for (Thread* t : box.waiting) grid->make_ready(*t->warp, lane_bit(*t));
-  box.waiting.clear();
-  grid->progress();
+  set_call(t, "store_remote", place);
+  return reinterpret_cast<double*>(target.shared.get() + offset);
 }
 
 }  // namespace
@@ -78,44 +60,10 @@ void store_remote(double* mine, int rank, double value, Place place) {
     *mine = value;
     return;
   }
-  double* to = remote(mine, rank, "store_remote", place);
+  double* to = remote(mine, rank, place);
   note_access(to, sizeof(double), true);
   c.remote.push_back({to, value});
   *to = kUndefined;
-}
-
-void open_box(uint64_t* box, Place place) {
-  Block& b = *current_thread().block;
-  if (!b.boxes.try_emplace(box).second) fail("a box that is open is opened", place);
-}
-
-void expect_numbers(uint64_t* box, int count, Place place) {
-  Box& b = box_of(*current_thread().block, box, place);
-  if (b.expected >= 0) fail("numbers are expected before those of the turn before are there", place);
-  b.expected = count;
-  complete(b, place);
-}
-
-// What is read before it is there, and what is overwritten before it is read, shows by its value: no race is noted,
-// since what orders the two is the numbers themselves.
-void send(double* mine, int rank, double value, uint64_t* box, Place place) {
-  double* to = remote(mine, rank, "send", place);
-  Block& target = current_thread().block->cluster->blocks[size_t(rank)];
-  Box& b = box_of(target, remote(box, rank, "send", place), place);
-  grid->sometimes_yield();
-  b.sent.push_back({to, value});
-  *to = kUndefined;
-  complete(b, place);
-}
-
-void await_numbers(uint64_t* box, int turn, Place place) {
-  Thread& t = current_thread();
-  set_call(t, "await_numbers", place);
-  Box& b = box_of(*t.block, box, place);
-  if (turn != b.turn && turn != b.turn - 1) fail("await_numbers for a turn that is not the latest", place);
-  if (turn < b.turn) return grid->sometimes_yield();
-  b.waiting.push_back(&t);
-  grid->pause();
 }
 
 void copy_async(void* to, const void* from, int bytes, Place place) {

@@ -27,13 +27,9 @@ enum class Fault : int {
   missing_start,    // a store into a block that may not have started
   missing_arrival,  // reads what other blocks store without waiting
   outside_cluster,
-  early_end,    // a block ends while others store into it
-  overwritten,  // a store to what the other block still reads
-  unopened_box,
-  more_than_expected,  // are sent
-  missing_await,       // reads what is on its way
-  one_box,             // for two turns, of which a block may send the second before another has sent the first
-  missing_wait,        // reads what is copied
+  early_end,     // a block ends while others store into it
+  overwritten,   // a store to what the other block still reads
+  missing_wait,  // reads what is copied
 };
 
 struct Sum {
@@ -146,42 +142,28 @@ sum_in_cluster(LINREG_PARAMETER Sum p) {
   if (thread == 0) p.out[block_index()] = total;
 }
 
-// As sum_in_cluster, but the blocks wait for nothing but each other's sums, and x is copied one number ahead.
-template <int kCluster>
+// As sum_in_blocks, of x copied one number ahead.
 LINREG_KERNEL(1024, 1)
-sum_in_boxes(LINREG_PARAMETER Sum p) {
+sum_of_copies(LINREG_PARAMETER Sum p) {
   const int thread = thread_index(), threads = thread_count();
-  const int rank = block_index() % kCluster;
-  double* sums = static_cast<double*>(shared_memory());  // [2, kCluster]
-  auto* boxes = reinterpret_cast<uint64_t*>(sums + 2 * kCluster);
-  double* shared = sums + 2 * kCluster + 2;
+  double* shared = static_cast<double*>(shared_memory());
   auto* copies = reinterpret_cast<float*>(shared + threads / 32) + 2 * thread;
   const char* from = reinterpret_cast<const char*>(p.x) + 2 * (p.fault == Fault::misaligned);
   const auto copy = [&](int64_t i) {
-    if (i < p.n) copy_async<4>(copies + i / (threads * kCluster) % 2, from + i * 4);
+    if (i < p.n) copy_async<4>(copies + i / threads % 2, from + i * 4);
     end_copies();
   };
-  if (thread < 2 && p.fault != Fault::unopened_box) open_box(boxes + thread);
-  if (p.fault != Fault::missing_start) sync_cluster();
   double total = 0;
   for (int round = 0; round < p.rounds; ++round) {
-    const int turn = p.fault == Fault::one_box ? 0 : round % 2;
-    if (thread == 0) expect_numbers(boxes + turn, kCluster - (p.fault == Fault::more_than_expected));
     double sum = 0;
-    const int64_t first = int64_t(rank) * threads + thread, step = int64_t(threads) * kCluster;
-    copy(first);
-    for (int64_t i = first; i < p.n; i += step) {
-      copy(i + step);
+    copy(thread);
+    for (int64_t i = thread; i < p.n; i += threads) {
+      copy(i + threads);
       if (p.fault != Fault::missing_wait) wait_copies<1>();
-      sum += double(copies[i / step % 2]);
+      sum += double(copies[i / threads % 2]);
     }
     wait_copies<0>();
-    sum = block_sum(p, (round + 1) * sum, shared);
-    if (thread == 0)
-      for (int i = 0; i < kCluster; ++i) send(sums + round % 2 * kCluster + rank, i, sum, boxes + turn);
-    if (p.fault != Fault::missing_await) await_numbers(boxes + turn, p.fault == Fault::one_box ? round : round / 2);
-    if (thread == 0)
-      for (int i = 0; i < kCluster; ++i) total += sums[round % 2 * kCluster + i];
+    total += block_sum(p, (round + 1) * sum, shared);
   }
   if (thread == 0) p.out[block_index()] = total;
 }
@@ -209,15 +191,15 @@ const char* run_sum(const char* name, const float* x, int64_t n, int rounds, dou
   const std::string_view kernel = name;
   if (kernel == "blocks") return launch(sum_in_blocks, l, p);
   if (kernel == "grid") return launch(sum_in_grid, l, p);
+  if (kernel == "copies") return launch(sum_of_copies, l, p);
   if (kernel == "shuffles") return launch(shuffles, l, p);
-  const bool boxes = kernel == "boxes";
   switch (cluster) {
     case 2:
-      return launch(boxes ? sum_in_boxes<2> : sum_in_cluster<2>, l, p);
+      return launch(sum_in_cluster<2>, l, p);
     case 8:
-      return launch(boxes ? sum_in_boxes<8> : sum_in_cluster<8>, l, p);
+      return launch(sum_in_cluster<8>, l, p);
     default:
-      return launch(boxes ? sum_in_boxes<1> : sum_in_cluster<1>, l, p);
+      return launch(sum_in_cluster<1>, l, p);
   }
 }
 

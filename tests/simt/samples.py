@@ -40,11 +40,11 @@ class Samples:
         """What the launch says is wrong, or "wrong sum" or None."""
         if seed is not None:
             self.library.simt_seed(seed)
-        cluster = cluster or {"cluster": 2, "boxes": 8}.get(kernel, 1)
+        cluster = cluster or (2 if kernel == "cluster" else 1)
         if shared_bytes is None:
-            shared_bytes = 8 * (threads // 32) + (16 * cluster if kernel in ("cluster", "boxes") else 8)
-            shared_bytes += (16 + 8 * threads) * (kernel == "boxes")
-            shared_bytes -= 8 * (kernel == "blocks")
+            shared_bytes = 8 * (threads // 32) + (16 * cluster if kernel == "cluster" else 8)
+            shared_bytes += 8 * threads * (kernel == "copies")
+            shared_bytes -= 8 * (kernel in ("blocks", "copies"))
         x = (ctypes.c_float * n)(*range(n))
         nan = float("nan")
         partial = (ctypes.c_double * (blocks * threads // 32))(*[nan] * (blocks * threads // 32))

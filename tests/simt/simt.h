@@ -4,9 +4,8 @@
 //
 // The memory is as weak as it may be. What a thread publishes is in its block's hands after a barrier, and in memory
 // after a fence by a thread in whose hands it is, or at the end of the grid; until then others read a nan. What is
-// stored into another block's shared memory arrives with the next sync_cluster, and is a nan until then; what is sent
-// there, when the last number that its box expects has been. What is copied asynchronously is nans until it is waited
-// for.
+// stored into another block's shared memory arrives with the next sync_cluster, and is a nan until then. What is copied
+// asynchronously is nans until it is waited for.
 //
 // Not modelled: plain stores to global memory are seen by all at once, though races.h finds those that are not ordered;
 // nobody reads too early for want of a fence after an arrival; the bounds that LINREG_KERNEL states; registers and
@@ -53,10 +52,6 @@ void sync_block(Place place);
 void sync_cluster(Place place);
 void* shared_memory();
 void store_remote(double* mine, int rank, double value, Place place);
-void open_box(uint64_t* box, Place place);
-void expect_numbers(uint64_t* box, int count, Place place);
-void send(double* mine, int rank, double value, uint64_t* box, Place place);
-void await_numbers(uint64_t* box, int turn, Place place);
 void copy_async(void* to, const void* from, int bytes, Place place);
 void end_copies();
 void wait_copies(int latest);
