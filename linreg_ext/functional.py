@@ -7,6 +7,7 @@ import inspect
 import itertools
 import operator
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -332,13 +333,13 @@ def sgd_run_(
         input, target, parameters, state[0], (rate, momentum, dampening, weight_decay, nesterov, maximize), loss,
         threshold, weight, lr_tensor, "mean", state[1], 0, stop_nonfinite,
     )  # fmt: skip
-    parts: list[Stretch] = []
+    parts: list[Part] = []
     try:
         sizes = (batch_size, drop_last, epochs)
         if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
             parts.append(_OPS.sgd_run_(*_schema_arguments(step), order, None, None, *sizes, 0, steps))
         else:
-            sgd_run(step, order, (None, None), sizes, range(steps), parts)
+            _run(step, order, sizes, steps, parts)
     finally:
         if state[1] and steps and parts and (not stop_nonfinite or steps_taken(parts)):
             momentum_buffers[: len(parameters)] = state[0]
@@ -399,59 +400,72 @@ def _integer(name: str, value: Any) -> int:
         raise TypeError(f"sgd_run_: {name} must be an int or None, got {type(value).__name__}") from None
 
 
-Stretch = tuple[Tensor, Tensor, Tensor]  # what the operator returns: losses, validation losses, how many steps it took
-_STRETCH = 0.03  # seconds between two looks at whether the user wants to stop
-_FIRST_STRETCH = 0.01  # of estimated work, which may be an order of magnitude off
-
-
-def sgd_run(
-    step: tuple[Any, ...],
-    order: Tensor | None,
-    validation: tuple[Tensor | None, Tensor | None],
-    sizes: tuple[int, bool, int],
-    steps: range,
-    parts: list[Stretch],
+def _run(
+    step: tuple[Any, ...], order: Tensor | None, sizes: tuple[int, bool, int], steps: int, parts: list[Part]
 ) -> None:
-    """The operator ``linreg_ext::sgd_run_`` in stretches, between which Python handles signals.
+    """The operator ``linreg_ext::sgd_run_``, in parts: its arguments but `begin` and `end`."""
+    input = step[0]
 
-    Args:
-        step: its arguments up to `stop_nonfinite`, which are those of ``sgd_step_``.
-        order, validation, sizes: its further arguments but `begin` and `end`.
-        steps: from the first step to take to the end.
-        parts: gets what the operator returns for each stretch, also of the one in which a signal arrived.
-    """
-    begin, end = steps.start, steps.stop
-    op = reference.sgd_run_ if REFERENCE else _C.sgd_run_
-    input, parameters = step[0], step[2]
-    count = end - begin
-    if count:
-        rows = min(sizes[0], len(input) if input.dim() else 1)
-        start, number = (5e-8, 1e-9) if input.device.type == "cpu" else (5e-6, 4e-12)
-        seconds = start + number * max(1, rows) * (parameters[0].numel() + 1)  # of a step, about
-        captured = input.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if count * seconds > _FIRST_STRETCH and not captured:  # into a graph, which cannot wait
-            count = max(1, int(_FIRST_STRETCH / seconds))
-    while True:
-        stop = min(end, begin + count)
-        arguments = (*step, order, *validation, *sizes, begin, stop)
-        started = time.perf_counter()
-        try:
-            # Signals are handled between a call and whatever comes after it, so the call itself must keep its result.
-            parts.extend(itertools.starmap(op, (arguments,)))
-        except RuntimeError as error:
-            _explain("sgd_run_", error, *_operands(step))
-            raise
-        if stop == end or int(parts[-1][2]) < stop - begin:  # which waits for a GPU, so that there is a time to go by
-            return
-        if begin == steps.start:  # else every stretch would copy all rows, and the order to a GPU
+    def arguments(begin: int, end: int) -> tuple[Any, ...]:
+        nonlocal order, step
+        if begin and len(parts) == 1:  # else every part would copy all rows, and the order to a GPU
             order = None if order is None else order.to(input.device)
             step = (input if input.stride(1) == 1 else input.contiguous(), *step[1:10], 0, *step[11:])
-        count = max(1, min(4 * count, int(count * _STRETCH / max(1e-9, time.perf_counter() - started))))
-        begin = stop
+        return (*step, order, None, None, *sizes, begin, end)
+
+    size, device = 0, torch.device("cpu")
+    if steps:  # else there may be something else than tensors, which the operator says
+        size, device = min(sizes[0], len(input)) * (step[2][0].numel() + 1), input.device
+    try:
+        op = reference.sgd_run_ if REFERENCE else _C.sgd_run_
+        run_in_parts(op, arguments, steps, size, device, parts)
+    except RuntimeError as error:
+        _explain("sgd_run_", error, *_operands(step))
+        raise
 
 
-def steps_taken(parts: list[Stretch]) -> int:
-    """How many steps stretches have taken."""
+Part = tuple[Tensor, Tensor, Tensor]  # of a run: its losses, validation losses, and how many steps it took
+_PART_SECONDS = 0.03  # between two looks at whether the user wants to stop
+_FIRST_PART_SECONDS = 0.01  # of estimated work, which may be an order of magnitude off
+
+
+def run_in_parts(
+    op: Callable[..., Part],
+    arguments: Callable[[int, int], tuple[Any, ...]],
+    steps: int,
+    step_size: int,
+    device: torch.device,
+    parts: list[Part],
+) -> None:
+    """Take the steps of a run in parts, between which Python handles signals.
+
+    Args:
+        op: takes steps; a function in C, so that no signal comes between its end and its result.
+        arguments: those of `op` for the steps [begin, end).
+        steps: how many to take.
+        step_size: the products of a step, about.
+        parts: gets what `op` returns for each part, also of the one in which a signal arrived.
+    """
+    start, number = (5e-8, 1e-9) if device.type == "cpu" else (5e-6, 4e-12)
+    seconds = start + number * max(1, step_size)  # of a step, about
+    captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    count = steps
+    if count * seconds > _FIRST_PART_SECONDS and not captured:  # into a graph, which cannot wait
+        count = max(1, int(_FIRST_PART_SECONDS / seconds))
+    begin = 0
+    while True:
+        end = min(steps, begin + count)
+        started = time.perf_counter()
+        parts.extend(itertools.starmap(op, (arguments(begin, end),)))
+        if end == steps or int(parts[-1][2]) < end - begin:  # which waits for a GPU, so that there is a time to go by
+            return
+        elapsed = max(1e-9, time.perf_counter() - started)
+        count = max(1, min(4 * count, int(count * _PART_SECONDS / elapsed)))
+        begin = end
+
+
+def steps_taken(parts: list[Part]) -> int:
+    """How many steps the parts of a run have taken."""
     return sum(int(done) for _, _, done in parts)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from linreg_ext import History
-from linreg_ext.training.regression_loss import reduction_of
+from linreg_ext.training.match import reduction_of
 
 
 def make_train_step(

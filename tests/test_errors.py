@@ -9,7 +9,6 @@ from accuracy import LOSSES
 from torch import nn
 
 import linreg_ext
-from linreg_ext import functional
 
 
 def good():
@@ -207,7 +206,7 @@ def test_bad_validation_and_ranges_of_a_run():
         ((None, None), -1, 2, ValueError, "begin and end must be in order and at most 4, got -1 and 2"),
     ):
         with pytest.raises(error, match=f"sgd_run_: {words}"):
-            functional.sgd_run(step, None, validation, (16, False, 2), range(begin, end), [])
+            torch.ops.linreg_ext.sgd_run_(*step, None, *validation, 16, False, 2, begin, end)
 
 
 def test_bad_options_of_a_loss():

@@ -30,8 +30,8 @@ from torch.utils.data import (
 )
 
 from linreg_ext import functional
-from linreg_ext.training import DivergenceError, fit, loader_order, make_train_step
-from linreg_ext.training.epochs import Residents
+from linreg_ext.training import DivergenceError, batches, fit, make_train_step
+from linreg_ext.training.batches import DeviceCache, order_of
 
 X, Y = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 2, dtype=torch.float64)
 
@@ -142,13 +142,13 @@ def run(implementation, make_loader, monkeypatch, *, dtype=torch.float64, epochs
     scheduler = make_scheduler(optimizer) if make_scheduler else None
     loader = make_loader(data, generator)
     val_dl = make_val(data, generator) if make_val else None
-    calls, sgd_run = [], functional.sgd_run
+    calls, run_in_parts = [], functional.run_in_parts
 
     def counted(*arguments):
-        calls.append(arguments[4])
-        return sgd_run(*arguments)
+        calls.append(range(arguments[2]))
+        return run_in_parts(*arguments)
 
-    monkeypatch.setattr(functional, "sgd_run", counted)
+    monkeypatch.setattr(functional, "run_in_parts", counted)
     try:
         history = implementation(
             epochs,
@@ -162,7 +162,7 @@ def run(implementation, make_loader, monkeypatch, *, dtype=torch.float64, epochs
             **options,
         )
     finally:
-        monkeypatch.setattr(functional, "sgd_run", sgd_run)
+        monkeypatch.setattr(functional, "run_in_parts", run_in_parts)
     draws = torch.rand(3), torch.rand(3, generator=generator)
     return End(history, model, optimizer, scheduler, draws, calls)
 
@@ -202,23 +202,23 @@ def test_every_loader(name, validate, dtype, device, monkeypatch):
 def test_a_data_set_is_brought_to_the_device_once():
     """And again when it has changed; where it lies there already, never."""
     data = TensorDataset(X.clone(), Y.clone())
-    loader, residents = DataLoader(data, 16, shuffle=True), Residents("meta")
-    first, second = (residents.follow("train", loader) for _ in range(2))
+    loader, cache = DataLoader(data, 16, shuffle=True), DeviceCache("meta")
+    first, second = (cache.order_of("train", loader) for _ in range(2))
     assert first.x.device == first.y.device == torch.device("meta")
     assert second.x is first.x
     assert second.y is first.y
     data.tensors[0].mul_(2)
-    third = residents.follow("train", loader)
+    third = cache.order_of("train", loader)
     assert third.x is not first.x
     assert third.y is first.y
-    assert Residents("cpu").follow("train", loader).x is data.tensors[0]
-    assert Residents(None).follow("train", loader).x is data.tensors[0]
+    assert DeviceCache("cpu").order_of("train", loader).x is data.tensors[0]
+    assert DeviceCache(None).order_of("train", loader).x is data.tensors[0]
 
 
 def test_a_loader_may_pin_what_goes_to_a_gpu():
     loader = DataLoader(rows(torch.float32), 16, pin_memory=True)
-    assert loader_order.follow(loader) is None
-    assert loader_order.follow(loader, pinned=True).length == 50
+    assert order_of(loader) is None
+    assert order_of(loader, torch.device("cuda")).length == 50
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -371,8 +371,8 @@ def test_ctrl_c_leaves_generators_where_the_steps_left_them():
     ids=" and ".join,
 )  # fmt: skip
 def test_loaders_that_are_not_followed(change):
-    assert loader_order.follow(DataLoader(rows(torch.float32), **{"batch_size": 4})) is not None
-    assert loader_order.follow(DataLoader(rows(torch.float32), **{"batch_size": 4, **change})) is None
+    assert order_of(DataLoader(rows(torch.float32), **{"batch_size": 4})) is not None
+    assert order_of(DataLoader(rows(torch.float32), **{"batch_size": 4, **change})) is None
 
 
 def test_data_sets_that_are_not_followed():
@@ -411,7 +411,7 @@ def test_data_sets_that_are_not_followed():
 
     data = rows(torch.float32)
     x, y = data.tensors
-    order = loader_order.follow(DataLoader(Swapped(x, y), 4))
+    order = order_of(DataLoader(Swapped(x, y), 4))
     assert order.x is y
     assert order.y is x
     for loader in (
@@ -422,7 +422,7 @@ def test_data_sets_that_are_not_followed():
         DataLoader(data, 4, sampler=SequentialSampler(range(51))), DataLoader(Subset(data, [True, False]), 4),
         [(x, y)], None,
     ):  # fmt: skip
-        assert loader_order.follow(loader) is None
+        assert order_of(loader) is None
 
 
 def test_an_order_beyond_the_rows_fails_as_the_loader_does(monkeypatch):
@@ -453,7 +453,7 @@ def test_a_learning_rate_that_is_a_tensor(monkeypatch):
 def test_drawing_epoch_by_epoch_is_the_same(monkeypatch):
     """Where a torch draws numbers at once otherwise than one by one, they are drawn one by one."""
     together = run(fit, LOADERS["shuffled"], monkeypatch)
-    monkeypatch.setattr(loader_order, "_draws_one_by_one", lambda: False)
+    monkeypatch.setattr(batches, "_draws_one_by_one", lambda: False)
     alone = run(fit, LOADERS["shuffled"], monkeypatch)
     assert torch.equal(together.model.weight, alone.model.weight)
     assert all(torch.equal(a, b) for a, b in zip(together.draws, alone.draws, strict=True))

@@ -16,7 +16,8 @@ import torch
 from accuracy import DTYPES, LOSSES, Exact, Problem, assert_as_accurate, option
 
 import linreg_ext
-from linreg_ext import functional
+from linreg_ext import functional, reference
+from linreg_ext._extension import _C, REFERENCE
 
 # n, d, k, batch: small steps, steps at the limit of small, and beyond it; one row; a batch larger than the data
 SHAPES = [
@@ -43,7 +44,8 @@ def part_of_a_run(x, w, y, b=None, v=None, *, steps, sizes, rule, loss="mse", de
     parts, parameters = [], [w] if b is None else [w, b]
     state = (bits(first_step), bits(frozen), stop)
     step = (x, y, parameters, list(buffers), rule, loss, delta, v, lr, reduction, *state)
-    functional.sgd_run(step, order, validation, sizes, steps, parts)
+    op = reference.sgd_run_ if REFERENCE else _C.sgd_run_
+    parts.append(op(*step, order, *validation, *sizes, steps.start, steps.stop))
     return parts
 
 
@@ -460,8 +462,8 @@ def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):
     results = []
     for threads, stretch in ((1, 10.0), (2, 1e-9), (3, 0.03)):
         torch.set_num_threads(threads)
-        monkeypatch.setattr(functional, "_STRETCH", stretch)
-        monkeypatch.setattr(functional, "_FIRST_STRETCH", stretch)
+        monkeypatch.setattr(functional, "_PART_SECONDS", stretch)
+        monkeypatch.setattr(functional, "_FIRST_PART_SECONDS", stretch)
         w = problem.linear_weight.clone()
         buffers = [None, None]
         losses = linreg_ext.sgd_run_(

@@ -140,6 +140,8 @@ struct LinearLossBackward : torch::autograd::Node {
   }
 };
 
+}  // namespace
+
 at::Tensor differentiable_loss(const Operands& o, const Objective& objective) {
   auto node = std::make_unique<LinearLossBackward>();
   const at::Tensor* const operands[kGradients] = {&o.input, &o.linear_weight, o.linear_bias, &o.target};
@@ -161,8 +163,6 @@ at::Tensor differentiable_loss(const Operands& o, const Objective& objective) {
   torch::autograd::set_history(value, make_node(std::move(node)));
   return value;
 }
-
-}  // namespace
 
 PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS

@@ -286,6 +286,20 @@ struct Used {
     for (const auto& [name, tensor] : also_read) add(name, tensor);
   }
 
+  // Two of them that share memory, of which the first is written.
+  std::optional<std::pair<const char*, const char*>> overlap() const {
+    c10::SmallVector<Extent, 12> extents;
+    for (const at::Tensor* tensor : tensors) extents.push_back(extent_of(*tensor));
+    for (size_t i = 0; i < written; ++i) {
+      const at::Tensor& tensor = *tensors[i];
+      for (int64_t dim = 0; dim < tensor.dim(); ++dim)
+        if (tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0) return std::pair(names[i], "itself");
+      for (size_t j = i + 1; j < tensors.size(); ++j)
+        if (linreg::torch_ops::overlap(extents[i], extents[j])) return std::pair(names[i], names[j]);
+    }
+    return std::nullopt;
+  }
+
   void add(const char* name, const at::Tensor* tensor) {
     if (!tensor) return;
     names.push_back(name);
@@ -337,30 +351,15 @@ void check_sgd(std::string_view op, const Operands& o, const Objective& objectiv
     if (rule.momentum != 0 && parameters[i] && !sgd.frozen[i])
       check_buffer(kBuffers[i], *parameters[i], sgd.momentum_buffers[i]);
 
-  Used used(o, sgd, also_read);
-  if (const auto found = find_overlap(used.tensors, used.written)) {
-    const auto [first, second] = *found;
-    TORCH_CHECK(first != second, op, ": ", used.names[first], " must not overlap itself in memory (is it expanded?)");
-    TORCH_CHECK(false, op, ": ", used.names[first], " must not overlap ", used.names[second], " in memory");
+  if (const auto found = Used(o, sgd, also_read).overlap()) {
+    const std::string_view other = found->second;
+    TORCH_CHECK(false, op, ": ", found->first, " must not overlap ", other, " in memory",
+                other == "itself" ? " (is it expanded?)" : "");
   }
 }
 
-bool has_overlap(const Operands& operands, const SgdArguments& sgd) {
-  Used used(operands, sgd, {});
-  return find_overlap(used.tensors, used.written).has_value();
-}
-
-std::optional<std::pair<size_t, size_t>> find_overlap(at::ArrayRef<const at::Tensor*> tensors, size_t written) {
-  c10::SmallVector<Extent, 12> extents;
-  for (const at::Tensor* tensor : tensors) extents.push_back(extent_of(*tensor));
-  for (size_t i = 0; i < written; ++i) {
-    const at::Tensor& tensor = *tensors[i];
-    for (int64_t dim = 0; dim < tensor.dim(); ++dim)
-      if (tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0) return std::pair(i, i);
-    for (size_t j = i + 1; j < tensors.size(); ++j)
-      if (overlap(extents[i], extents[j])) return std::pair(i, j);
-  }
-  return std::nullopt;
+std::optional<std::pair<const char*, const char*>> find_overlap(const Operands& operands, const SgdArguments& sgd) {
+  return Used(operands, sgd, {}).overlap();
 }
 
 Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Device device) {

@@ -64,12 +64,8 @@ struct Named {
   const at::Tensor* tensor;
 };
 
-// The places of two tensors that share memory, the first of them among the first `written`; twice the same place for
-// one that overlaps itself.
-std::optional<std::pair<size_t, size_t>> find_overlap(at::ArrayRef<const at::Tensor*> tensors, size_t written);
-
-// Whether a step must not be taken: it would write what it also reads.
-bool has_overlap(const Operands& operands, const SgdArguments& sgd);
+// What a step would write while it shares memory with something else, and that, which may be "itself".
+std::optional<std::pair<const char*, const char*>> find_overlap(const Operands& operands, const SgdArguments& sgd);
 
 // Checks the hyper-parameters and the state, and that there is no overlap.
 void check_sgd(std::string_view op, const Operands& operands, const Objective& objective, const SgdArguments& sgd,

@@ -14,17 +14,7 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
 PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 PyObject* sgd_run_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 
-// The loss of train_step(plan, model, loss_fn, optimizer, x, y, skip_nonfinite), a step of
-// linreg_ext/training/train_step.py; NotImplemented where the plan does not cover it.
-PyObject* train_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
-
-// unchanged(watched): whether all of a tuple of Watched (linreg_ext/training/evidence.py) are.
-PyObject* unchanged_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
-
-// find_overlap(tensors, written) of check.h: a pair of places, or None.
-PyObject* find_overlap_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
-
-// has_gradient_hooks(parameter): whether its gradient is seen by more than its .grad.
-PyObject* has_gradient_hooks_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+// bind_step(...): a BoundStep, of what linreg_ext/training/match.py found; its arguments are in bound_step.cpp.
+PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 
 }  // namespace linreg::torch_ops

@@ -21,10 +21,7 @@ PyMethodDef method(const char* name, Entry* entry, const char* doc) {
 PyMethodDef methods[] = {
     method("sgd_step_", &sgd_step_entry, "The operator linreg_ext::sgd_step_, its arguments positionally."),
     method("sgd_run_", &sgd_run_entry, "The operator linreg_ext::sgd_run_, its arguments positionally."),
-    method("train_step", &train_step_entry, "A step that is as planned, or NotImplemented."),
-    method("unchanged", &unchanged_entry, "Whether what a decision was made from is as it was."),
-    method("find_overlap", &find_overlap_entry, "The places of two tensors that share memory, or None."),
-    method("has_gradient_hooks", &has_gradient_hooks_entry, "Whether hooks see the gradient of a parameter."),
+    method("bind_step", &bind_step_entry, "The training step of a Match of linreg_ext/training/match.py."),
     method("linear_loss", &linear_loss_entry, "A loss with its derivative, or NotImplemented."),
 };
 

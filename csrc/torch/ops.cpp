@@ -152,11 +152,8 @@ at::Tensor rates_of(const at::Tensor& lr, const Run& run) {
   return rates;
 }
 
-// The losses, the validation losses and how many steps were taken.
-using RunResults = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+}  // namespace
 
-// Takes the steps [begin, end) of a run, so that whoever calls can do a run in stretches, to be interrupted or to show
-// progress between them.
 RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArguments sgd, const RunArguments& order,
                    const at::Tensor* validation_input, const at::Tensor* validation_target) {
   constexpr std::string_view op = "sgd_run_";
@@ -207,6 +204,8 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
   }
   return {std::move(call.losses), std::move(call.validation_losses), std::move(call.done)};
 }
+
+namespace {
 
 // What a mutating operator is given, in C++'s terms.
 struct StepArguments {

@@ -21,7 +21,18 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands
 // Takes one step and returns the loss of before it.
 at::Tensor sgd_step(const Operands& operands, const Objective& objective, const SgdArguments& sgd);
 
-// The same two on a checked problem, by matrix products or by the device's own kernel.
+// The losses, the validation losses and how many steps were taken.
+using RunResults = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// Takes the steps [begin, end) of a run, so that whoever calls can do a run in stretches, to be interrupted or to show
+// progress between them.
+RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArguments sgd, const RunArguments& order,
+                   const at::Tensor* validation_input, const at::Tensor* validation_target);
+
+// The loss with its derivative, recorded by autograd.
+at::Tensor differentiable_loss(const Operands& operands, const Objective& objective);
+
+// linear_loss and sgd_step on a checked problem, by matrix products or by the device's own kernel.
 void compute_loss(const char* op, const Backend& backend, c10::Device device, Problem& problem,
                   const Gradients& gradients, void* loss);
 void take_step(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Sgd& sgd,

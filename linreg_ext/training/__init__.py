@@ -3,8 +3,7 @@
 
 from .evaluate import evaluate
 from .fit import fit
-from .history import History
-from .recorder import DivergenceError
+from .history import DivergenceError, History
 from .train_step import TrainStep, make_train_step
 
 __all__ = ["DivergenceError", "History", "TrainStep", "evaluate", "fit", "make_train_step"]

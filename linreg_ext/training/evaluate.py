@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from .regression_loss import reduction_of
+from .batches import pairs
+from .match import reduction_of
 
 
 def evaluate(
@@ -50,16 +51,6 @@ def evaluate(
         for module, training in modes:
             module.training = training
     return mean_over_rows(losses, rows, summed)
-
-
-def pairs(op: str, dataloader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a loader yields, which must be pairs."""
-    for batch in dataloader:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-            raise ValueError(f"{op}: a loader must yield (input, target) pairs, got {got}")
-        x, y = batch
-        yield x, y
 
 
 def require_one_number(op: str, loss: Tensor) -> None:

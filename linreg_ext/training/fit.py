@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .early_stopping import EarlyStopping
-from .epochs import Residents, fused_epochs
-from .evaluate import evaluate, pairs
-from .history import History
-from .recorder import Recorder
+from .. import functional
+from .batches import Batches, BatchOrder, DeviceCache, draw_epochs
+from .evaluate import evaluate
+from .history import History, Recorder
 from .train_step import TrainStep
 
 
@@ -88,24 +87,23 @@ def fit(
         raise ValueError(f"fit: patience must be >= 1 or None, got {patience}")
     if device is not None:
         model.to(device)
-    step = TrainStep(model, loss_fn, opt)
-    recorder = Recorder(step.reduction == "sum")
-    stop = on_divergence == "stop"
-    stopping = None if patience is None else EarlyStopping(model, patience)
+    step, stop = TrainStep(model, loss_fn, opt), on_divergence == "stop"
+    recorder = Recorder(summed=step.reduction == "sum", stop=stop, validated=val_dl is not None)
+    stopping = None if patience is None else _EarlyStopping(model, patience)
     watched = scheduler is not None or stopping is not None or on_epoch_end is not None
 
     bar = _progress_bar(num_epochs, progress)
-    pace, residents = _Pace(bar), Residents(device)
-    train_batches, val_batches = _Batches("train_dl", train_dl, device), _Batches("val_dl", val_dl, device)
+    pace, cache = _Pace(bar), DeviceCache(device)
+    train_batches, val_batches = Batches("train_dl", train_dl, device), Batches("val_dl", val_dl, device)
     epoch = 0
     try:
         while epoch < num_epochs:
-            fused = fused_epochs(step, train_dl, val_dl, residents)
+            fused = _fused_epochs(step, train_dl, val_dl, cache)
+            validated = fused is not None and fused.validates
             if fused is None:
-                count, validated = 1, False
+                count = 1
                 _train_epoch(step, train_batches, opt, recorder, stop)
             else:
-                validated = fused.validates
                 alone = watched or (val_dl is not None and not validated)
                 until_log = num_epochs if log_every is None else log_every - epoch % log_every
                 count = 1 if alone else min(num_epochs - epoch, until_log, fused.limit or num_epochs, pace.limit)
@@ -120,9 +118,10 @@ def fit(
                 bar.set_postfix(loss=f"{recorder.epoch_loss[-1]:.4g}", refresh=False)
                 bar.update(count)
             if log_every is not None and epoch % log_every == 0:
+                last = recorder.step_loss[-1] if len(recorder.step_loss) else math.nan
                 validation = f", Val loss: {recorder.val_loss[-1]:.4f}" if val_dl is not None else ""
-                print(f"Epoch [{epoch}/{num_epochs}], Loss: {recorder.last_loss:.4f}{validation}", flush=True)
-            over = on_epoch_end is not None and on_epoch_end(epoch, recorder.look(val_dl is not None))
+                print(f"Epoch [{epoch}/{num_epochs}], Loss: {last:.4f}{validation}", flush=True)
+            over = on_epoch_end is not None and on_epoch_end(epoch, recorder.look())
             if stopping is not None and stopping.is_over((recorder.val_loss or recorder.epoch_loss)[-1]):
                 over = True
             if over:
@@ -132,20 +131,136 @@ def fit(
     finally:
         if bar is not None:
             bar.close()
-    return recorder.history(val_dl is not None)
+    return recorder.history()
 
 
-def _train_epoch(step: TrainStep, batches: _Batches, opt: Any, recorder: Recorder, stop: bool) -> None:
+def _train_epoch(step: TrainStep, batches: Batches, opt: Any, recorder: Recorder, stop: bool) -> None:
     """Go through the loader once, batch by batch."""
     for x, y in batches:
         rate = opt.param_groups[0]["lr"]
-        loss = step.step(x, y, skip_nonfinite=stop)
-        recorder.add(loss, len(x), rate)
-        if stop and loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            recorder.raise_if_diverged()
+        recorder.add(step.step(x, y, skip_nonfinite=stop), len(x), rate)
     recorder.end_epoch()
-    if stop:
-        recorder.raise_if_diverged()
+
+
+_ORDER_NUMBERS = 1 << 17  # 1 MB of row numbers at once, unless one epoch has more
+
+
+def _fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, cache: DeviceCache) -> _FusedEpochs | None:
+    """The next epochs of `train_dl`, if their steps are fused and come in an order that is known ahead.
+
+    Validation on `val_dl` is part of them where it goes through the same rows every time.
+    """
+
+    def is_fused(x: Tensor, y: Tensor) -> bool:
+        return x.dim() == 2 and step.level_of(x, y)[0] == "fused"
+
+    if step.bound is None:
+        return None
+    train = cache.order_of("train", train_dl)
+    if train is None or train.epoch_steps == 0 or not is_fused(train.x, train.y):
+        return None
+    val = None if val_dl is None else cache.order_of("validation", val_dl)
+    rows = None if val is None else val.whole()
+    return _FusedEpochs(step, train, *((val, rows) if rows is not None and is_fused(*rows) else (None, None)))
+
+
+class _FusedEpochs:
+    """What the next epochs are made of.
+
+    Attributes:
+        validates: they include validation.
+        limit: how many can be taken at once; None is any number.
+    """
+
+    def __init__(
+        self, step: TrainStep, train: BatchOrder, val: BatchOrder | None, val_rows: tuple[Tensor, Tensor] | None
+    ) -> None:
+        self._step, self._train, self._val, self._val_rows = step, train, val, val_rows
+        self.validates = val is not None
+        self.limit = None if train.is_static else max(1, _ORDER_NUMBERS // train.length)
+
+    def take(self, count: int, recorder: Recorder, stop: bool) -> None:
+        """Take the steps of `count` epochs.
+
+        With `stop` the first whose loss is nan or inf is not taken, and DivergenceError is raised. Then, and when the
+        user interrupts, the random generators are left as going through the loaders up to that batch would leave them.
+        """
+        step, train = self._step, self._train
+        x = train.x if train.x.stride(1) == 1 else train.x.contiguous()  # else every part of a run would copy it
+        rate = step.optimizer.param_groups[0]["lr"]
+        rate = rate.item() if isinstance(rate, Tensor) else rate
+        parts: list[functional.Part] = []
+        steps, before = count * train.epoch_steps, self._generator_states()
+        try:
+            order = draw_epochs(count, train, self._val)
+            rest = (x, train.y, order, *(self._val_rows or (None, None)), train.batch_size, train.drop_last, count)
+            size = min(train.batch_size, train.length) * (sum(p.numel() for p in step.model.parameters()) + 1)
+            functional.run_in_parts(
+                step.bound.run, lambda begin, end: (*rest, begin, end, stop), steps, size, x.device, parts
+            )
+        except BaseException:
+            self._rewind(before, functional.steps_taken(parts), 0)
+            raise
+        taken = functional.steps_taken(parts)
+        if taken < steps:
+            self._rewind(before, taken, 1)
+        losses, val_losses = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:2])
+        if self._val_rows is not None and step.reduction == "sum":
+            val_losses = val_losses.double() / len(self._val_rows[0])
+        recorder.add_epochs(losses[: taken + 1], self._batch_rows(), rate, val_losses)
+
+    def _batch_rows(self) -> Tensor:
+        train = self._train
+        rows = torch.full((train.epoch_steps,), float(train.batch_size), dtype=torch.float64)
+        rows[-1] = min(train.batch_size, train.length - train.batch_size * (train.epoch_steps - 1))
+        return rows
+
+    def _generator_states(self) -> list[tuple[torch.Generator, Tensor]]:
+        generators = [torch.default_generator, *self._train.generators, *(self._val.generators if self._val else ())]
+        return [(generator, generator.get_state()) for generator in {id(g): g for g in generators}.values()]
+
+    def _rewind(self, states: list[tuple[torch.Generator, Tensor]], steps: int, more: int) -> None:
+        """Leave the generators as they are after so many steps and with the batches of `more` further ones drawn."""
+        for generator, state in states:
+            generator.set_state(state)
+        epochs, batches = divmod(steps, self._train.epoch_steps)
+        if epochs:
+            draw_epochs(epochs, self._train, self._val)
+        if batches + more:
+            self._train.resume(batches + more)
+
+
+class _EarlyStopping:
+    """Remembers the best epoch of a run.
+
+    Args:
+        model: whose parameters and buffers are remembered.
+        patience: how many epochs may pass without a new best one.
+    """
+
+    def __init__(self, model: nn.Module, patience: int) -> None:
+        self._model, self._patience = model, patience
+        self._best, self._waited = math.inf, 0
+        self._kept: list[Tensor] | None = None
+
+    def is_over(self, loss: float) -> bool:
+        """Whether the epoch that has just ended, with this loss, was the last to wait for."""
+        if loss < self._best:
+            self._best, self._waited = loss, 0
+            self._kept = [tensor.detach().clone() for tensor in self._tensors()]
+        else:
+            self._waited += 1
+        return self._waited >= self._patience
+
+    def restore(self) -> None:
+        """Put the best epoch's parameters and buffers back."""
+        if self._kept is not None:
+            with torch.no_grad():
+                for tensor, kept in zip(self._tensors(), self._kept, strict=True):
+                    tensor.copy_(kept)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self._model.parameters(), *self._model.buffers()]
 
 
 class _Pace:
@@ -174,26 +289,6 @@ def _progress_bar(num_epochs: int, progress: bool | None) -> Any:
         return None
     bar = tqdm(total=num_epochs, desc="fit", unit="epoch", disable=None if progress is None else False)
     return None if bar.disable else bar
-
-
-class _Batches:
-    """The batches of a loader on a device, to be gone through once an epoch."""
-
-    def __init__(self, name: str, dataloader: Iterable[tuple[Tensor, Tensor]] | None, device: Any) -> None:
-        self._name, self._dataloader, self._device = name, dataloader, device
-        self._had_some = False
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device, has_some = self._device, False
-        for x, y in pairs("fit", self._dataloader):
-            has_some = True
-            yield (x, y) if device is None else (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
-        if self._had_some and not has_some:
-            raise ValueError(
-                f"fit: {self._name} must yield its batches in every epoch, got none after an epoch that had some: an "
-                "iterator can be gone through only once (the parameters are as trained so far)"
-            )
-        self._had_some = has_some
 
 
 def _step_scheduler(scheduler: Any, recorder: Recorder) -> None:

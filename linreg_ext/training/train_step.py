@@ -8,22 +8,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
-from .. import functional
 from .._extension import _C, REFERENCE
-from .decision import Decision, decide
 from .evaluate import require_one_number
-from .fused_call import FusedCall, fused_loss
-from .level import Level, find_level
-from .plan import Plan, make_plan
-from .regression_loss import reduction_of
+from .match import NotFusable, match, reduction_of
 
 
-def make_train_step(
-    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer
-) -> TrainStep:
+def make_train_step(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: Optimizer) -> TrainStep:
     """A function that takes one training step: ``step(x, y) -> loss``.
 
     Works with any model, loss and optimizer, and is fast for those it recognises:
@@ -32,6 +26,13 @@ def make_train_step(
       yields the loss and the update. The optimizer's param_groups are read, and its state kept, at every step;
     - *gradients*: the same with another optimizer: one pass yields the gradients, then ``optimizer.step()``;
     - *eager*: anything else, as written below.
+
+    What the three compute is found once, when the step is made. Checked before every step are: the parameters in their
+    modules and in the optimizer's groups, with their ``requires_grad``, dtype, device and ``.grad``; the hooks of
+    modules, parameters and optimizers, and the global ones; the numbers that forward and the loss module read; the
+    optimizer's hyper-parameters and state; modes (autocast, function and dispatch modes, anomaly detection, transforms
+    of torch.func); and the batch. After replacing anything else, such as a method or a function of a module, make a new
+    step.
 
     A step that is not *fused* warns once, saying why; :meth:`TrainStep.explain` says it any time.
 
@@ -59,48 +60,59 @@ def make_train_step(
 
 
 class TrainStep:
-    """A training step made by :func:`make_train_step`."""
+    """A training step made by :func:`make_train_step`.
 
-    def __init__(
-        self, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer
-    ) -> None:
-        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+    Attributes:
+        level: of the last step, or before the first of the next: "fused", "gradients" or "eager".
+        bound: the step in C++; None where model and loss are not recognised.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: Optimizer) -> None:
+        self._parts = model, loss_fn, optimizer
         self._warned: set[str] = set()
-        self._plan: Plan | None = None
-        self._decision: Decision | None = None
-        self._say(self._find_level())
+        self._bind()
+        self._say(*self.level_of())
+
+    model: nn.Module = property(lambda self: self._parts[0], doc="The model.")
+    loss_fn: Callable[..., Tensor] = property(lambda self: self._parts[1], doc="The loss function.")
+    optimizer: Optimizer = property(lambda self: self._parts[2], doc="The optimizer.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._parts  # a copy is bound to copies
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return self.step(x, y)
 
     def step(self, x: Tensor, y: Tensor, *, skip_nonfinite: bool = False) -> Tensor:
         """Take one step; with `skip_nonfinite`, change nothing when the loss is nan or inf."""
-        if self._plan is not None and not torch.compiler.is_compiling():
-            value = _by_plan(self._plan, self.model, self.loss_fn, self.optimizer, x, y, skip_nonfinite)
-            if value is not NotImplemented:
-                return value
-            self._plan = None
-        found = self._find_level(x, y)
-        level, affine = found.name, found.decision.affine
-        if level == "eager" or not affine.training():
-            self.model.train()
-        if level != self.level or found.reason != self._reason:
-            self._say(found)
-        if level == "fused":
-            value = self._fused(found, x, y, skip_nonfinite)
-            if not torch.compiler.is_compiling():
-                self._plan = make_plan(found.decision)
-            return value
+        bound = self.bound
+        found = None if bound is None else bound.step(x, y, skip_nonfinite)
+        if type(found) is not Tensor:
+            found = self._ask("step", x, y, skip_nonfinite)
+        if type(found) is Tensor:
+            if self.level != "fused":
+                self._say(*self.level_of())
+            return found
+        level, reason = found
+        if (level, reason) != (self.level, self._reason):
+            self._say(level, reason)
         if level == "gradients":
-            loss = fused_loss(affine, found.decision.loss, x, y)
+            loss = self.bound.loss(x, y)
         else:
+            self.model.train()
             loss = self.loss_fn(self.model(x), y)
             require_one_number("step", loss)
+            if self._lazy:  # has become a layer of another class
+                self._bind()
         if not (skip_nonfinite and not math.isfinite(loss.detach().sum().item())):
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss.detach()
+
+    def level_of(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[str, str]:
+        """The level of a step on `x` and `y`, or of one on data of which nothing is known, and why."""
+        return self._ask("level", x, y)
 
     def explain(self) -> str:
         """One sentence: the level of the last step (before the first: of the next), a colon, and the reason."""
@@ -109,43 +121,31 @@ class TrainStep:
     @property
     def reduction(self) -> str:
         """How the loss is reduced over the rows of a batch; "mean" where that is not known."""
-        read = self._decision.loss if self._decision else None
-        return read.reduction if read else reduction_of(self.loss_fn)
+        return reduction_of(self.loss_fn)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_decision": None}  # a copy has objects of its own
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the bound step answers, which is bound again where it is outdated."""
+        while self.bound is not None:
+            found = getattr(self.bound, method)(*arguments)
+            if found is not None:
+                return found
+            self._bind()
+        return "eager", self._not_fusable
 
-    def if_fused(self, x: Tensor, y: Tensor) -> Level | None:
-        """The level of a step on `x` and `y` where that is fused, which :meth:`explain` then says; else None."""
-        found = self._find_level(x, y)
-        if found.name != "fused":
-            return None
-        if self.level != "fused":
-            self._say(found)
-        return found
+    def _bind(self) -> None:
+        self.bound = None
+        self._lazy = isinstance(self.model, nn.Module) and any(is_lazy(p) for p in self.model.parameters())
+        if REFERENCE:
+            self._not_fusable = "LINREG_EXT_REFERENCE=1 runs plain PyTorch"
+            return
+        try:
+            self.bound = _C.bind_step(*match(*self._parts))
+        except NotFusable as reason:
+            self._not_fusable = str(reason)
 
-    def _find_level(self, x: Tensor | None = None, y: Tensor | None = None) -> Level:
-        """The level of a step on `x` and `y` as everything stands now."""
-        decision = self._decision
-        if decision is None or not decision.stands(self.model, self.loss_fn, self.optimizer):
-            self._decision = decision = decide(self.model, self.loss_fn, self.optimizer)
-        return find_level(decision, x, y)
-
-    def _fused(self, found: Level, x: Tensor, y: Tensor, skip_nonfinite: bool) -> Tensor:
-        call = FusedCall(found.decision, found.group)
-        with torch.no_grad():
-            value = functional.sgd_step(*call.arguments(x, y, skip_nonfinite))
-        if any(call.first_step) and not (skip_nonfinite and not math.isfinite(value.item())):
-            call.keep_buffers()
-        call.tell_scheduler()
-        return value
-
-    def _say(self, found: Level) -> None:
-        self.level, self._reason = found.name, found.reason
+    def _say(self, level: str, reason: str) -> None:
+        self.level, self._reason = level, reason
         sentence = self.explain()
-        if found.name != "fused" and sentence not in self._warned:
+        if level != "fused" and sentence not in self._warned:
             self._warned.add(sentence)
             warnings.warn(sentence, UserWarning, stacklevel=4)
-
-
-_by_plan = None if REFERENCE else _C.train_step

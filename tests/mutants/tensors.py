@@ -6,12 +6,12 @@ from .mutant import Mutant
 PARITY = "tests/test_parity.py::"
 ERRORS = "tests/test_errors.py::"
 AUTOGRAD = "tests/test_autograd.py::"
-PLANNED = "tests/test_planned_step.py::"
+BOUND = "tests/test_bound_step.py::"
 BAD_LOSS = (ERRORS + "test_bad_arguments_of_a_loss",)
 BAD_STEP = (ERRORS + "test_bad_arguments_of_a_step",)
 BAD_RUN = (ERRORS + "test_bad_arguments_of_a_run",)
-SETTINGS = (PLANNED + "test_settings", PLANNED + "test_what_is_read_at_every_step")
-ASIDE = (PLANNED + "test_what_makes_the_plan_stand_aside",)
+SETTINGS = (BOUND + "test_settings", BOUND + "test_what_is_read_at_every_step")
+WATCHED = (BOUND + "test_what_is_watched",)
 
 TENSORS = (
     # Checks.
@@ -71,20 +71,43 @@ TENSORS = (
     Mutant("node: float16 gradients are rounded before they are scaled", "csrc/torch/ops.cpp",
            "of->scalar_type() == at::kHalf ? at::kFloat : of->scalar_type()", "of->scalar_type()",
            (AUTOGRAD + "test_float16_gradients_are_scaled_before_they_are_rounded",)),
-    # Steps that go by a plan.
-    Mutant("plan: maximize is not read", "csrc/torch/train_step.cpp", "sgd.rule.maximize = maximize == Py_True;", "",
-           SETTINGS),
-    Mutant("plan: weight_decay is not read", "csrc/torch/train_step.cpp", "sgd.rule.weight_decay = *weight_decay;", "",
-           SETTINGS),
-    Mutant("plan: a pending gradient is overlooked", "csrc/torch/train_step.cpp",
-           "THPVariable_Unpack(parameter).unsafeGetTensorImpl()->grad().defined()", "false", ASIDE),
-    Mutant("plan: anomaly detection is overlooked", "csrc/torch/train_step.cpp",
-           "torch::autograd::AnomalyMode::is_enabled()", "false", ASIDE),
-    Mutant("plan: frozen weights are updated", "csrc/torch/train_step.cpp", "sgd.frozen = {!weight.required, !bias.required};", "",
-           SETTINGS),
-    Mutant("plan: schedulers do not see the step", "csrc/torch/train_step.cpp",
-           "plan.scheduled && PyObject_SetAttr(optimizer, names().opt_called, Py_True) != 0", "false",
-           (PLANNED + "test_a_scheduler",)),
+    # Bound steps.
+    Mutant("bound step: maximize is not read", "csrc/torch/bound_step.cpp", "numbers[5] != 0", "false", SETTINGS),
+    Mutant("bound step: weight_decay is not read", "csrc/torch/bound_step.cpp",
+           "numbers[2], numbers[3], numbers[4] != 0", "numbers[2], 0.0, numbers[4] != 0", SETTINGS),
+    Mutant("bound step: a gradient that waits elsewhere is overlooked", "csrc/torch/bound_step.cpp",
+           "THPVariable_Unpack(parameter).unsafeGetTensorImpl()->grad().defined()", "false", WATCHED),
+    Mutant("bound step: a gradient that waits is overlooked", "csrc/torch/bound_step.cpp",
+           "found.groups[i] && b.tensor(i)->unsafeGetTensorImpl()->grad().defined()", "false", WATCHED),
+    Mutant("bound step: anomaly detection is overlooked", "csrc/torch/bound_step.cpp",
+           "torch::autograd::AnomalyMode::is_enabled()", "false", WATCHED),
+    Mutant("bound step: autocast is overlooked", "csrc/torch/bound_step.cpp",
+           "at::autocast::is_autocast_enabled(x->device().type())", "false",
+           (*WATCHED, "tests/test_autocast.py::test_a_train_step_under_autocast_is_eager_and_says_so")),
+    Mutant("bound step: modules are taken for what they were", "csrc/torch/bound_step.cpp", "if (!one.are_the_same()) return true;", "",
+           WATCHED),
+    Mutant("bound step: attributes are taken for what they were", "csrc/torch/bound_step.cpp",
+           "if (entry(one.dict, one.name) != one.then) return true;", "", WATCHED),
+    Mutant("bound step: hooks of modules are overlooked", "csrc/torch/bound_step.cpp",
+           "if (PyDict_GET_SIZE(hooks.dict) > 0) return hooks.reason;\n  const at::Tensor& w", "const at::Tensor& w", WATCHED),
+    Mutant("bound step: hooks of parameters are overlooked", "csrc/torch/bound_step.cpp",
+           "found.is_trained[i] && has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i]))", "false",
+           (*WATCHED, "tests/test_recognition.py::test_the_optimizer_steps_for_itself",
+            "tests/test_distributed.py::test_two_processes")),
+    Mutant("bound step: frozen weights are updated", "csrc/torch/bound_step.cpp", "found.sgd.frozen[i] = !found.is_trained[i];", "", SETTINGS),
+    Mutant("bound step: every step is a first one", "csrc/torch/bound_step.cpp",
+           "if (!found.buffers[i]) fresh_[i] = at::empty_like(*b.tensor(i));", "fresh_[i] = at::empty_like(*b.tensor(i));",
+           (BOUND + "test_settings", "tests/test_training.py::test_switching_between_eager_and_fused_is_as_if_nothing_had_happened")),
+    Mutant("bound step: the optimizer gets no momentum", "csrc/torch/bound_step.cpp",
+           "if (!fresh_[0].defined() && !fresh_[1].defined()) return;", "return;", (BOUND + "test_models",)),
+    Mutant("bound step: a step that was not taken leaves momentum", "csrc/torch/bound_step.cpp",
+           "if (skip_nonfinite && !std::isfinite(loss.item<double>())) return;", "",
+           (BOUND + "test_a_loss_that_is_not_finite_changes_nothing_if_so_asked",)),
+    Mutant("bound step: training mode is not set", "csrc/torch/bound_step.cpp",
+           'pybind11::handle(b.model).attr("train")();', "",
+           ("tests/test_train_step.py::test_training_mode_is_set_as_the_plain_loop_sets_it",)),
+    Mutant("bound step: schedulers do not see the step", "csrc/torch/bound_step.cpp", "stepped && entry(b.optimizer_dict, names().step)", "false",
+           (BOUND + "test_a_scheduler",)),
     # Runs.
     Mutant("run: a stretch has the first one's rates", "csrc/torch/ops.cpp", "(run.begin + i) * lr.stride(0)",
            "i * lr.stride(0)",

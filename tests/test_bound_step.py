@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A step by plan is the step that Python would decide on, to the bit; and whatever changes, the plan stands aside."""
+"""A bound step beside the plain loop: whatever of the documented list of guards changes between two steps."""
 
 import contextlib
 import copy
@@ -7,41 +7,20 @@ import functools
 import gc
 import pickle
 import threading
-import types
 import warnings
 import weakref
 
+import plain_loop
 import pytest
 import torch
-import torch.nn.functional as F
 from accuracy import DTYPES
-from test_train_step import FUSED_LOSSES, FUSED_MODELS, Choice, Flat, Forwards, sgd
+from test_train_step import FUSED_LOSSES, FUSED_MODELS, Flat, Forwards, sgd
 from torch import nn
 from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 from linreg_ext import make_train_step
-from linreg_ext.training import TrainStep, train_step
-
-
-class Planned:
-    """Counts the steps that were taken by plan, or lets none be."""
-
-    def __init__(self, monkeypatch, allowed=True):
-        self.taken, self.allowed, self.original = [], allowed, train_step._by_plan
-        original_step = TrainStep.step
-
-        def step(*arguments, **options):
-            self.taken.append(False)  # until it is
-            return original_step(*arguments, **options)
-
-        monkeypatch.setattr(TrainStep, "step", step)
-        monkeypatch.setattr(train_step, "_by_plan", self)
-
-    def __call__(self, *arguments):
-        value = self.original(*arguments) if self.allowed else NotImplemented
-        self.taken[-1] = value is not NotImplemented
-        return value
+from linreg_ext.training import TrainStep
 
 
 class Run:
@@ -49,82 +28,75 @@ class Run:
 
     def __init__(self, model, loss_fn, optimizer, x, y):
         self.model, self.loss_fn, self.optimizer, self.x, self.y = model, loss_fn, optimizer, x, y
-        self.step = make_train_step(model, loss_fn, optimizer)
         self.context = contextlib.nullcontext
 
-    def __iter__(self):
+    def start(self, make):
+        self.step = make(self.model, self.loss_fn, self.optimizer)
+        self.explain = getattr(self.step, "explain", lambda: "plain")
+        if make is plain_loop.make_train_step:  # which takes no 16-bit data beside float32 parameters
+            self.x, self.y = (t.to(next(self.model.parameters()).dtype) for t in (self.x, self.y))
+        return self
+
+    def take(self, steps=1):
         """What each step leaves behind."""
-        while True:
+        left = []
+        for _ in range(steps):
             with self.context():
                 loss = self.step(self.x, self.y)
-            parameters = [p.detach().clone() for p in self.model.parameters()]
-            buffers = [values.get("momentum_buffer") for values in self.optimizer.state.values()]
-            state = [buffer.clone() for buffer in buffers if buffer is not None]
-            grads = [None if p.grad is None else p.grad.clone() for p in self.model.parameters()]
-            yield self.step.explain(), [loss, *parameters, *state, *grads]
+            parameters = list(self.model.parameters())
+            buffers = [self.optimizer.state[p].get("momentum_buffer") for p in parameters if p in self.optimizer.state]
+            numbers = [loss, *(p.detach().clone() for p in parameters), *(b.clone() for b in buffers if b is not None)]
+            left.append((numbers, [None if p.grad is None else p.grad.clone() for p in parameters]))
+        return left
 
 
-def assert_same_bits(ours, theirs):
-    (words, values), (expected_words, expected) = ours, theirs
-    assert words == expected_words
-    for a, e in zip(values, expected, strict=True):
-        assert (a is None) == (e is None)
-        if a is not None:
-            assert a.dtype == e.dtype
-            assert torch.equal(a.nan_to_num(7.0), e.nan_to_num(7.0))
-
-
-def compare(make_run, monkeypatch, change=None, steps=4):
-    """Train by plan and by Python's decision, `change` between the steps; which steps were by plan."""
-    planned, recorded = Planned(monkeypatch), []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for planned.allowed in (True, False):
+def compare(make_run, change=None, level="fused", steps=3):
+    """Train beside the plain loop: some steps, some after a change, of the level then, and some after it is undone."""
+    results = []
+    for make in (make_train_step, plain_loop.make_train_step):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            planned.taken = []
-            run, left = make_run(), []
-            steps_of_run = iter(run)
-            planned.taken = taken = []
-            left += [next(steps_of_run) for _ in range(steps)]
+            run = make_run().start(make)
+            left, levels = run.take(steps), [run.explain()]
             undo = change(run) if change else None
-            left += [next(steps_of_run) for _ in range(steps)]
+            left += run.take(steps)
+            levels.append(run.explain())
             if callable(undo):
                 undo()
-                left += [next(steps_of_run) for _ in range(steps)]
-            recorded.append((left, taken))
-    (ours, taken), (theirs, none) = recorded
-    assert not any(none)
-    for a, e in zip(ours, theirs, strict=True):
-        assert_same_bits(a, e)
-    for (before, _), (now, _), by_plan in zip(ours, ours[1:], taken[1:], strict=False):
-        assert by_plan <= (before.startswith("fused") and now.startswith("fused"))
-    assert taken[-1] == ours[-1][0].startswith("fused")
-    return taken
+                left += run.take(steps)
+                levels.append(run.explain())
+        results.append(left)
+        if make is make_train_step:
+            assert [words.partition(":")[0] for words in levels] == ["fused", level, "fused"][: len(levels)], levels
+    dtype = results[1][0][0][1].dtype
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance, check_dtype=False)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("model", FUSED_MODELS)
-def test_models(model, momentum, monkeypatch):
+def test_models(model, momentum):
     make, d, shape = FUSED_MODELS[model]
 
     def run():
         m = make()
         return Run(m, nn.MSELoss(), sgd(m, momentum=momentum), torch.randn(6, d), torch.randn(shape))
 
-    assert compare(run, monkeypatch) == [False] + 7 * [True]
+    compare(run)
 
 
 @pytest.mark.parametrize("loss", FUSED_LOSSES)
-def test_losses(loss, monkeypatch):
+def test_losses(loss):
     def run():
         m = nn.Linear(3, 2)
         return Run(m, copy.deepcopy(FUSED_LOSSES[loss]), sgd(m, lr=0.01), torch.randn(6, 3), torch.randn(6, 2))
 
-    assert compare(run, monkeypatch) == [False] + 7 * [True]
+    compare(run)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-def test_dtypes(dtypes, monkeypatch):
+def test_dtypes(dtypes):
     data, parameter = dtypes
     for target in {data, torch.float32} if data.itemsize == 2 else {data}:
 
@@ -132,8 +104,7 @@ def test_dtypes(dtypes, monkeypatch):
             m = nn.Linear(3, 2, dtype=parameter)
             return Run(m, nn.MSELoss(), sgd(m), torch.randn(6, 3).to(data), torch.randn(6, 2).to(target))
 
-        with monkeypatch.context() as patch:
-            assert compare(run, patch) == [False] + 7 * [True]
+        compare(run)
 
 
 @pytest.mark.parametrize("options", [
@@ -141,14 +112,14 @@ def test_dtypes(dtypes, monkeypatch):
     {"lr": torch.tensor(0.05)}, {"lr": 1}, {"lr": 0.0},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("frozen", [None, "weight", "bias"])
-def test_settings(options, frozen, monkeypatch):
+def test_settings(options, frozen):
     def run():
         m = nn.Linear(3, 2)
         if frozen:
             getattr(m, frozen).requires_grad_(False)
         return Run(m, nn.MSELoss(), sgd(m, **options), torch.randn(6, 3), torch.randn(6, 2))
 
-    assert compare(run, monkeypatch) == [False] + 7 * [True]
+    compare(run)
 
 
 def set_group(**values):
@@ -179,7 +150,7 @@ def to_double(run):
         values["momentum_buffer"] = values["momentum_buffer"].double()
 
 
-GOES_ON = {  # what a plan reads at every step
+GOES_ON = {  # what a step reads every time
     "lr": set_group(lr=0.2),
     "lr tensor": set_group(lr=torch.tensor(0.2, dtype=torch.float64)),
     "settings": set_group(momentum=0.3, weight_decay=0.2, nesterov=True, maximize=True),
@@ -198,8 +169,8 @@ def make_forwards():
 
 
 @pytest.mark.parametrize("change", GOES_ON)
-def test_what_is_read_at_every_step(change, monkeypatch):
-    assert compare(make_forwards, monkeypatch, GOES_ON[change]) == [False] + 7 * [True]
+def test_what_is_read_at_every_step(change):
+    compare(make_forwards, GOES_ON[change])
 
 
 def hooked(where, register, hook):
@@ -323,119 +294,118 @@ def without_grad():
         yield
 
 
-STANDS_ASIDE = {
-    "forward hook": hooked("layer", "register_forward_hook", lambda m, a, out: out * 2),
-    "forward pre-hook": hooked("model", "register_forward_pre_hook", lambda m, args: (args[0] * 2,)),
-    "backward hook": hooked("layer", "register_full_backward_hook", lambda m, gi, go: None),
-    "backward pre-hook": hooked("layer", "register_full_backward_pre_hook", lambda m, go: (go[0] * 2,)),
-    "hook of the loss": hooked("loss", "register_forward_hook", lambda m, a, out: out * 2),
-    "global forward hook": globally(module_hooks.register_module_forward_hook, lambda m, a, out: out * 2),
-    "global forward pre-hook": globally(module_hooks.register_module_forward_pre_hook, lambda m, args: None),
-    "global backward hook": globally(module_hooks.register_module_full_backward_hook, lambda m, gi, go: None),
-    "optimizer pre-hook": hooked("optimizer", "register_step_pre_hook", lambda *_: None),
-    "optimizer post-hook": hooked("optimizer", "register_step_post_hook", lambda *_: None),
-    "global optimizer pre-hook": globally(optimizer_hooks.register_optimizer_step_pre_hook, lambda *_: None),
-    "global optimizer post-hook": globally(optimizer_hooks.register_optimizer_step_post_hook, lambda *_: None),
-    "parameter's hook": hooked("weight", "register_hook", lambda g: g * 2),
-    "parameter's hook after accumulation": hooked("weight", "register_post_accumulate_grad_hook", lambda p: None),
-    "forward of the model": set_attribute("model.forward", lambda run: lambda x: run.model.linear(x) * 2),
-    "forward of the layer": set_attribute(
-        "model.linear.forward",
-        lambda run: types.MethodType(lambda self, x: F.linear(x, self.weight * 2), run.model.linear),
+GUARDS = {  # and the level of the steps after the change
+    "forward hook": ("eager", hooked("layer", "register_forward_hook", lambda m, a, out: out * 2)),
+    "forward pre-hook": ("eager", hooked("model", "register_forward_pre_hook", lambda m, args: (args[0] * 2,))),
+    "backward hook": ("eager", hooked("layer", "register_full_backward_hook", lambda m, gi, go: None)),
+    "backward pre-hook": ("eager", hooked("layer", "register_full_backward_pre_hook", lambda m, go: (go[0] * 2,))),
+    "hook of the loss": ("eager", hooked("loss", "register_forward_hook", lambda m, a, out: out * 2)),
+    "global forward hook": ("eager", globally(module_hooks.register_module_forward_hook, lambda m, a, out: out * 2)),
+    "global forward pre-hook": ("eager", globally(module_hooks.register_module_forward_pre_hook, lambda m, args: None)),
+    "global backward hook": (
+        "eager",
+        globally(module_hooks.register_module_full_backward_hook, lambda m, gi, go: None),
     ),
-    "forward of the class": replaced_forward_of_the_class,
-    "class": other_class,
-    "forward of the loss": set_attribute("loss_fn.forward", lambda run: lambda p, t: ((p - t) ** 4).mean()),
-    "reduction": set_attribute("loss_fn.reduction", lambda run: "sum"),
-    "beta": set_attribute("loss_fn.beta", lambda run: 2.0),
-    "optimizer's step": set_attribute("optimizer.step", lambda run: lambda: None),
-    "optimizer's zero_grad": set_attribute("optimizer.zero_grad", lambda run: lambda: None),
-    "class of the optimizer": set_attribute("optimizer.__class__", lambda run: type("Mine", (torch.optim.SGD,), {})),
-    "another optimizer": set_attribute("step.optimizer", lambda run: torch.optim.SGD(run.model.parameters(), lr=1.0)),
-    "another loss": set_attribute("step.loss_fn", lambda run: nn.L1Loss()),
-    "another model": set_attribute("step.model", lambda run: nn.Sequential(nn.Linear(3, 1), nn.ReLU())),
-    "child": set_attribute("model.linear", lambda run: nn.Linear(3, 1)),
-    "parameter": replaced_parameter,
-    "bias taken away": lambda run: setattr(run.model.linear, "bias", None),
-    "one more parameter": added_parameter,
-    "one more child": lambda run: run.model.add_module("more", nn.Identity()),
-    "evaluation mode": lambda run: run.model.linear.eval() and None,
-    "requires_grad": frozen,
-    "pending grad": pending_grad,
-    "pending grad of another": pending_grad_elsewhere,
-    "parameter not in the optimizer": forgotten_parameter,
-    "parameter twice in the optimizer": parameter_twice,
-    "a group for the bias": moved_to_a_group_of_its_own,
-    "first step": no_buffers,
-    "a buffer of another dtype": a_buffer_of_another_dtype,
-    "momentum out of range": set_group(momentum=-0.5),
-    "nesterov with dampening": set_group(nesterov=True, dampening=0.5),
-    "momentum tensor": set_group(momentum=torch.tensor(0.5)),
-    "lr tensor of 16 bits": set_group(lr=torch.tensor(0.1, dtype=torch.float16)),
-    "differentiable": set_group(differentiable=True),
-    "autocast": inside(lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
-    "no_grad": inside(without_grad),
-    "anomaly detection": inside(lambda: torch.autograd.set_detect_anomaly(True)),
-    "x requires grad": data(x=lambda x: x.clone().requires_grad_()),
-    "x is a parameter": data(x=lambda x: nn.Parameter(x, requires_grad=False)),
-    "y is of a subclass": data(y=lambda y: y.as_subclass(Mine)),
-    "x is sparse": data(x=lambda x: x.to_sparse()),
-    "y is of another dtype": data(y=lambda y: y.double()),
+    "optimizer pre-hook": ("gradients", hooked("optimizer", "register_step_pre_hook", lambda *_: None)),
+    "optimizer post-hook": ("gradients", hooked("optimizer", "register_step_post_hook", lambda *_: None)),
+    "global optimizer pre-hook": (
+        "gradients",
+        globally(optimizer_hooks.register_optimizer_step_pre_hook, lambda *_: None),
+    ),
+    "global optimizer post-hook": (
+        "gradients",
+        globally(optimizer_hooks.register_optimizer_step_post_hook, lambda *_: None),
+    ),
+    "parameter's hook": ("gradients", hooked("weight", "register_hook", lambda g: g * 2)),
+    "parameter's hook after accumulation": (
+        "gradients",
+        hooked("weight", "register_post_accumulate_grad_hook", lambda p: None),
+    ),
+    "reduction": ("fused", set_attribute("loss_fn.reduction", lambda run: "sum")),
+    "beta": ("fused", set_attribute("loss_fn.beta", lambda run: 2.0)),
+    "optimizer's step": ("gradients", set_attribute("optimizer.step", lambda run: lambda: None)),
+    "child": ("gradients", set_attribute("model.linear", lambda run: nn.Linear(3, 1))),
+    "parameter": ("fused", replaced_parameter),
+    "bias taken away": ("fused", lambda run: setattr(run.model.linear, "bias", None)),
+    "one more parameter": ("fused", added_parameter),
+    "one more child": ("fused", lambda run: run.model.add_module("more", nn.Identity())),
+    "evaluation mode": ("fused", lambda run: run.model.linear.eval() and None),
+    "requires_grad": ("fused", frozen),
+    "pending grad": ("fused", pending_grad),
+    "pending grad of another": ("fused", pending_grad_elsewhere),
+    "parameter not in the optimizer": ("gradients", forgotten_parameter),
+    "parameter twice in the optimizer": ("gradients", parameter_twice),
+    "a group for the bias": ("gradients", moved_to_a_group_of_its_own),
+    "first step": ("fused", no_buffers),
+    "a buffer of another dtype": ("gradients", a_buffer_of_another_dtype),
+    "momentum out of range": ("gradients", set_group(momentum=-0.5)),
+    "nesterov with dampening": ("gradients", set_group(nesterov=True, dampening=0.5)),
+    "momentum tensor": ("gradients", set_group(momentum=torch.tensor(0.5))),
+    "lr tensor of 16 bits": ("gradients", set_group(lr=torch.tensor(0.1, dtype=torch.float16))),
+    "differentiable": ("gradients", set_group(differentiable=True)),
+    "autocast": ("eager", inside(lambda: torch.autocast("cpu", dtype=torch.bfloat16))),
+    "no_grad": ("eager", inside(without_grad)),
+    "anomaly detection": ("eager", inside(lambda: torch.autograd.set_detect_anomaly(True))),
+    "x requires grad": ("eager", data(x=lambda x: x.clone().requires_grad_())),
+    "x is a parameter": ("eager", data(x=lambda x: nn.Parameter(x, requires_grad=False))),
+    "y is of a subclass": ("eager", data(y=lambda y: y.as_subclass(Mine))),
+    "x is sparse": ("eager", data(x=lambda x: x.to_sparse())),
+    "y is of another dtype": ("eager", data(y=lambda y: y.double())),
 }
 
 
-@pytest.mark.parametrize("change", STANDS_ASIDE)
-def test_what_makes_the_plan_stand_aside(change, monkeypatch):
-    taken = compare(make_forwards, monkeypatch, STANDS_ASIDE[change])
-    assert taken[:5] == [False, True, True, True, False]
-
-
-def test_a_number_that_forward_reads(monkeypatch):
-    def run():
-        m = Choice(0)
-        return Run(m, nn.MSELoss(), sgd(m, momentum=0.0), torch.randn(6, 1), torch.randn(6, 1))
-
-    taken = compare(run, monkeypatch, lambda run: setattr(run.model, "chosen", 1))
-    assert taken == 2 * [False, True, True, True]
+@pytest.mark.parametrize("change", GUARDS)
+def test_what_is_watched(change):
+    """Fails where a step goes on as it was bound, or is given up for longer than need be."""
+    level, function = GUARDS[change]
+    compare(make_forwards, function, level)
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_scheduler(before, monkeypatch):
-    """Its mark on the optimizer is set by a planned step; one that comes later is seen."""
-
-    def run():
-        run = make_forwards()
-        if before:
-            attach(run)
-        return run
+def test_a_scheduler(before):
+    """Its mark on the optimizer is set by a fused step; one that comes later is seen."""
 
     def attach(run):
         scheduler = torch.optim.lr_scheduler.StepLR(run.optimizer, 1, 0.5)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            run.step(run.x, run.y)
+            warnings.simplefilter("error" if isinstance(run.step, TrainStep) else "ignore")
+            run.take()
             run.optimizer._opt_called = False
-            run.step(run.x, run.y)
+            run.take()
             assert run.optimizer._opt_called
             scheduler.step()
 
-    taken = compare(run, monkeypatch, None if before else attach)
-    assert taken[-4:] == 4 * [True]
+    def run():
+        run = make_forwards()
+        if before:
+            attach(run.start(make_train_step))
+        return run
+
+    compare(run, None if before else attach)
 
 
-def test_a_loss_that_is_not_finite_changes_nothing_if_so_asked(monkeypatch):
-    planned = Planned(monkeypatch)
-    run = make_forwards()
-    for _ in range(2):
-        run.step(run.x, run.y)
-    kept = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()["state"]))
-    loss = run.step.step(run.x, torch.full((6, 1), float("nan")), skip_nonfinite=True)
-    assert loss.isnan()
-    assert planned.taken == [False, True, True]
-    for a, e in zip(run.model.state_dict().values(), kept[0].values(), strict=True):
-        assert torch.equal(a, e)
-    run.step.step(run.x, torch.full((6, 1), float("nan")))
+def test_a_loss_that_is_not_finite_changes_nothing_if_so_asked():
+    run = make_forwards().start(make_train_step)
+    wrong = torch.full((6, 1), float("nan"))
+    for steps in (0, 2):  # before there is a momentum, too
+        run.take(steps)
+        kept = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()["state"]))
+        assert run.step.step(run.x, wrong, skip_nonfinite=True).isnan()
+        torch.testing.assert_close(
+            (dict(run.model.state_dict()), run.optimizer.state_dict()["state"]),
+            (dict(kept[0]), kept[1]),
+            rtol=0,
+            atol=0,
+        )
+    run.step.step(run.x, wrong)
     assert run.model.linear.weight.isnan().all()
+
+
+def test_what_a_step_is_bound_to_cannot_be_replaced():
+    run = make_forwards().start(make_train_step)
+    for name in ("model", "loss_fn", "optimizer"):
+        with pytest.raises(AttributeError):
+            setattr(run.step, name, None)
 
 
 def test_targets_that_do_not_fit_raise_as_python_says():
@@ -453,7 +423,7 @@ def test_targets_that_do_not_fit_raise_as_python_says():
         assert step.explain().startswith("fused")
 
 
-def test_version_counters_are_bumped(monkeypatch):
+def test_version_counters_are_bumped():
     for make, d, shape in FUSED_MODELS.values():
         model = make()
         optimizer = sgd(model)
@@ -463,25 +433,23 @@ def test_version_counters_are_bumped(monkeypatch):
         written = [p for p in model.parameters() if p in optimizer.state]
         written += [optimizer.state[p]["momentum_buffer"] for p in written]
         before = [t._version for t in written]
-        planned = Planned(monkeypatch)
         step(x, y)
-        assert planned.taken == [True]
         assert [t._version for t in written] == [v + 1 for v in before]
 
 
 def test_copies_and_pickles_go_on_by_themselves():
-    run = make_forwards()
-    next(iter(run))
+    run = make_forwards().start(make_train_step)
+    run.take()
     for twin in (copy.deepcopy(run.step), pickle.loads(pickle.dumps(run.step))):
-        assert twin._plan is None
         before = [p.detach().clone() for p in run.model.parameters()]
         for _ in range(3):
             twin(run.x, run.y)
-        assert twin._plan is not None
+        assert twin.level == "fused"
         assert twin.model is not run.model
+        assert twin.optimizer.param_groups[0]["params"][0] is next(twin.model.parameters())
         for a, e in zip(run.model.parameters(), before, strict=True):
             assert torch.equal(a.detach(), e)
-    next(iter(run))
+    run.take()
 
 
 def test_a_subclass_may_have_a_step_of_its_own():
@@ -500,17 +468,16 @@ def test_a_subclass_may_have_a_step_of_its_own():
 
 
 def test_a_model_that_holds_its_own_step_is_collected():
-    run = make_forwards()
+    run = make_forwards().start(make_train_step)
     run.model.step_of_its_own = run.step
-    for _ in range(3):
-        run.step(run.x, run.y)
+    run.take(3)
     model = weakref.ref(run.model)
     del run
     gc.collect()
     assert model() is None
 
 
-def test_threads(monkeypatch):
+def test_threads():
     """Steps long enough to let other threads run, which take away what a step in progress works on."""
     results, x, y = {}, torch.randn(4096, 64), torch.randn(4096, 1)
 

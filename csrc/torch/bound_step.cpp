@@ -1,0 +1,683 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A training step of a recognised model, loss and optimizer, bound once to what linreg_ext/training/match.py found.
+//
+// Everything that is watched from then on is watched here, before every step:
+//   structure   the modules' parameters and children, the plain attributes that forward reads (a loss's reduction),
+//               the optimizer's own `step`: when one of them is another object, the answer is None, and Python matches
+//               and binds again;
+//   hooks       of modules, losses, parameters and optimizers, and the global ones;
+//   parameters  requires_grad, dtype, device, layout and .grad;
+//   optimizer   its groups, hyper-parameters and state;
+//   modes       grad mode, autocast, anomaly detection, function and dispatch modes, saved-tensor hooks, tracing,
+//               torch.func and forward-mode AD;
+//   the batch   types, shapes, dtypes, layouts, devices, and memory that is shared with what is written.
+// What does not fit makes the step slower, never wrong: the answer is then the level at which Python takes the step,
+// and why.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/ScalarType.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/autograd/anomaly_mode.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/utils/object_ptr.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <array>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "entries.h"
+#include "ops.h"
+#include "plain.h"
+
+namespace linreg::torch_ops {
+namespace {
+
+PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
+
+// All that is borrowed from dictionaries below stays valid while no Python code runs: every key is an interned string.
+struct Names {
+  PyObject *params = interned("params"), *foreach = interned("foreach"), *differentiable = interned("differentiable"),
+           *param_groups = interned("param_groups"), *state = interned("state"), *training = interned("training"),
+           *momentum_buffer = interned("momentum_buffer"), *opt_called = interned("_opt_called"),
+           *step = interned("step"), *grad_scale = interned("grad_scale"), *found_inf = interned("found_inf");
+  std::array<PyObject*, 6> rule = {interned("lr"),           interned("momentum"), interned("dampening"),
+                                   interned("weight_decay"), interned("nesterov"), interned("maximize")};
+};
+
+const Names& names() {
+  static const Names all;
+  return all;
+}
+
+// What a dictionary has under an interned string; borrowed, nullptr if nothing.
+PyObject* entry(PyObject* dict, PyObject* name) {
+  PyObject* const value = PyDict_GetItemWithError(dict, name);
+  if (!value && PyErr_Occurred()) throw python_error();
+  return value;
+}
+
+std::string word(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
+std::string text(PyObject* object) { return std::string(pybind11::str(pybind11::handle(object))); }
+
+// Whether the gradient of a parameter goes to more than its .grad: to hooks of the parameter, or of the node that adds
+// gradients to it, where DistributedDataParallel has its own.
+bool has_hooks(THPVariable* variable) {
+  namespace impl = torch::autograd::impl;
+  const at::Tensor& tensor = THPVariable_Unpack(variable);
+  const auto none = [](PyObject* hooks) {
+    return !hooks || hooks == Py_None || (PyDict_Check(hooks) && PyDict_GET_SIZE(hooks) == 0);
+  };
+  if (!none(variable->backward_hooks) || !none(variable->post_accumulate_grad_hooks)) return true;
+  if (!impl::get_autograd_meta(tensor)) return false;
+  const size_t pythons = variable->backward_hooks && variable->backward_hooks != Py_None;  // one for all of them
+  if (impl::hooks(tensor).size() > pythons) return true;
+  const auto node = impl::try_get_grad_accumulator(tensor);
+  return node && !(node->pre_hooks().empty() && node->post_hooks().empty());
+}
+
+// A dictionary, and what it held when the step was bound.
+struct Contents {
+  PyObject *dict, *then;
+
+  bool are_the_same() const {
+    if (PyDict_GET_SIZE(dict) != PyDict_GET_SIZE(then)) return false;
+    PyObject *name, *value, *name_then, *value_then;
+    Py_ssize_t position = 0, position_then = 0;
+    while (PyDict_Next(dict, &position, &name, &value) && PyDict_Next(then, &position_then, &name_then, &value_then))
+      if (name != name_then || value != value_then) return false;
+    return true;
+  }
+};
+
+// What stood under a name when the step was bound; nullptr: nothing.
+struct Entry {
+  PyObject *dict, *name, *then;
+};
+
+struct Hooks {
+  PyObject* dict;
+  const char* reason;
+};
+
+enum class Layout : long { rows, vector, columns, scalar };  // in the order of match.py's LAYOUTS
+
+// What a step is bound to. Python objects are borrowed from a list that the step holds.
+struct Binding {
+  PyObject *model, *optimizer, *optimizer_dict, *harmless_mode;
+  PyObject* parameters[2];         // weight, bias or nullptr
+  std::vector<PyObject*> modules;  // their __dict__s
+  std::vector<Contents> contents;
+  std::vector<Entry> entries;
+  std::vector<Hooks> module_hooks, optimizer_hooks;
+  Layout layout;
+  bool flat, flattens;
+  std::string loss, reduction, not_sgd;
+  double delta;
+
+  const at::Tensor* tensor(size_t i) const { return parameters[i] ? &THPVariable_Unpack(parameters[i]) : nullptr; }
+  Objective objective() const { return {loss, delta, reduction}; }
+
+  bool is_outdated() const {
+    for (const Contents& one : contents)
+      if (!one.are_the_same()) return true;
+    for (const Entry& one : entries)
+      if (entry(one.dict, one.name) != one.then) return true;
+    return false;
+  }
+};
+
+// Why forward and backward have to run as the user wrote them; empty if they need not.
+std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y) {
+  for (const Hooks& hooks : b.module_hooks)
+    if (PyDict_GET_SIZE(hooks.dict) > 0) return hooks.reason;
+  const at::Tensor& w = *b.tensor(0);
+  for (size_t i = 0; i < 2 && b.tensor(i); ++i) {
+    const at::Tensor& parameter = *b.tensor(i);
+    const auto dtype = parameter.scalar_type();
+    const bool known = dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+    if (!backend_of(parameter.device().type()))
+      return "this build has no kernels for " + c10::DeviceTypeName(parameter.device().type(), true);
+    if (!known || parameter.layout() != at::kStrided)
+      return "a parameter is not a dense tensor of floating-point numbers";
+    if (!parameter.is_leaf()) return "a parameter is the result of an operation";
+    if (parameter.is_neg()) return "a parameter has the negative bit";
+  }
+  if (!at::GradMode::is_enabled() && x) return "grad mode is off";
+  if (!x) return "";
+
+  const auto data = x->scalar_type();
+  const auto fits = [&](at::ScalarType dtype) {
+    return dtype == data || (c10::elementSize(data) == 2 && dtype == at::kFloat);
+  };
+  if (x->requires_grad() || y->requires_grad()) return "a batch requires grad";
+  if (x->layout() != at::kStrided || y->layout() != at::kStrided) return "a batch is not dense";
+  if (!fits(y->scalar_type()) || !fits(w.scalar_type()))
+    return "a batch of " + word(data) + " and " + word(y->scalar_type()) + " meets parameters of " +
+           word(w.scalar_type());
+  if ((b.flat || b.layout == Layout::scalar) && x->dim() != 2)
+    return "the input is " + std::to_string(x->dim()) +
+           "-dimensional, where only 2 dimensions are known to mean the same";
+  if (b.layout == Layout::scalar && x->size(1) != 1) return "the model multiplies several features by one number";
+  if (x->is_inference() || y->is_inference()) return "a batch was made in inference mode";
+
+  if (at::autocast::is_autocast_enabled(x->device().type())) return "autocast is on";
+  if (torch::autograd::AnomalyMode::is_enabled()) return "anomaly detection is on";
+  using Modes = at::impl::PythonTorchFunctionTLS;
+  for (int64_t i = Modes::stack_len(); i-- > 0;)
+    if (reinterpret_cast<PyObject*>(Py_TYPE(Modes::get_stack_at(i)->ptr(getPyInterpreter()))) != b.harmless_mode)
+      return "a TorchFunctionMode is active";
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return "a TorchDispatchMode is active";
+  if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return "hooks on saved tensors are active";
+  if (transforming()) return "a transform of torch.func or forward-mode AD is active";
+  if (!plain({x, y, b.tensor(0), b.tensor(1)})) return "tracing, a tensor's subclass or several devices are at work";
+  return "";
+}
+
+// Of the optimizer: the rule as it stands, and the momentum buffers.
+struct Found {
+  PyObject* groups[2] = {};  // of weight and bias; nullptr: not the optimizer's
+  SgdArguments sgd{};
+  THPObjectPtr lr, buffers[2];  // kept while other threads may run
+  bool is_trained[2] = {};
+};
+
+// The groups of the parameters.
+std::string find_groups(const Binding& b, Found& found) {
+  PyObject* const groups = entry(b.optimizer_dict, names().param_groups);
+  if (!groups || !PyList_Check(groups)) return "the optimizer's groups are no list";
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
+    PyObject* const group = PyList_GET_ITEM(groups, i);
+    PyObject* const params = PyDict_Check(group) ? entry(group, names().params) : nullptr;
+    if (!params || !PyList_Check(params)) return "a group of the optimizer has no list of parameters";
+    for (Py_ssize_t j = 0; j < PyList_GET_SIZE(params); ++j) {
+      PyObject* const parameter = PyList_GET_ITEM(params, j);
+      const bool is_bias = parameter == b.parameters[1];
+      if (parameter == b.parameters[0] || is_bias) {
+        if (found.groups[is_bias]) return "the optimizer has a parameter twice";
+        found.groups[is_bias] = group;
+      } else if (!THPVariable_Check(parameter) ||
+                 THPVariable_Unpack(parameter).unsafeGetTensorImpl()->grad().defined()) {
+        return "another parameter of the optimizer has a gradient waiting";
+      }
+    }
+  }
+  return "";
+}
+
+// A number of the rule; nullopt: it is none.
+std::optional<double> number(PyObject* value) {
+  if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
+  if (THPVariable_Check(value)) return std::nullopt;
+  const double converted = PyFloat_AsDouble(value);
+  if (converted == -1.0 && PyErr_Occurred()) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  return converted;
+}
+
+std::string read_rule(PyObject* group, Found& found) {
+  const Names& n = names();
+  double numbers[6] = {};
+  for (size_t i = 0; i < 6; ++i) {
+    PyObject* const value = entry(group, n.rule[i]);
+    if (!value) return "a group of the optimizer has no '" + text(n.rule[i]) + "'";  // of which its step complains
+    if (i == 0 && THPVariable_Check(value)) {
+      found.lr = THPObjectPtr(Py_NewRef(value));
+      found.sgd.lr_tensor = &THPVariable_Unpack(value);
+      const auto dtype = found.sgd.lr_tensor->scalar_type();
+      if (dtype != at::kFloat && dtype != at::kDouble) return "the learning rate is a tensor of " + word(dtype);
+      continue;
+    }
+    const auto read = number(value);
+    if (!read) return "the optimizer is differentiable or has tensors for settings";
+    numbers[i] = *read;
+  }
+  for (PyObject* const name : {n.foreach, n.differentiable})
+    if (!entry(group, name)) return "a group of the optimizer has no '" + text(name) + "'";
+  if (PyObject_IsTrue(entry(group, n.differentiable)) != 0)
+    return "the optimizer is differentiable or has tensors for settings";
+  Sgd& rule = found.sgd.rule;
+  rule = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] != 0, numbers[5] != 0};
+  const bool in_range = rule.lr >= 0 && rule.momentum >= 0 && rule.weight_decay >= 0 && !std::isnan(rule.dampening);
+  if (!in_range || (rule.nesterov && !(rule.momentum > 0 && rule.dampening == 0)))
+    return "the optimizer has settings that torch.optim.SGD does not accept when it is made";
+  return "";
+}
+
+bool same_rule(PyObject* group, PyObject* other) {
+  for (PyObject* const name : names().rule) {
+    PyObject *const one = entry(group, name), *const two = entry(other, name);
+    if (one == two) continue;
+    if (!one || !two) return false;
+    const auto a = number(one), b = number(two);
+    if (!a || !b || *a != *b) return false;
+  }
+  return true;
+}
+
+// The momentum buffers that there are. The state's keys are compared by identity: their hash is Python's code.
+std::string find_buffers(const Binding& b, Found& found) {
+  PyObject* const state = entry(b.optimizer_dict, names().state);
+  if (!state || !PyDict_Check(state)) return "the optimizer's state is no dictionary";
+  bool has_entry[2] = {};
+  PyObject *parameter, *values;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(state, &position, &parameter, &values)) {
+    if (parameter != b.parameters[0] && parameter != b.parameters[1]) continue;
+    const size_t i = parameter != b.parameters[0];
+    if (!found.is_trained[i] || !PyDict_Check(values)) continue;
+    has_entry[i] = true;
+    PyObject* const buffer = entry(values, names().momentum_buffer);
+    if (!buffer || buffer == Py_None) continue;
+    const at::Tensor* const tensor = THPVariable_CheckExact(buffer) ? &THPVariable_Unpack(buffer) : nullptr;
+    if (!tensor || tensor->scalar_type() != b.tensor(i)->scalar_type() || tensor->device() != b.tensor(i)->device())
+      return "a momentum buffer is of another dtype or device than its parameter";
+    found.buffers[i] = THPObjectPtr(Py_NewRef(buffer));
+  }
+  static PyObject* const defaultdict =
+      pybind11::object(pybind11::module_::import("collections").attr("defaultdict")).release().ptr();
+  for (size_t i = 0; i < 2 && found.sgd.rule.momentum != 0; ++i)
+    if (found.is_trained[i] && !has_entry[i] &&
+        !PyObject_TypeCheck(state, reinterpret_cast<PyTypeObject*>(defaultdict)))
+      return "the optimizer's state has nothing for a parameter, and would not make it";
+  return "";
+}
+
+// Why the optimizer's step has to run as PyTorch wrote it; empty if it need not.
+std::string why_gradients(const Binding& b, Found& found) {
+  if (!b.not_sgd.empty()) return b.not_sgd;
+  for (const Hooks& hooks : b.optimizer_hooks)
+    if (PyDict_GET_SIZE(hooks.dict) > 0) return hooks.reason;
+  for (PyObject* const name : {names().grad_scale, names().found_inf}) {
+    PyObject* const value = entry(b.optimizer_dict, name);
+    if (value && value != Py_None) return "the optimizer has been given a gradient scale";
+  }
+  std::string reason = find_groups(b, found);
+  if (!reason.empty()) return reason;
+  PyObject* group = nullptr;
+  for (size_t i = 0; i < 2 && b.parameters[i]; ++i) {
+    found.is_trained[i] = b.tensor(i)->requires_grad();
+    if (!found.is_trained[i]) continue;
+    if (!found.groups[i]) return "a parameter of the model is not the optimizer's";
+    if (group && group != found.groups[i] && !same_rule(group, found.groups[i]))
+      return "weight and bias have different settings in the optimizer";
+    group = found.groups[i];
+  }
+  if (!group) return "no parameter requires grad";
+  reason = read_rule(group, found);
+  if (reason.empty()) reason = find_buffers(b, found);
+  if (!reason.empty()) return reason;
+  for (size_t i = 0; i < 2 && b.parameters[i]; ++i) {
+    if (found.is_trained[i] && has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i])))
+      return "a parameter has hooks";
+    // SGD takes what waits for a frozen parameter, too.
+    if (found.groups[i] && b.tensor(i)->unsafeGetTensorImpl()->grad().defined())
+      return "a parameter has a gradient waiting";
+  }
+  if (found.sgd.lr_tensor && !plain({found.sgd.lr_tensor})) return "the learning rate is a tensor of another kind";
+  return "";
+}
+
+// The kernels' views: W as [K, D] or [D], b as [K], and a target in the shape that the kernels give the prediction.
+const at::Tensor& as_rows(Layout layout, const at::Tensor& tensor, at::Tensor& view) {
+  if (layout == Layout::rows || layout == Layout::vector) return tensor;
+  return view = layout == Layout::columns ? tensor.t() : tensor.reshape({1, 1});
+}
+
+const at::Tensor& as_bias(const at::Tensor& tensor, at::Tensor& view) {
+  return tensor.dim() == 1 ? tensor : view = tensor.reshape({1});
+}
+
+const at::Tensor& as_target(const Binding& b, const at::Tensor& x, const at::Tensor& y, const at::Tensor& w,
+                            at::Tensor& view) {
+  const auto rows = x.sizes().slice(0, x.dim() > 0 ? size_t(x.dim() - 1) : 0);
+  if (b.flattens) {
+    std::vector<int64_t> shape(rows.begin(), rows.end());
+    for (int64_t i = 0; i + 1 < w.dim(); ++i) shape.push_back(w.size(i));
+    return view = y.reshape(shape);
+  }
+  TORCH_CHECK(!b.flat || y.sizes() == rows, "step: target must have shape ", rows, ", got ", y.sizes());
+  return b.flat && b.layout != Layout::vector ? view = y.unsqueeze(-1) : y;
+}
+
+// What the operators are given. Views must not become part of a graph where none is wanted: whoever makes them says so
+// by grad mode.
+struct Views {
+  Views(const Binding& b, const at::Tensor& x, const at::Tensor& y)
+      : w(as_rows(b.layout, *b.tensor(0), copies[0])),
+        bias(b.tensor(1) ? &as_bias(*b.tensor(1), copies[1]) : nullptr),
+        target(as_target(b, x, y, w, copies[2])),
+        operands{x, w, target, bias, nullptr} {}
+
+  at::Tensor copies[3];
+  const at::Tensor& w;
+  const at::Tensor* bias;
+  const at::Tensor& target;
+  Operands operands;
+};
+
+// The momentum buffers for a call: those of the optimizer, or new ones that it gets afterwards.
+struct Buffers {
+  Buffers(const Binding& b, Found& found) : b_(b), found_(found) {
+    for (size_t i = 0; i < 2; ++i) {
+      found.sgd.frozen[i] = !found.is_trained[i];
+      if (found.sgd.rule.momentum == 0 || !found.is_trained[i]) continue;
+      if (!found.buffers[i]) fresh_[i] = at::empty_like(*b.tensor(i));
+      const at::Tensor& buffer = found.buffers[i] ? THPVariable_Unpack(found.buffers[i].get()) : fresh_[i];
+      found.sgd.first_step[i] = fresh_[i].defined();
+      found.sgd.momentum_buffers[i] = i == 0 ? &as_rows(b.layout, buffer, views_[i]) : &as_bias(buffer, views_[i]);
+    }
+  }
+
+  // Gives the optimizer the buffers of parameters whose first step was taken, unless the loss of the only step says
+  // that none was.
+  void keep(const at::Tensor& loss, bool skip_nonfinite) {
+    if (!fresh_[0].defined() && !fresh_[1].defined()) return;
+    if (skip_nonfinite && !std::isfinite(loss.item<double>())) return;
+    for (size_t i = 0; i < 2; ++i) {
+      if (!fresh_[i].defined()) continue;
+      THPObjectPtr of_parameter(PyObject_GetItem(entry(b_.optimizer_dict, names().state), b_.parameters[i]));
+      THPObjectPtr buffer(THPVariable_Wrap(fresh_[i]));
+      if (!of_parameter || PyDict_SetItem(of_parameter.get(), names().momentum_buffer, buffer.get()) != 0)
+        throw python_error();
+    }
+  }
+
+ private:
+  const Binding& b_;
+  Found& found_;
+  at::Tensor fresh_[2], views_[2];
+};
+
+// What a call of model and optimizer would leave behind beside the numbers: training mode, and the mark by which a
+// scheduler sees that the optimizer stepped.
+void leave_marks(const Binding& b, bool stepped) {
+  for (PyObject* const module : b.modules) {
+    if (entry(module, names().training) == Py_True) continue;
+    pybind11::handle(b.model).attr("train")();
+    break;
+  }
+  if (stepped && entry(b.optimizer_dict, names().step)) pybind11::setattr(b.optimizer, names().opt_called, Py_True);
+}
+
+struct BoundStep {
+  PyObject_HEAD PyObject* held;
+  Binding* binding;
+};
+
+PyObject* answer(const char* level, const std::string& reason) { return Py_BuildValue("ss", level, reason.c_str()); }
+
+// A tensor that a batch may be made of; nullptr for another type.
+const at::Tensor* plain_tensor(PyObject* object) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(object)) == THPVariableClass ? &THPVariable_Unpack(object) : nullptr;
+}
+
+// Looks at everything. The level, or nullptr and None where the step is outdated; the views of a fused one.
+struct Look {
+  Look(const Binding& b, PyObject* input, PyObject* target) {
+    if (b.is_outdated()) return;
+    x = input == Py_None ? nullptr : plain_tensor(input);
+    y = target == Py_None ? nullptr : plain_tensor(target);
+    level = "eager";
+    if (input != Py_None && (!x || !y)) {
+      reason = std::string("a batch is made of ") + Py_TYPE(input)->tp_name + " and " + Py_TYPE(target)->tp_name +
+               ", not of two tensors";
+      return;
+    }
+    reason = why_eager(b, x, y);
+    if (!reason.empty()) return;
+    level = "gradients";
+    reason = why_gradients(b, found);
+    if (!reason.empty()) return;
+    level = "fused";
+  }
+
+  // Once a batch is there: whether a parameter shares memory with something else.
+  bool may_write(const Operands& operands) {
+    const auto overlap = find_overlap(operands, found.sgd);
+    if (!overlap) return true;
+    level = "gradients";
+    reason = std::string(overlap->first) + " overlaps " + overlap->second + " in memory";
+    return false;
+  }
+
+  bool is_fused() const { return level && *level == 'f'; }
+
+  PyObject* result(const Binding& b) const {
+    if (!level) Py_RETURN_NONE;
+    return answer(level,
+                  is_fused() ? "an affine model under " + b.loss + " with SGD, pass and update in one kernel" : reason);
+  }
+
+  const at::Tensor *x = nullptr, *y = nullptr;
+  const char* level = nullptr;
+  std::string reason;
+  Found found;
+};
+
+const Binding& binding_of(PyObject* self) { return *reinterpret_cast<BoundStep*>(self)->binding; }
+
+void expect(Py_ssize_t count, Py_ssize_t expected) {
+  TORCH_CHECK_TYPE(count == expected, "BoundStep: expected ", expected, " positional arguments, got ", count);
+}
+
+// step(x, y, skip_nonfinite): the loss of a fused step, else as level.
+PyObject* bound_step(PyObject* self, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect(count, 3);
+  const Binding& b = binding_of(self);
+  Look look(b, items[0], items[1]);
+  if (!look.is_fused()) return look.result(b);
+  const bool skip_nonfinite = items[2] == Py_True;
+  at::Tensor value;
+  {
+    const at::NoGradGuard no_grad;
+    const Views views(b, *look.x, *look.y);
+    Buffers buffers(b, look.found);
+    if (!look.may_write(views.operands)) return look.result(b);
+    look.found.sgd.skip_nonfinite = skip_nonfinite;
+    leave_marks(b, true);
+    {
+      std::optional<pybind11::gil_scoped_release> released;
+      if (takes_long(*look.x, views.w)) released.emplace();
+      value =
+          recorded("linreg_ext::sgd_step_", [&] { return sgd_step(views.operands, b.objective(), look.found.sgd); });
+    }
+    buffers.keep(value, skip_nonfinite);
+  }
+  return THPVariable_Wrap(std::move(value));
+  END_HANDLE_TH_ERRORS
+}
+
+// level(x, y): (level, reason) of a step on a batch, or with None of one on data of which nothing is known; None where
+// the step has to be bound again.
+PyObject* bound_level(PyObject* self, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect(count, 2);
+  const Binding& b = binding_of(self);
+  Look look(b, items[0], items[1]);
+  if (look.is_fused() && look.x) {
+    const at::NoGradGuard no_grad;
+    const Views views(b, *look.x, *look.y);
+    const Buffers buffers(b, look.found);
+    look.may_write(views.operands);
+  }
+  return look.result(b);
+  END_HANDLE_TH_ERRORS
+}
+
+// loss(x, y): the model's loss in one pass, with its derivative; at the level "gradients".
+PyObject* bound_loss(PyObject* self, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect(count, 2);
+  const Binding& b = binding_of(self);
+  leave_marks(b, false);
+  const Views views(b, THPVariable_Unpack(items[0]), THPVariable_Unpack(items[1]));
+  std::optional<pybind11::gil_scoped_release> released;
+  if (takes_long(views.operands.input, views.w)) released.emplace();
+  at::Tensor value = differentiable_loss(views.operands, b.objective());
+  released.reset();
+  return THPVariable_Wrap(std::move(value));
+  END_HANDLE_TH_ERRORS
+}
+
+// run(x, y, order, validation_input, validation_target, batch_size, drop_last, epochs, begin, end, stop_nonfinite):
+// what sgd_run_ returns, of fused steps.
+PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect(count, 11);
+  const Binding& b = binding_of(self);
+  Look look(b, items[0], items[1]);
+  TORCH_CHECK(look.is_fused(), "fit: steps are no longer fused: ", look.reason);
+  const auto tensor = [&](Py_ssize_t i) { return items[i] == Py_None ? nullptr : &THPVariable_Unpack(items[i]); };
+  const auto integer = [&](Py_ssize_t i) { return pybind11::handle(items[i]).cast<int64_t>(); };
+  const RunArguments order{tensor(2), integer(5), items[6] == Py_True, integer(7), integer(8), integer(9)};
+  RunResults results;
+  {
+    const at::NoGradGuard no_grad;
+    const Views views(b, *look.x, *look.y);
+    std::optional<Views> validation;
+    if (const at::Tensor* const input = tensor(3)) validation.emplace(b, *input, *tensor(4));
+    Buffers buffers(b, look.found);
+    look.found.sgd.skip_nonfinite = items[10] == Py_True;
+    leave_marks(b, true);
+    {
+      const pybind11::gil_scoped_release released;
+      results = recorded("linreg_ext::sgd_run_", [&] {
+        return sgd_run(views.operands, b.objective(), look.found.sgd, order,
+                       validation ? &validation->operands.input : nullptr, validation ? &validation->target : nullptr);
+      });
+    }
+    // Of a run that took no step, only the loss that ended it says so.
+    const at::Tensor& losses = std::get<0>(results);
+    if (losses.numel() > 0) buffers.keep(losses[0], items[10] == Py_True);
+  }
+  const auto wrapped = [](at::Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
+  return pybind11::make_tuple(wrapped(std::get<0>(results)), wrapped(std::get<1>(results)),
+                              wrapped(std::get<2>(results)))
+      .release()
+      .ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+int traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  Py_VISIT(reinterpret_cast<BoundStep*>(self)->held);
+  return 0;
+}
+
+void deallocate(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  delete reinterpret_cast<BoundStep*>(self)->binding;
+  Py_XDECREF(reinterpret_cast<BoundStep*>(self)->held);
+  PyTypeObject* const type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyCFunction as_function(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyObject* bound_step_type() {
+  static PyMethodDef methods[] = {
+      {"step", as_function(&bound_step), METH_FASTCALL, "The loss of a fused step, else as level."},
+      {"level", as_function(&bound_level), METH_FASTCALL, "(level, reason) of a step; None: bind it again."},
+      {"loss", as_function(&bound_loss), METH_FASTCALL, "The model's loss in one pass, with its derivative."},
+      {"run", as_function(&bound_run), METH_FASTCALL, "What sgd_run_ returns, of fused steps."},
+      {nullptr, nullptr, 0, nullptr}};
+  static PyType_Slot slots[] = {{Py_tp_methods, methods},
+                                {Py_tp_traverse, reinterpret_cast<void*>(&traverse)},
+                                {Py_tp_dealloc, reinterpret_cast<void*>(&deallocate)},
+                                {0, nullptr}};
+  static PyType_Spec spec = {"linreg_ext._C.BoundStep", sizeof(BoundStep), 0,
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+  static PyObject* const type = PyType_FromSpec(&spec);
+  return type;
+}
+
+}  // namespace
+
+// bind_step(match): of match.py's Match as a tuple.
+PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  namespace py = pybind11;
+  expect(count, 12);
+  const auto item = [&](Py_ssize_t i) { return py::reinterpret_borrow<py::object>(items[i]); };
+  py::list held;
+  const auto hold = [&](const py::object& object) {
+    held.append(object);
+    return object.ptr();
+  };
+  const auto dict_of = [&](const py::handle& object) { return hold(object.attr("__dict__")); };
+  auto b = std::make_unique<Binding>();
+  b->model = hold(item(0));
+  b->optimizer = hold(item(2));
+  b->optimizer_dict = dict_of(item(2));
+  b->harmless_mode = hold(py::module_::import("torch.utils._device").attr("DeviceContext"));
+  b->parameters[0] = hold(item(4));
+  b->parameters[1] = item(5).is_none() ? nullptr : hold(item(5));
+  b->layout = Layout(item(6).cast<long>());
+  b->flat = item(7).cast<bool>();
+  b->flattens = item(8).cast<bool>();
+  const py::tuple objective = item(9);
+  b->loss = objective[0].cast<std::string>();
+  b->delta = objective[1].cast<double>();
+  b->reduction = objective[2].cast<std::string>();
+  b->not_sgd = item(10).cast<std::string>();
+
+  constexpr const char* kHooks[] = {"forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"};
+  const auto watch_hooks = [&](std::vector<Hooks>& list, const py::object& owner, const std::string& name,
+                               const char* reason) { list.push_back({hold(owner.attr(name.c_str())), reason}); };
+  for (const py::handle& handle : py::tuple(item(3))) {
+    const auto module = py::reinterpret_borrow<py::object>(handle);
+    b->modules.push_back(dict_of(module));
+    for (const char* name : kHooks)
+      watch_hooks(b->module_hooks, module, std::string("_") + name, "the model has hooks");
+    for (const char* name : {"_parameters", "_modules"}) {
+      const py::dict dict = module.attr(name);
+      b->contents.push_back({hold(dict), hold(dict.attr("copy")())});
+    }
+  }
+  const py::object globals = py::module_::import("torch.nn.modules.module");
+  for (const char* name : kHooks)
+    watch_hooks(b->module_hooks, globals, std::string("_global_") + name, "the model has hooks");
+  const auto watch_entry = [&](PyObject* dict, const py::object& name) {
+    PyObject* const value = entry(dict, name.ptr());
+    b->entries.push_back({dict, hold(name), value ? hold(py::reinterpret_borrow<py::object>(value)) : nullptr});
+  };
+  for (const py::handle& attribute : py::tuple(item(11))) {
+    const py::tuple pair = py::reinterpret_borrow<py::tuple>(attribute);
+    watch_entry(dict_of(pair[0]), pair[1]);
+  }
+  if (py::isinstance(item(1), py::module_::import("torch.nn").attr("Module")))
+    for (const char* name : kHooks)
+      watch_hooks(b->module_hooks, item(1), std::string("_") + name, "the loss has hooks");
+  watch_entry(b->optimizer_dict, py::reinterpret_borrow<py::object>(names().step));
+  const py::object optimizers = py::module_::import("torch.optim.optimizer");
+  for (const std::string when : {"pre", "post"}) {
+    const std::string hooks = "optimizer_step_" + when + "_hooks", global = "_global_optimizer_" + when + "_hooks";
+    if (b->not_sgd.empty()) watch_hooks(b->optimizer_hooks, item(2), "_" + hooks, "the optimizer has hooks");
+    watch_hooks(b->optimizer_hooks, optimizers, global, "optimizers have global hooks");
+  }
+
+  auto* const type = reinterpret_cast<PyTypeObject*>(bound_step_type());
+  if (!type) throw python_error();
+  auto* const step = reinterpret_cast<BoundStep*>(type->tp_alloc(type, 0));
+  if (!step) throw python_error();
+  step->held = held.release().ptr();
+  step->binding = b.release();
+  return reinterpret_cast<PyObject*>(step);
+  END_HANDLE_TH_ERRORS
+}
+
+}  // namespace linreg::torch_ops

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The batches of a loader: as it yields them, or, where they are rows of tensors in memory, as an order of rows.
+
+What iterating a DataLoader draws in an epoch is, in this order: a base seed for its workers, from the loader's
+generator, even when there are none; then what the sampler draws. An order draws the same from the same generators,
+by iterating the loader's own batch sampler. Two cases are drawn without it, because a small epoch takes less time than
+iterating does: rows in turn, and a permutation of all rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+
+class Batches:
+    """The batches that a loader yields, on a device, to be gone through once an epoch."""
+
+    def __init__(self, name: str, loader: Iterable[tuple[Tensor, Tensor]] | None, device: Any) -> None:
+        self._name, self._loader, self._device = name, loader, device
+        self._had_some = False
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device, has_some = self._device, False
+        for x, y in pairs("fit", self._loader):
+            has_some = True
+            yield (x, y) if device is None else (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
+        if self._had_some and not has_some:
+            raise ValueError(
+                f"fit: {self._name} must yield its batches in every epoch, got none after an epoch that had some: an "
+                "iterator can be gone through only once (the parameters are as trained so far)"
+            )
+        self._had_some = has_some
+
+
+def pairs(op: str, loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a loader yields, which must be pairs."""
+    for batch in loader:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+            raise ValueError(f"{op}: a loader must yield (input, target) pairs, got {got}")
+        x, y = batch
+        yield x, y
+
+
+class BatchOrder:
+    """How a DataLoader goes through tensors in memory.
+
+    Attributes:
+        x, y: the tensors.
+        length: the rows of an epoch.
+        batch_size, drop_last: of the loader.
+        is_static: every epoch has the same order, `static`; None there is every row in turn.
+        generators: what an epoch draws from, beside torch's default generator.
+        numbers: how many 64-bit numbers an epoch draws from the default generator, if it draws nothing else from it;
+            else None. Those of many epochs can then be drawn at once.
+    """
+
+    def __init__(self, loader: DataLoader[Any], x: Tensor, y: Tensor, rows: Tensor | None) -> None:
+        batches = loader.batch_sampler
+        sampler = batches.sampler
+        self.x, self.y, self.batch_size, self.drop_last = x, y, batches.batch_size, batches.drop_last
+        self._loader, self._rows, self._seeded = loader, rows, torch.Generator()
+        kind, own = type(sampler), getattr(sampler, "generator", None)
+        size = len(x) if rows is None else len(rows)
+        self.length = len(sampler)
+        if kind is SubsetRandomSampler:
+            population = _row_numbers(sampler.indices, size)
+        else:
+            count = len(sampler.weights if kind is WeightedRandomSampler else sampler.data_source)
+            if count > size:  # an index will be out of range, which iterating says better
+                raise NotInMemoryError
+            population = None if count == size else torch.arange(count)
+        if rows is not None:
+            population = rows if population is None else rows[population]
+
+        self.is_static = kind is SequentialSampler
+        if self.is_static and rows is None and population is not None:  # rows in turn, of fewer
+            self.x, self.y, population = x[: self.length], y[: self.length], None
+        self.static: Tensor | None = population if self.is_static else None
+        self._permutes = kind is RandomSampler and not sampler.replacement and self.length == count
+        self._once = (self.is_static or self._permutes or kind is SubsetRandomSampler) and not self.drop_last
+        self._population = population
+
+        # From the default generator come the base seed and a permutation's seed, unless they have generators of their
+        # own.
+        generators = [loader.generator, own]
+        if any(g is not None and g.device.type != "cpu" for g in generators):
+            raise NotInMemoryError
+        self.generators = [g for g in generators if g is not None]
+        self._own = own
+        self.numbers: int | None = int(loader.generator is None) + int(self._permutes and own is None)
+        if torch.default_generator in generators or not (self.is_static or self._permutes):
+            self.numbers = None
+
+    @property
+    def epoch_steps(self) -> int:
+        """The batches of an epoch."""
+        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+
+    def whole(self) -> tuple[Tensor, Tensor] | None:
+        """The rows of an epoch in any order, if every epoch goes through the same ones, each of them once."""
+        if not self._once:
+            return None
+        rows = self._population
+        return (self.x, self.y) if rows is None else (self.x[rows], self.y[rows])
+
+    def draw(self, numbers: list[int] | None, wanted: bool) -> Tensor | None:
+        """Draw what an epoch draws, and return its order, [length]; None for every row in turn.
+
+        Args:
+            numbers: what `self.numbers` draws from the default generator have given, if they are done already.
+            wanted: whether the order is; else only what others can notice is drawn.
+        """
+        numbers = list(numbers or ())
+        batches = iter(self._loader.batch_sampler)
+        if self._loader.generator is not None or not numbers:
+            torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
+        else:
+            numbers.pop(0)
+        if self.is_static:
+            return self.static
+        if self._permutes:
+            generator = self._own
+            if generator is None:
+                seed = numbers.pop() if numbers else int(torch.empty((), dtype=torch.int64).random_().item())
+                if not wanted:
+                    return None
+                generator = self._seeded.manual_seed(seed)
+            order = torch.randperm(self.length, generator=generator)
+            if generator is self._own:
+                torch.randperm(self.length, generator=generator)  # as the sampler does at its end
+        else:
+            order = torch.tensor([row for batch in batches for row in batch], dtype=torch.int64)
+            order = torch.where(order < 0, order + (len(self.x) if self._rows is None else len(self._rows)), order)
+        return order if self._rows is None else self._rows[order]
+
+    def resume(self, batches: int) -> None:
+        """Draw what going through the first `batches` batches of an epoch draws."""
+        sampled = iter(self._loader.batch_sampler)
+        torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
+        for _ in range(batches):
+            next(sampled)
+
+
+def order_of(loader: Any, device: torch.device | None = None) -> BatchOrder | None:
+    """The order of a loader whose batches are rows of two tensors, taken as they are; None for any other.
+
+    A sampler or batch sampler of the user's own has no order: what it yields may depend on the training so far, so it
+    has to be asked batch by batch.
+
+    Args:
+        device: where the batches are to go. A loader may pin those that go to a GPU.
+    """
+    if type(loader) is not DataLoader or loader.num_workers != 0 or loader.timeout != 0:
+        return None
+    if loader.pin_memory and (device is None or device.type != "cuda"):
+        return None
+    batches = loader.batch_sampler
+    if loader.collate_fn is not default_collate or type(batches) is not BatchSampler:
+        return None
+    if type(batches.sampler) not in (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler):
+        return None
+    try:
+        order = BatchOrder(loader, *_tensors_of(loader.dataset))
+    except NotInMemoryError:
+        return None
+    return None if loader.pin_memory and order.x.device.type != "cpu" else order
+
+
+def draw_epochs(count: int, train: BatchOrder, val: BatchOrder | None) -> Tensor | None:
+    """Draw what `count` epochs of training, each followed by validation, draw; the order of their rows.
+
+    Returns:
+        [length] if every epoch has the same order, else [count, length]; None for every row in turn.
+    """
+    numbers = [0 if order is None else order.numbers for order in (train, val)]
+    drawn: Iterator[Any] = itertools.repeat(None)
+    if None not in numbers and _draws_one_by_one():
+        bulk = torch.empty(count * sum(numbers), dtype=torch.int64).random_()
+        if train.is_static and not train.generators and (val is None or not val.generators):
+            return train.static  # nothing else is drawn
+        rest = iter(bulk.tolist())
+        drawn = (list(itertools.islice(rest, size)) for size in itertools.cycle(numbers))
+    orders = []
+    for _ in range(count):
+        orders.append(train.draw(next(drawn), wanted=not train.is_static))
+        for_validation = next(drawn)
+        if val is not None:
+            val.draw(for_validation, wanted=False)
+    if train.is_static:
+        return train.static
+    return orders[0] if count == 1 else torch.stack(orders)
+
+
+@functools.cache
+def _draws_one_by_one() -> bool:
+    """Whether many numbers that are drawn at once are those that are drawn one by one."""
+    together, alone = (torch.Generator().manual_seed(0) for _ in range(2))
+    for count in (3, 64):
+        numbers = torch.empty(count, dtype=torch.int64).random_(generator=together).tolist()
+        if numbers != [int(torch.empty((), dtype=torch.int64).random_(generator=alone)) for _ in range(count)]:
+            return False
+    return torch.equal(together.get_state(), alone.get_state())
+
+
+class DeviceCache:
+    """Data sets where a run goes on: on `device`, copies of their tensors, made again when they have changed."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = None if device is None else torch.empty(0, device=device).device  # with its index
+        self._copies: dict[str, tuple[tuple[Any, ...], Tensor, Tensor]] = {}
+
+    def order_of(self, name: str, loader: Any) -> BatchOrder | None:
+        """The order of a loader through rows on the device; None also where it has no room for half as much again."""
+        order = order_of(loader, self._device)
+        if order is None or self._device is None:
+            return order
+        pair = {f"{name} input": order.x, f"{name} target": order.y}
+        stale = {key: t for key, t in pair.items() if t.device != self._device and not self._holds(key, t)}
+        if any(t.is_inference() for t in stale.values()) or not _has_room(stale.values(), self._device):
+            return None
+        for key, t in stale.items():
+            self._copies[key] = _identity(t), t, t.to(self._device)
+        order.x, order.y = (t if t.device == self._device else self._copies[key][2] for key, t in pair.items())
+        return order
+
+    def _holds(self, key: str, tensor: Tensor) -> bool:
+        return key in self._copies and not tensor.is_inference() and self._copies[key][0] == _identity(tensor)
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """What tells a tensor, for as long as it lives, from others and from what it held before."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version
+
+
+def _has_room(tensors: Iterable[Tensor], device: torch.device) -> bool:
+    """Whether copies would leave half of the device's free memory to others."""
+    needed = sum(t.numel() * t.element_size() for t in tensors)
+    return needed == 0 or device.type != "cuda" or 2 * needed <= torch.cuda.mem_get_info(device)[0]
+
+
+class NotInMemoryError(Exception):
+    """The items are not known to be rows of two tensors."""
+
+
+def _tensors_of(dataset: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(x, y, rows) of a data set whose item i is (x[rows[i]], y[rows[i]]); rows is None for i itself."""
+    if type(dataset) is Subset:
+        x, y, rows = _tensors_of(dataset.dataset)
+        indices = _row_numbers(dataset.indices, len(x) if rows is None else len(rows))
+        return x, y, indices if rows is None else rows[indices]
+    pair = dataset.tensors if type(dataset) is TensorDataset else _attributes_of(dataset)
+    if len(pair) != 2 or any(type(t) is not Tensor or t.dim() == 0 for t in pair):
+        raise NotInMemoryError
+    x, y = pair
+    count = len(dataset)
+    if x.device != y.device or x.device.type not in ("cpu", "cuda") or count > min(len(x), len(y)):
+        raise NotInMemoryError
+    return (x, y, None) if count == len(x) == len(y) else (x[:count], y[:count], None)
+
+
+def _row_numbers(indices: Any, size: int) -> Tensor:
+    """Indices into `size` rows as a tensor, none of them negative."""
+    if isinstance(indices, range) and indices.step == 1 and 0 <= indices.start <= indices.stop <= size:
+        return torch.arange(indices.start, indices.stop)
+    try:
+        rows = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices))
+    except (TypeError, ValueError, RuntimeError):
+        raise NotInMemoryError from None
+    if rows.numel() == 0 and rows.dim() == 1:
+        return torch.empty(0, dtype=torch.int64)
+    if rows.dim() != 1 or rows.dtype != torch.int64 or rows.device.type != "cpu" or type(rows) is not Tensor:
+        raise NotInMemoryError
+    low, high = (int(bound) for bound in rows.aminmax())
+    if low < -size or high >= size:
+        raise NotInMemoryError
+    return torch.where(rows < 0, rows + size, rows) if low < 0 else rows
+
+
+def _attributes_of(dataset: Any) -> tuple[Any, ...]:
+    """The two tensors of a data set of the user's own whose item is ``self.x[index], self.y[index]``, as written."""
+    cls = type(dataset)
+    getitem, template = cls.__dict__.get("__getitem__"), _Template.__getitem__.__code__
+    if (
+        not isinstance(getitem, FunctionType)
+        or getitem.__code__.co_code != template.co_code
+        or getitem.__code__.co_argcount != template.co_argcount
+        or len(getitem.__code__.co_names) != 2
+        or cls.__getattribute__ is not object.__getattribute__
+        or hasattr(dataset, "__getitems__")
+        or hasattr(cls, "__iter__")
+    ):
+        raise NotInMemoryError
+    names = getitem.__code__.co_names
+    if any(hasattr(cls, name) or name not in dataset.__dict__ for name in names):
+        raise NotInMemoryError
+    return tuple([dataset.__dict__[name] for name in names])
+
+
+class _Template:
+    """The items that are recognised, by their bytecode, whatever the attributes are called."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.y[index]  # type: ignore[attr-defined]
