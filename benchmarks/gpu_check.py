@@ -73,7 +73,7 @@ def stages(csv: Path) -> list[list[Stage]]:
         suite += ["-k", "cuda"]  # one process has time for the device's tests only
     return [
         [Stage("build", ["bash", "-c", build], 170, build_for)],
-        [Stage("constants", [python, "-m", "benchmarks.constants", "--out", str(csv)], 60)],
+        [Stage("probe", [python, "-m", "benchmarks.probe", "--out", str(csv)], 60)],
         [Stage("device", device_tests, 105, _no_plugins(), says=" passed")],
         [Stage("suite", suite, 150, _no_plugins(), says=" passed"), *sanitizers()],
         [

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Do the benchmarks refuse what is wrong, record what they measure, and report what is recorded?"""
 
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import constants, gpu_check, ours, peers, results, targets, workloads_cpu, workloads_gpu
+from benchmarks import gpu_check, machine, ours, peers, probe, results, targets, workloads_cpu, workloads_gpu
 from benchmarks.clocks import Variant
 from benchmarks.harness import Bench, Case
 from benchmarks.problem import Problem
@@ -204,9 +206,47 @@ def test_an_unknown_workload_is_named(capsys):
     assert "unknown workload 'tyni': choose from large, " in capsys.readouterr().err
 
 
-def test_constants_are_read_from_the_programs_output():
-    read = constants.parse("graph node of 1 block,1.25,us\nplain step on 256 MB of 1024 features,2900,GB/s\n")
-    assert read == [("graph node of 1 block", 1.25, "us"), ("plain step on 256 MB of 1024 features", 2900.0, "GB/s")]
+def test_constants_of_a_gpu_are_recorded_and_judged(tmp_path, monkeypatch, capsys):
+    measured = [("graph node of 1 block(s)", 1.25, "us"), ("1024 sums, fixed order over atomics", 1.05, "ratio")]
+    monkeypatch.setattr(probe, "constants", lambda: iter(measured))
+    monkeypatch.setattr(machine, "describe", lambda device: ABOUT)
+    out = tmp_path / "results.csv"
+    probe.main(["--out", str(out)])
+    rows = results.read([out])
+    assert {row["workload"] for row in rows} == {"constants"}
+    assert [(row["variant"], row["role"], row["value"], row["unit"]) for row in rows] == [
+        ("graph node of 1 block(s)", "bound", "1.25", "us"), ("fixed order over atomics", "ours", "1.05", "ratio"),
+    ]  # fmt: skip
+    assert [line[0:2] + line[3:] for line in targets.judge(rows)] == [
+        ("G12", "1024 sums, fixed order over atomics", "1.05", "≤ 1.03", "NO")
+    ]
+    assert "1.25 us     graph node of 1 block(s)" in capsys.readouterr().out
+
+
+def test_every_launch_of_the_probe_fits_its_kernel(monkeypatch):
+    """Kernels are launched by name with untyped arguments, which only a GPU would find wrong."""
+    kernel = r"^(?:__global__ void|__global__ void __launch_bounds__\(256\)\n) +(\w+)\((.*)\) [{]"
+    signatures = dict(re.findall(kernel, probe.SOURCE, re.MULTILINE))
+    launched = set()
+
+    def launch(kernel, blocks, threads, *arguments, shared=0, times=1):
+        parameters = signatures[kernel.partition("<")[0]].split(", ")
+        assert [isinstance(argument, torch.Tensor) for argument in arguments] == ["*" in p for p in parameters if p]
+        assert threads == 256 or "ring" not in kernel
+        launched.add(kernel)
+
+    gpu = SimpleNamespace(multi_processor_count=132, L2_cache_size=2**24, shared_memory_per_multiprocessor=228 << 10)
+    for name in ("empty", "zeros"):
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *size, device, make=make, **how: make(*size, **how))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(probe, "launch", launch)
+    monkeypatch.setattr(probe, "microseconds", lambda run, clock=None: [run()] and 1.0)
+    names = [name for name, value, unit in probe.constants(1 << 20)]
+    assert len(set(names)) == len(names)
+    assert {name.partition("<")[0] for name in launched} == set(signatures)
+    assert all(name in probe.SOURCE or name.startswith("ring<") for name in launched)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import sys
 import cuda_compile
 import pytest
 
+from benchmarks import probe
+
 SPILLS = """
 __global__ void __launch_bounds__(1024) spills(double* p, int n) {
   double sum[64];
@@ -36,8 +38,9 @@ RIGHT = "__global__ void twice(float* p) { *p *= 2; }"
         (NARROW, 1, "rows_kernel<RowsShape<0, 0, true, 0> > has no 16-byte loads on sm_90"),
         (WRONG, 1, "expected an expression"),
         (RIGHT, 0, "twice  [kernel.cu]"),
+        (probe.SOURCE, 0, "ring<4, 4>  [kernel.cu]"),
     ],
-    ids=["spills", "narrow", "wrong", "right"],
+    ids=["spills", "narrow", "wrong", "right", "probe"],
 )
 def test_it_fails_for_what_is_wrong(source, code, says, tmp_path):
     file = tmp_path / "kernel.cu"
