@@ -57,44 +57,38 @@ class LinearLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        input, linear_weight, target, linear_bias, weight, *saved = ctx.saved_tensors
+        operands, saved = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         grads: dict[str, Tensor] = {}
         if grad_loss is not None:
-            names = _names(ctx.wanted)
             if (
                 torch.is_grad_enabled() or is_transforming() or _is_batched(grad_loss)
-            ):  # the result must be differentiable itself
-                values = differentiable_grads(
-                    grad_loss, input, linear_weight, target, linear_bias, weight,
-                    ctx.loss, ctx.delta, ctx.reduction, ctx.wanted,
-                )  # fmt: skip
-            elif ctx.reduction == "none":
-                values = _elementwise_grads(
-                    grad_loss, input, linear_weight, target, linear_bias, weight, ctx.loss, ctx.delta, ctx.wanted
-                )
+            ):  # it must be differentiable itself
+                values = differentiable_grads(grad_loss, *operands, ctx.loss, ctx.delta, ctx.reduction, ctx.wanted)
+            elif (
+                ctx.reduction == "none"
+            ):  # the gradients of a sum, with the weight scaled by each element's grad_output
+                *others, weight = operands
+                weight = grad_loss if weight is None else grad_loss * _like(weight, grad_loss)
+                values = torch.ops.linreg_ext.linear_loss_grads(
+                    *others, weight, ctx.loss, ctx.delta, "sum", ctx.wanted
+                )[1]
             else:
                 # As a number, it would be rounded to a 16-bit gradient's dtype first.
                 values = [grad_loss.reshape([1] * saved_grad.dim()) * saved_grad for saved_grad in saved]
-            dtypes = _dtypes(input, linear_weight, target)
-            grads = {name: value.to(dtypes[name]) for name, value in zip(names, values, strict=True)}
+            of = _wanted_operands(operands, ctx.wanted)
+            grads = {name: value.to(operand.dtype) for (name, operand), value in zip(of.items(), values, strict=True)}
         return (
             grads.get("input"), grads.get("linear_weight"), grads.get("target"), grads.get("linear_bias"),
             None, None, None, None, None,
         )  # fmt: skip
 
 
-def recorded_loss(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    weight: Tensor | None,
-    loss: str,
-    delta: float,
-    reduction: str,
-) -> Tensor:
+Arguments = Any  # of the operators: input, linear_weight, target, linear_bias, weight, loss, delta, reduction
+
+
+def recorded_loss(*arguments: Arguments) -> Tensor:
     """The operator ``linear_loss`` where a derivative may be asked for; ``csrc/torch/ops.cpp`` calls it."""
-    arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    input, linear_weight, target, linear_bias, weight, loss, *_ = arguments
     if weight is not None and weight.requires_grad:
         raise RuntimeError(f"linear_{loss}_loss: weight must not require grad, got one that does")
     if is_transforming():
@@ -104,32 +98,24 @@ def recorded_loss(
     return LinearLoss.apply(*arguments, [t is not None and t.requires_grad for t in operands])[0]
 
 
-def recorded_loss_grads(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    weight: Tensor | None,
-    loss: str,
-    delta: float,
-    reduction: str,
-    wanted: list[bool],
-) -> tuple[Tensor, list[Tensor]]:
+def recorded_loss_grads(*arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
     """The operator ``linear_loss_grads`` there: its gradients come from plain PyTorch, which differentiates them."""
-    arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
+    *arguments, wanted = arguments
     value = torch.ops.linreg_ext.linear_loss(*arguments)
-    of = _wanted_operands(input, linear_weight, target, linear_bias, wanted)
+    of = _wanted_operands(arguments, wanted).values()
     grads = differentiable_grads(torch.ones_like(value), *arguments, wanted)
     return value, [grad.to(_gradient_dtype(operand)) for grad, operand in zip(grads, of, strict=True)]
 
 
-def _names(wanted: list[bool]) -> list[str]:
-    return [name for name, asked in zip(OPERANDS, wanted, strict=True) if asked]
+def _wanted_operands(arguments: Arguments, wanted: list[bool]) -> dict[str, Tensor]:
+    """What ``linear_loss_grads`` returns the gradients of, by name."""
+    input, linear_weight, target, linear_bias, *_ = arguments
+    operands = dict(zip(OPERANDS, (input, linear_weight, linear_bias, target), strict=True))
+    return {name: operands[name] for name, asked in zip(OPERANDS, wanted, strict=True) if asked}
 
 
-def _dtypes(input: Tensor, linear_weight: Tensor, target: Tensor) -> dict[str, torch.dtype]:
-    """The dtypes of the operands."""
-    return dict(zip(OPERANDS, (input.dtype, linear_weight.dtype, linear_weight.dtype, target.dtype), strict=True))
+def _gradient_dtype(operand: Tensor) -> torch.dtype:
+    return torch.float32 if operand.dtype == torch.float16 else operand.dtype
 
 
 def is_transforming() -> bool:
@@ -157,24 +143,6 @@ def refuse_transforms(op: str) -> None:
 def _is_batched(grad_loss: Tensor) -> bool:
     """Whether `is_grads_batched` calls backward for many grad_outputs at once."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad_loss)
-
-
-def _elementwise_grads(
-    grad_loss: Tensor,  # the loss's shape
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    weight: Tensor | None,
-    loss: str,
-    delta: float,
-    wanted: list[bool],
-) -> list[Tensor]:
-    """The gradients under a grad_output for every element: those of a sum with the weight scaled by it."""
-    weight = grad_loss if weight is None else grad_loss * _like(weight, grad_loss)
-    return torch.ops.linreg_ext.linear_loss_grads(
-        input, linear_weight, target, linear_bias, weight, loss, delta, "sum", wanted
-    )[1]
 
 
 def differentiable_grads(
@@ -213,7 +181,7 @@ def differentiable_grads(
         "linear_bias": lambda: g_rows.sum(0).reshape(linear_bias.shape),
         "target": lambda: -g,
     }
-    return [grads[name]() for name in _names(wanted)]
+    return [grads[name]() for name, asked in zip(OPERANDS, wanted, strict=True) if asked]
 
 
 def _like(weight: Tensor, rows: Tensor) -> Tensor:
@@ -221,46 +189,17 @@ def _like(weight: Tensor, rows: Tensor) -> Tensor:
     return (weight.unsqueeze(-1) if weight.dim() < rows.dim() else weight).expand_as(rows)
 
 
-def _fake_linear_loss(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    weight: Tensor | None,
-    loss: str,
-    delta: float,
-    reduction: str,
-) -> Tensor:
+def _fake_linear_loss(*arguments: Arguments) -> Tensor:
+    _, linear_weight, target, *_, reduction = arguments
     shape = target.shape if reduction == "none" else ()
     return linear_weight.new_empty(shape, dtype=loss_dtype(linear_weight, target))
 
 
-def _fake_linear_loss_grads(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    weight: Tensor | None,
-    loss: str,
-    delta: float,
-    reduction: str,
-    wanted: list[bool],
-) -> tuple[Tensor, list[Tensor]]:
-    of = _wanted_operands(input, linear_weight, target, linear_bias, wanted)
+def _fake_linear_loss_grads(*arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
+    _, linear_weight, target, *_, wanted = arguments
     value = linear_weight.new_empty((), dtype=loss_dtype(linear_weight, target))
+    of = _wanted_operands(arguments, wanted).values()
     return value, [t.new_empty(t.shape, dtype=_gradient_dtype(t)) for t in of]
-
-
-def _wanted_operands(
-    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, wanted: list[bool]
-) -> list[Tensor]:
-    """What ``linear_loss_grads`` returns the gradients of."""
-    operands = (input, linear_weight, linear_bias, target)
-    return [operand for operand, asked in zip(operands, wanted, strict=True) if asked]
-
-
-def _gradient_dtype(operand: Tensor) -> torch.dtype:
-    return torch.float32 if operand.dtype == torch.float16 else operand.dtype
 
 
 def _fake_sgd_step_(input: Tensor, target: Tensor, parameters: list[Tensor], *_: Any, **__: Any) -> Tensor:
