@@ -18,14 +18,11 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/utils/object_ptr.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <array>
 #include <cmath>
@@ -33,6 +30,7 @@
 #include <string>
 #include <vector>
 
+#include "direct.h"
 #include "entries.h"
 #include "ops.h"
 #include "plain.h"
@@ -256,10 +254,7 @@ std::string read_rule(PyObject* group, Found& found) {
 bool same_rule(PyObject* group, PyObject* other) {
   for (PyObject* const name : names().rule) {
     PyObject *const one = entry(group, name), *const two = entry(other, name);
-    if (one == two) continue;
-    if (!one || !two) return false;
-    const auto a = number(one), b = number(two);
-    if (!a || !b || *a != *b) return false;
+    if (one != two && (!one || !two || PyObject_RichCompareBool(one, two, Py_EQ) != 1)) return PyErr_Clear(), false;
   }
   return true;
 }
@@ -454,8 +449,8 @@ struct Look {
 
   PyObject* result(const Binding& b) const {
     if (!level) Py_RETURN_NONE;
-    return answer(level,
-                  is_fused() ? "an affine model under " + b.loss + " with SGD, pass and update in one kernel" : reason);
+    const std::string fused = "an affine model under " + b.loss + " with SGD, pass and update in one kernel";
+    return Py_BuildValue("ss", level, is_fused() ? fused.c_str() : reason.c_str());
   }
 
   const at::Tensor *x = nullptr, *y = nullptr;
@@ -561,11 +556,7 @@ PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
     const at::Tensor& losses = std::get<0>(results);
     if (losses.numel() > 0) buffers.keep(losses[0], items[10] == Py_True);
   }
-  const auto wrapped = [](at::Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
-  return pybind11::make_tuple(wrapped(std::get<0>(results)), wrapped(std::get<1>(results)),
-                              wrapped(std::get<2>(results)))
-      .release()
-      .ptr();
+  return to_python(std::move(results));
   END_HANDLE_TH_ERRORS
 }
 
