@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import linreg_ext
-from linreg_ext.examples import b_loaders, b_raw_tensors
+from linreg_ext.examples import b_one_feature
 
 from . import epochs, memory, ours
 from .clocks import Variant
@@ -93,27 +94,20 @@ def products(bench: Bench) -> None:
 
 def program(bench: Bench) -> None:
     """150 epochs over a DataLoader of batches of 16, with validation: a whole tutorial program."""
-    dataset, device = b_loaders.all_rows(*b_raw_tensors.make_data()), torch.device("cpu")
-    expected = {name: Expected(value) for name, value in _ends(b_loaders.b15_eager(dataset, device)).items()}
+    dataset = TensorDataset(*(torch.from_numpy(column).float() for column in b_one_feature.make_data()))
 
-    def program_of(run: Callable[..., object], role: str) -> Variant:
+    def run(fused: bool) -> Answer:
+        model, losses, _, _ = b_one_feature.train(fused, dataset, torch.device("cpu"))
+        return {"losses": torch.as_tensor(losses), **model.state_dict()}
+
+    def program_of(fused: bool) -> Variant:
         last = {}
-
-        def again() -> None:
-            last["run"] = run(dataset, device)
-
-        return Variant(again, lambda: _ends(last["run"]), role=role)
+        return Variant(lambda: last.update(run(fused)), lambda: last, role="ours" if fused else "peer")
 
     case = Case("program", "C8", "150 epochs of 80 × 1 in batches of 16", 80, 1)
-    programs = {
-        f"{NAME} fit": functools.partial(program_of, b_loaders.b15_fused, "ours"),
-        "eager": functools.partial(program_of, b_loaders.b15_eager, "peer"),
-    }
+    programs = {f"{NAME} fit": lambda: program_of(True), "eager": lambda: program_of(False)}
+    expected = {name: Expected(value.double()) for name, value in run(False).items()}
     bench.compare(case, programs, expected, tolerance=1e-4)
-
-
-def _ends(run: object) -> Answer:
-    return {"losses": run.losses.double(), **{name: w.double() for name, w in run.weights.items()}}
 
 
 def loss(bench: Bench, workload: str = "loss", id: str = "C9", problem: Problem | None = None) -> None:

@@ -1,88 +1,47 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m linreg_ext.examples [A B ...] [--device cpu|cuda] [--plot FILE]``"""
+"""``python -m linreg_ext.examples [A B ...] [--device cpu|cuda]``"""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 
 import torch
 
-from . import a_two_features, b_one_feature, c_apples_and_oranges, d_three_rows, e_absolute_error
-from .figures import table
+from . import a_two_features, b_one_feature, c_apples_and_oranges, compare, d_three_rows, e_absolute_error, table
 
-PROGRAMS = {
-    "A": a_two_features,
-    "B": b_one_feature,
-    "C": c_apples_and_oranges,
-    "D": d_three_rows,
-    "E": e_absolute_error,
-}
+SCRIPTS = (a_two_features, b_one_feature, c_apples_and_oranges, d_three_rows, e_absolute_error)
+PROGRAMS = dict(zip("ABCDE", SCRIPTS, strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the named programs, print the table; 1 when a figure is off."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    names = sorted(set(options.programs)) or list(PROGRAMS)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch finds no CUDA device here")
-    if options.plot is not None:
-        if len(options.programs) != 1:
-            parser.error("--plot draws one program: name exactly one")
-        if not options.plot.parent.is_dir():
-            parser.error(f"--plot: there is no folder {options.plot.parent}")
-        if importlib.util.find_spec("matplotlib") is None:
-            parser.error("--plot needs matplotlib (`pip install matplotlib`)")
-
-    device = torch.device(options.device)
-    rows = [row for name in names for row in PROGRAMS[name].check(device)]
-    print(table(rows))
-    off = sum(not row.ok for row in rows)
-    print(f"\n{off} of {len(rows)} figures off" if off else f"\nall {len(rows)} figures as expected")
-
-    if options.plot is not None:
-        try:
-            _plot(PROGRAMS[names[0]], options.plot, device)
-        except ValueError as error:  # matplotlib's word on a suffix it does not know
-            parser.error(f"--plot: {error}")
-        print(f"wrote {options.plot}")
-    return 1 if off else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    programs = "\n".join(f"  {name}  {module.TITLE}" for name, module in PROGRAMS.items())
+    """Run the named programs and print the table; return 1 when a figure is off."""
     parser = argparse.ArgumentParser(
         prog="python -m linreg_ext.examples",
-        description="Runs the five tutorial programs with plain PyTorch (eager) and with linreg_ext (fused)\n"
-        f"and prints every figure beside the expected one.\n\nprograms:\n{programs}",
-        epilog="~ marks a figure with a tolerance; the others must print exactly so.\nExit status 1: a figure is off.",
+        description="Run five tutorial programs in plain PyTorch (eager) and with linreg_ext (fused), and print each\n"
+        "figure beside the expected one.\n\n" + "\n".join(script.__doc__.partition("\n")[0] for script in SCRIPTS),
+        epilog="A figure without ± must be right in every digit that is shown. Exit status 1: a figure is off.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("programs", nargs="*", type=_program, metavar="PROGRAM", help="A to E; all unless named")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)"
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the named program's plots into FILE")
-    return parser
+    parser.add_argument("programs", nargs="*", type=str.upper, metavar="PROGRAM", help="A to E (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
+    options = parser.parse_args(arguments)
+    for name in set(options.programs) - set(PROGRAMS):
+        parser.error(f"there is no program '{name}'; choose from {', '.join(PROGRAMS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here")
 
-
-def _program(name: str) -> str:
-    if name.upper() not in PROGRAMS:
-        raise argparse.ArgumentTypeError(f"there is no program '{name}'; choose from {', '.join(PROGRAMS)}")
-    return name.upper()
-
-
-def _plot(program: ModuleType, path: Path, device: torch.device) -> None:
-    from matplotlib.figure import Figure  # needed for --plot only
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    program.draw(figure, device)
-    figure.savefig(path, dpi=150)
+    rows = []
+    for name in sorted(set(options.programs)) or PROGRAMS:
+        with contextlib.redirect_stdout(io.StringIO()):  # the log of program C
+            rows += compare(PROGRAMS[name].figures, options.device)
+    print(table(rows))
+    off = sum(row[-1] != "ok" for row in rows)
+    print(f"\n{off} of {len(rows)} figures off" if off else f"\nall {len(rows)} figures as expected")
+    return 1 if off else 0
 
 
 if __name__ == "__main__":

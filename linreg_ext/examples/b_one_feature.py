@@ -1,49 +1,69 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Program B: one feature, from NumPy to DataLoader.
+"""Program B: one feature, mini-batches from data loaders, and validation.
 
-The longest of the tutorials. It fits y = 1 + 2x + noise again and again, each time giving one more part of
-the loop to PyTorch: `b_raw_tensors` (NumPy, autograd, an optimizer, a loss), `b_modules` (modules, a train
-step), `b_loaders` (data sets, mini-batches, validation, the final program).
+This is the tutorial's final program, whose loops `fit` replaces. The loops of its earlier programs, over NumPy arrays,
+raw tensors and modules, are those of A and D.
 """
 
-from __future__ import annotations
+from collections.abc import Callable
 
-from typing import TYPE_CHECKING
-
+import numpy as np
 import torch
+from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from . import b_loaders, b_modules, b_raw_tensors
-from .figures import Row, contract
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-TITLE = "one feature, from NumPy to DataLoader"
+from linreg_ext import fit
+from linreg_ext.examples import compare, table
 
 
-def check(device: torch.device) -> list[Row]:
-    """Every figure of program B."""
-    x_train, y_train = b_raw_tensors.training_tensors(device)
-    raw_rows, raw_pairs = b_raw_tensors.check(device)
-    module_rows, module_pairs = b_modules.check(x_train, y_train)
-    loader_rows, loader_pairs = b_loaders.check(*b_raw_tensors.make_data(), x_train, y_train, device)
-    pairs = raw_pairs | module_pairs | loader_pairs
-    return raw_rows + module_rows + loader_rows + contract("B ", pairs)
+def make_data() -> tuple[np.ndarray, np.ndarray]:
+    """x and y = 1 + 2x + noise, both [100, 1]."""
+    np.random.seed(42)
+    x = np.random.rand(100, 1)
+    return x, 1 + 2 * x + 0.1 * np.random.randn(100, 1)
 
 
-def draw(figure: Figure, device: torch.device) -> None:
-    """Summed training loss and summed validation loss per epoch, of the final program."""
-    run = b_loaders.b15_fused(b_loaders.all_rows(*b_raw_tensors.make_data()), device)
-    epochs = range(1, b_loaders.FINAL_EPOCHS + 1)
-    training = run.losses.reshape(b_loaders.FINAL_EPOCHS, -1).sum(1)  # five batches an epoch
-    validation = run.validation  # one batch an epoch
-    for axes, losses, title, color in zip(
-        figure.subplots(1, 2),
-        (training, validation),
-        ("training", "validation"),
-        ("#0072B2", "#D55E00"),
-        strict=True,
-    ):
-        axes.semilogy(epochs, losses, color=color)
-        axes.set(title=f"B15: {title} loss", xlabel="epoch", ylabel="mean squared error, summed over batches")
-        axes.grid(alpha=0.3, which="both")
+def make_train_step(model: nn.Module, loss_fn: nn.Module, optimizer: optim.SGD) -> Callable:
+    """B9: the tutorial's own. `linreg_ext.make_train_step` has the same arguments and the same effect."""
+
+    def train_step(x: Tensor, y: Tensor) -> float:
+        model.train()
+        loss = loss_fn(y, model(x))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return train_step
+
+
+def train(fused: bool, dataset: TensorDataset, device: torch.device) -> tuple:
+    """B15: mini-batches, and a validation loss after every epoch."""
+    torch.manual_seed(42)
+    train_set, val_set = random_split(dataset, [80, 20])
+    train_dl, val_dl = DataLoader(train_set, batch_size=16), DataLoader(val_set, batch_size=20)
+    model, loss_fn = nn.Sequential(nn.Linear(1, 1)).to(device), nn.MSELoss()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    if fused:  # `history.plot("loss.png")` draws both curves
+        history = fit(150, model, loss_fn, optimizer, train_dl, val_dl=val_dl, device=device, progress=False)
+        return model, history.step_loss, optimizer, history.val_loss
+    train_step = make_train_step(model, loss_fn, optimizer)
+    losses, val_losses = [], []
+    for _ in range(150):
+        for x, y in train_dl:
+            losses.append(train_step(x.to(device), y.to(device)))
+        with torch.no_grad():
+            for x, y in val_dl:
+                model.eval()
+                val_losses.append(loss_fn(y.to(device), model(x.to(device))).item())
+    return model, losses, optimizer, val_losses
+
+
+def figures(fused: bool, device: torch.device) -> list[tuple]:
+    dataset = TensorDataset(*(torch.from_numpy(column).float() for column in make_data()))
+    model, *_ = train(fused, dataset, device)
+    return [("B15 weight, bias", "1.9625 1.0147", list(model.parameters()))]
+
+
+if __name__ == "__main__":
+    print(table(compare(figures)))
