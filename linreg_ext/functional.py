@@ -286,21 +286,15 @@ def sgd_run_(
     GPU nothing waits for the device in a run that it takes less than that for, unless `stop_nonfinite` is set.
 
     Args:
-        input: X, of shape [N, D], as in :func:`linear_mse_loss`.
-        linear_weight: W, of shape [K, D] or [D]; updated in place.
-        target: Y, of shape [N, K], or [N] when `linear_weight` is [D].
-        linear_bias: b, of shape [K]; updated in place.
-        weight: one value an element of target or one a row; the mean divides by the batch's sum.
+        input, target: X, of shape [N, D], and Y, of shape [N, K], or [N] when `linear_weight` is [D].
         order: the rows of an epoch in their order, int64 of shape [rows], or [epochs, rows] with an order for every
             epoch, on the CPU or where `input` is. None takes every row in turn, and where they lie.
         batch_size: how many rows a step takes; the last batch of an epoch has what is left. None takes all.
         drop_last: leaves a last batch out that is shorter.
         epochs: how often to go through the rows; None is once, or once for every row of `order`.
-        loss: ``"mse"`` or another of the losses: a function ``linear_<loss>_loss`` exists for each.
-        delta, beta, quantile: the threshold of the loss that has it under that name; None is its default.
         lr: a float, a 1-element tensor, or a tensor of shape [steps] with one for every step.
-        momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
-        momentum_buffers: as in :func:`sgd_step_`; carries the state from call to call.
+        linear_weight, linear_bias, weight, loss, delta, beta, quantile, momentum, dampening, weight_decay, nesterov,
+            maximize, momentum_buffers: as in :func:`sgd_step_`.
         stop_nonfinite: end at the first step whose loss is nan or inf, with the parameters as that step found them.
 
     Returns:
