@@ -327,18 +327,18 @@ def sgd_run_(
         input, target, parameters, state[0], (rate, momentum, dampening, weight_decay, nesterov, maximize), loss,
         threshold, weight, lr_tensor, "mean", state[1], 0, stop_nonfinite,
     )  # fmt: skip
-    parts: list[Part] = []
+    chunks: list[Chunk] = []
     try:
         sizes = (batch_size, drop_last, epochs)
         if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
-            parts.append(_OPS.sgd_run_(*_schema_arguments(step), order, None, None, *sizes, 0, steps))
+            chunks.append(_OPS.sgd_run_(*_schema_arguments(step), order, None, None, *sizes, 0, steps))
         else:
-            _run(step, order, sizes, steps, parts)
+            _run(step, order, sizes, steps, chunks)
     finally:
-        if state[1] and steps and parts and (not stop_nonfinite or steps_taken(parts)):
+        if state[1] and steps and chunks and (not stop_nonfinite or steps_taken(chunks)):
             momentum_buffers[: len(parameters)] = state[0]
-    losses = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
-    return losses[: steps_taken(parts) + 1] if stop_nonfinite else losses
+    losses = torch.cat([part[0] for part in chunks]) if len(chunks) > 1 else chunks[0][0]
+    return losses[: steps_taken(chunks) + 1] if stop_nonfinite else losses
 
 
 _NO_STATE: tuple[list[Tensor], int] = ([], 0)
@@ -395,14 +395,14 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _run(
-    step: tuple[Any, ...], order: Tensor | None, sizes: tuple[int, bool, int], steps: int, parts: list[Part]
+    step: tuple[Any, ...], order: Tensor | None, sizes: tuple[int, bool, int], steps: int, chunks: list[Chunk]
 ) -> None:
-    """The operator ``linreg_ext::sgd_run_``, in parts: its arguments but `begin` and `end`."""
+    """The operator ``linreg_ext::sgd_run_``, in chunks: its arguments but `begin` and `end`."""
     input = step[0]
 
     def arguments(begin: int, end: int) -> tuple[Any, ...]:
         nonlocal order, step
-        if begin and len(parts) == 1:  # else every part would copy all rows, and the order to a GPU
+        if begin and len(chunks) == 1:  # else every chunk would copy all rows, and the order to a GPU
             order = None if order is None else order.to(input.device)
             step = (input if input.stride(1) == 1 else input.contiguous(), *step[1:10], 0, *step[11:])
         return (*step, order, None, None, *sizes, begin, end)
@@ -412,55 +412,55 @@ def _run(
         size, device = min(sizes[0], len(input)) * (step[2][0].numel() + 1), input.device
     try:
         op = reference.sgd_run_ if REFERENCE else _C.sgd_run_
-        run_in_parts(op, arguments, steps, size, device, parts)
+        run_in_chunks(op, arguments, steps, size, device, chunks)
     except RuntimeError as error:
         _explain("sgd_run_", error, *_operands(step))
         raise
 
 
-Part = tuple[Tensor, Tensor, Tensor]  # of a run: its losses, validation losses, and how many steps it took
-_PART_SECONDS = 0.03  # between two looks at whether the user wants to stop
-_FIRST_PART_SECONDS = 0.01  # of estimated work, which may be an order of magnitude off
+Chunk = tuple[Tensor, Tensor, Tensor]  # of a run: its losses, validation losses, and how many steps it took
+_CHUNK_SECONDS = 0.03  # between two looks at whether the user wants to stop
+_FIRST_CHUNK_SECONDS = 0.01  # of estimated work, which may be an order of magnitude off
 
 
-def run_in_parts(
-    op: Callable[..., Part],
+def run_in_chunks(
+    op: Callable[..., Chunk],
     arguments: Callable[[int, int], tuple[Any, ...]],
     steps: int,
     step_size: int,
     device: torch.device,
-    parts: list[Part],
+    chunks: list[Chunk],
 ) -> None:
-    """Take the steps of a run in parts, between which Python handles signals.
+    """Take the steps of a run in chunks, between which Python handles signals.
 
     Args:
         op: takes steps; a function in C, so that no signal comes between its end and its result.
         arguments: those of `op` for the steps [begin, end).
         steps: how many to take.
         step_size: the products of a step, about.
-        parts: gets what `op` returns for each part, also of the one in which a signal arrived.
+        chunks: gets what `op` returns for each chunk, also of the one in which a signal arrived.
     """
     start, number = (5e-8, 1e-9) if device.type == "cpu" else (5e-6, 4e-12)
     seconds = start + number * max(1, step_size)  # of a step, about
     captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     count = steps
-    if count * seconds > _FIRST_PART_SECONDS and not captured:  # into a graph, which cannot wait
-        count = max(1, int(_FIRST_PART_SECONDS / seconds))
+    if count * seconds > _FIRST_CHUNK_SECONDS and not captured:  # into a graph, which cannot wait
+        count = max(1, int(_FIRST_CHUNK_SECONDS / seconds))
     begin = 0
     while True:
         end = min(steps, begin + count)
         started = time.perf_counter()
-        parts.extend(itertools.starmap(op, (arguments(begin, end),)))
-        if end == steps or int(parts[-1][2]) < end - begin:  # which waits for a GPU, so that there is a time to go by
+        chunks.extend(itertools.starmap(op, (arguments(begin, end),)))
+        if end == steps or int(chunks[-1][2]) < end - begin:  # which waits for a GPU, so that there is a time to go by
             return
         elapsed = max(1e-9, time.perf_counter() - started)
-        count = max(1, min(4 * count, int(count * _PART_SECONDS / elapsed)))
+        count = max(1, min(4 * count, int(count * _CHUNK_SECONDS / elapsed)))
         begin = end
 
 
-def steps_taken(parts: list[Part]) -> int:
-    """How many steps the parts of a run have taken."""
-    return sum(int(done) for _, _, done in parts)
+def steps_taken(chunks: list[Chunk]) -> int:
+    """How many steps the chunks of a run have taken."""
+    return sum(int(done) for _, _, done in chunks)
 
 
 def sgd_step(*arguments: Any) -> Tensor:

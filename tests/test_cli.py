@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import linreg_ext
-from linreg_ext.cli import main, training
+from linreg_ext.cli import main, train
 from linreg_ext.cli.coefficients import load_weights
-from linreg_ext.cli.problem import hold_out
+from linreg_ext.cli.dataset import hold_out
 from linreg_ext.tables import read_table
 
 FRUIT = Path(linreg_ext.__file__).parent / "data" / "apples_and_oranges.csv"
@@ -397,7 +397,7 @@ def test_ctrl_c_leaves_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "fit", interrupted)
+    monkeypatch.setattr(train, "fit", interrupted)
     assert run("fit", "--out", "some/where") == 130
     assert capsys.readouterr().err == "linreg_ext: error: interrupted\n"
     assert everything() == []

@@ -104,7 +104,7 @@ def test_nothing_imports_upwards():
         ("plots", "def f():\n    from .training import History", True, "plots imports training.__init__"),
         ("plots", "import linreg_ext.modules", False, "plots imports modules"),
         ("training/history", "if TYPE_CHECKING:\n    from .fit import fit", True, None),
-        ("training/history", "from ..cli.problem import Problem", True, "training.history imports cli.problem"),
+        ("training/history", "from ..cli.dataset import Problem", True, "training.history imports cli.dataset"),
         ("tables", "from . import plots", False, "tables imports plots"),
         ("autograd", "from linreg_ext import functional", True, "autograd imports functional"),
     ],

@@ -142,13 +142,13 @@ def run(implementation, make_loader, monkeypatch, *, dtype=torch.float64, epochs
     scheduler = make_scheduler(optimizer) if make_scheduler else None
     loader = make_loader(data, generator)
     val_dl = make_val(data, generator) if make_val else None
-    calls, run_in_parts = [], functional.run_in_parts
+    calls, run_in_chunks = [], functional.run_in_chunks
 
     def counted(*arguments):
         calls.append(range(arguments[2]))
-        return run_in_parts(*arguments)
+        return run_in_chunks(*arguments)
 
-    monkeypatch.setattr(functional, "run_in_parts", counted)
+    monkeypatch.setattr(functional, "run_in_chunks", counted)
     try:
         history = implementation(
             epochs,
@@ -162,7 +162,7 @@ def run(implementation, make_loader, monkeypatch, *, dtype=torch.float64, epochs
             **options,
         )
     finally:
-        monkeypatch.setattr(functional, "run_in_parts", run_in_parts)
+        monkeypatch.setattr(functional, "run_in_chunks", run_in_chunks)
     draws = torch.rand(3), torch.rand(3, generator=generator)
     return End(history, model, optimizer, scheduler, draws, calls)
 

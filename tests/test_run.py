@@ -298,7 +298,7 @@ def test_no_rows_are_no_steps(device):
 # On a GPU: many narrow rows, a warp that has one, rows over lanes, several targets; rows that one block does not hold.
 @pytest.mark.parametrize("shape", [(700, 1, 1), (33, 8, 1), (40, 100, 2), (70, 17, 3), (50, 300, 1)], ids=str)
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-def test_a_run_in_parts_has_the_same_bits(shape, dtypes, device):
+def test_a_run_in_chunks_has_the_same_bits(shape, dtypes, device):
     problem = Problem.random(*shape, dtypes, weight="rows", device=device)
     x, w, y, b, v = vars(problem).values()
     orders = shuffled(len(x), 3)
@@ -462,8 +462,8 @@ def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):
     results = []
     for threads, stretch in ((1, 10.0), (2, 1e-9), (3, 0.03)):
         torch.set_num_threads(threads)
-        monkeypatch.setattr(functional, "_PART_SECONDS", stretch)
-        monkeypatch.setattr(functional, "_FIRST_PART_SECONDS", stretch)
+        monkeypatch.setattr(functional, "_CHUNK_SECONDS", stretch)
+        monkeypatch.setattr(functional, "_FIRST_CHUNK_SECONDS", stretch)
         w = problem.linear_weight.clone()
         buffers = [None, None]
         losses = linreg_ext.sgd_run_(

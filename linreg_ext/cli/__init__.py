@@ -16,7 +16,7 @@ import torch
 
 from ..tables import TableError
 from .arguments import parse
-from .errors import CommandError, complain
+from .errors import CommandError, print_error
 
 __all__ = ["main"]
 
@@ -37,15 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.command(args)
         sys.stdout.flush()
     except (CommandError, TableError) as error:
-        return complain(str(error))
+        return print_error(str(error))
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered must not fail again at exit
         return 141
     except OSError as error:
-        return complain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        return print_error(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     except (MemoryError, torch.OutOfMemoryError):
-        return complain("not enough memory for this table")
+        return print_error("not enough memory for this table")
     return 0

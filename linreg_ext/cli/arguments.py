@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import complain
-from .fit import fit
+from .errors import print_error
+from .fit_table import fit
 from .info import info
 from .predict import predict
-from .training import LOSSES
+from .train import LOSSES
 
 # Plain SGD at the default learning rate approaches the minimum without overshooting it. Momentum m keeps to that only
 # below (1 - √m)² of this rate, which makes it slower by (1 - √m) / (1 + √m), and at this rate it oscillates.
@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(complain(f"{message} (see {self.prog} --help)"))
+        self.exit(print_error(f"{message} (see {self.prog} --help)"))
 
 
 def _add_command(

@@ -10,7 +10,7 @@ class CommandError(Exception):
     """Something that the user can mend; the message is one line."""
 
 
-def complain(message: str) -> int:
+def print_error(message: str) -> int:
     """Print the message as one line on stderr; returns the exit code."""
     print("linreg_ext: error:", " ".join(message.splitlines()), file=sys.stderr)
     return 2

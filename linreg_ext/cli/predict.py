@@ -9,7 +9,7 @@ import sys
 from ..tables import read_table
 from .coefficients import load_weights
 from .errors import CommandError
-from .run_folder import whole_file, write_csv
+from .run_folder import atomic_write, write_csv
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -22,7 +22,7 @@ def predict(args: argparse.Namespace) -> None:
     if args.out.exists() and args.out.samefile(args.table):
         raise CommandError(f"--out {args.out}: is the table itself")
     try:
-        with whole_file(args.out) as file:
+        with atomic_write(args.out) as file:
             write_csv(file, model.targets, predicted)
     except OSError as error:
         raise CommandError(f"--out {args.out}: {error.strerror or error}") from None

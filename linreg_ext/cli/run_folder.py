@@ -75,7 +75,7 @@ def _write_through(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
+def atomic_write(path: Path) -> Iterator[TextIO]:
     """A text file that takes the place of `path` once it is written to its end. What is no file, as a pipe is not, is
     written to as it is."""
     place = path.resolve()  # the file that a link leads to

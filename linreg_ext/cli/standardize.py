@@ -14,14 +14,14 @@ from .errors import CommandError
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """scaled = (values − centre) / spread, column by column."""
+    """scaled = (values − mean) / std, column by column."""
 
-    centre: Tensor  # [C]
-    spread: Tensor  # [C]
+    mean: Tensor  # [C]
+    std: Tensor  # [C]
 
     def apply(self, values: Tensor) -> Tensor:
         """Scale `values` [N, C]."""
-        return (values - self.centre) / self.spread
+        return (values - self.mean) / self.std
 
 
 def scale_of(values: Tensor, names: Sequence[str], role: str, held_out: Tensor, standardize: bool) -> Scale:
@@ -37,8 +37,8 @@ def scale_of(values: Tensor, names: Sequence[str], role: str, held_out: Tensor, 
     if not standardize:
         return Scale(torch.zeros_like(train[0]), torch.ones_like(train[0]))
     largest = train.abs().amax(0)  # its square may overflow, that of a number between -1 and 1 does not
-    spread, centre = torch.std_mean(train / largest, dim=0, correction=0)
-    return Scale(centre * largest, spread * largest)
+    std, mean = torch.std_mean(train / largest, dim=0, correction=0)
+    return Scale(mean * largest, std * largest)
 
 
 def steady_lr(x: Tensor, batch_size: int, targets: int, momentum: float, weight_decay: float) -> float:

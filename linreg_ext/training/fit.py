@@ -186,25 +186,25 @@ class _FusedEpochs:
         user interrupts, the random generators are left as going through the loaders up to that batch would leave them.
         """
         step, train = self._step, self._train
-        x = train.x if train.x.stride(1) == 1 else train.x.contiguous()  # else every part of a run would copy it
+        x = train.x if train.x.stride(1) == 1 else train.x.contiguous()  # else every chunk of a run would copy it
         rate = step.optimizer.param_groups[0]["lr"]
         rate = rate.item() if isinstance(rate, Tensor) else rate
-        parts: list[functional.Part] = []
+        chunks: list[functional.Chunk] = []
         steps, before = count * train.epoch_steps, self._generator_states()
         try:
             order = draw_epochs(count, train, self._val)
             rest = (x, train.y, order, *(self._val_rows or (None, None)), train.batch_size, train.drop_last, count)
             size = min(train.batch_size, train.length) * (sum(p.numel() for p in step.model.parameters()) + 1)
-            functional.run_in_parts(
-                step.bound.run, lambda begin, end: (*rest, begin, end, stop), steps, size, x.device, parts
+            functional.run_in_chunks(
+                step.bound.run, lambda begin, end: (*rest, begin, end, stop), steps, size, x.device, chunks
             )
         except BaseException:
-            self._rewind(before, functional.steps_taken(parts), 0)
+            self._rewind(before, functional.steps_taken(chunks), 0)
             raise
-        taken = functional.steps_taken(parts)
+        taken = functional.steps_taken(chunks)
         if taken < steps:
             self._rewind(before, taken, 1)
-        losses, val_losses = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:2])
+        losses, val_losses = (torch.cat(tensors) for tensors in list(zip(*chunks, strict=True))[:2])
         if self._val_rows is not None and step.reduction == "sum":
             val_losses = val_losses.double() / len(self._val_rows[0])
         recorder.add_epochs(losses[: taken + 1], self._batch_rows(), rate, val_losses)

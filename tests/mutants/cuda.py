@@ -4,7 +4,7 @@
 from .mutant import Mutant
 
 SHAPES = ("tests/test_parity.py::test_shapes",)
-PARTS = ("tests/test_run.py::test_a_run_in_parts_has_the_same_bits",)
+PARTS = ("tests/test_run.py::test_a_run_in_chunks_has_the_same_bits",)
 BLOCKS = ("tests/test_run.py::test_a_full_batch_of_several_blocks",)
 FINITE = ("tests/test_run.py::test_a_run_stops_with_the_last_finite_parameters",)
 MANY = (

@@ -18,7 +18,7 @@ _SHIPPED_TARGETS = ("apples", "oranges")
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Dataset:
     """A table taken apart."""
 
     path: Path
@@ -29,8 +29,8 @@ class Problem:
     held_out: Tensor  # [N], bool: the rows that only validate
 
 
-def read_problem(args: argparse.Namespace, generator: torch.Generator) -> Problem:
-    """The problem that the arguments pose; `generator` chooses the rows that validate."""
+def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Dataset:
+    """The data set that the arguments name; `generator` chooses the rows that validate."""
     table = read_table(args.table or _SHIPPED_TABLE)
     targets = tuple(args.target or (table.columns[-1:] if args.table else _SHIPPED_TARGETS))
     for name in targets:
@@ -44,7 +44,7 @@ def read_problem(args: argparse.Namespace, generator: torch.Generator) -> Proble
     if not features:
         raise CommandError(f"{table.path}: every column is a target ({listing(targets)}), no feature is left")
     held_out = hold_out(table, args.val_fraction, generator)
-    return Problem(table.path, features, targets, table.select(features), table.select(targets), held_out)
+    return Dataset(table.path, features, targets, table.select(features), table.select(targets), held_out)
 
 
 def hold_out(table: Table, fraction: float, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The training of `fit`: from a problem to coefficients in the table's own units."""
+"""The training of `fit`: from a data set to coefficients in the table's own units."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ..training import DivergenceError, History, fit, make_train_step
 from .coefficients import Coefficients
+from .dataset import Dataset
 from .errors import CommandError
-from .problem import Problem
 from .standardize import Scale, scale_of, steady_lr
 
 LOSSES = {"mse": nn.MSELoss, "l1": nn.L1Loss, "huber": nn.HuberLoss, "smooth-l1": nn.SmoothL1Loss}
 
 
-def train(problem: Problem, args: argparse.Namespace, generator: torch.Generator) -> tuple[Coefficients, History]:
+def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator) -> tuple[Coefficients, History]:
     """Train as the arguments say, in float32 on scaled columns; `generator` shuffles the rows."""
-    of_x = scale_of(problem.x, problem.features, "feature", problem.held_out, args.standardize)
-    of_y = scale_of(problem.y, problem.targets, "target", problem.held_out, args.standardize)
-    x, y, training = of_x.apply(problem.x), of_y.apply(problem.y), ~problem.held_out
+    of_x = scale_of(dataset.x, dataset.features, "feature", dataset.held_out, args.standardize)
+    of_y = scale_of(dataset.y, dataset.targets, "target", dataset.held_out, args.standardize)
+    x, y, training = of_x.apply(dataset.x), of_y.apply(dataset.y), ~dataset.held_out
     batch_size = min(args.batch_size, int(training.sum()))
-    lr = args.lr or steady_lr(x[training], batch_size, len(problem.targets), args.momentum, args.weight_decay)
+    lr = args.lr or steady_lr(x[training], batch_size, len(dataset.targets), args.momentum, args.weight_decay)
     data = [t.to(args.device, torch.float32) for t in (x, y)]
     train_rows = TensorDataset(*(t[training] for t in data))
-    validation_rows = TensorDataset(*(t[problem.held_out] for t in data))
+    validation_rows = TensorDataset(*(t[dataset.held_out] for t in data))
 
-    layer = nn.Linear(len(problem.features), len(problem.targets), device=args.device)
+    layer = nn.Linear(len(dataset.features), len(dataset.targets), device=args.device)
     nn.init.zeros_(layer.weight)  # the problem is convex; from zero, standardised data starts at the targets' mean
     nn.init.zeros_(layer.bias)
     loss_fn = LOSSES[args.loss]()
@@ -62,7 +62,7 @@ def train(problem: Problem, args: argparse.Namespace, generator: torch.Generator
     at_end = history.epoch_loss[-1].item()
     if not (at_end <= 10 * at_start and all(p.isfinite().all() for p in layer.parameters())):
         raise _diverges(f"went from {at_start:.3g} to {at_end:.3g}", args, lr)
-    return _in_the_tables_units(layer, problem, of_x, of_y), history
+    return _in_the_tables_units(layer, dataset, of_x, of_y), history
 
 
 def _print_plan(args: argparse.Namespace, batch_size: int, lr: float) -> None:
@@ -77,19 +77,19 @@ def _diverges(what_the_loss_does: str, args: argparse.Namespace, lr: float) -> C
     return CommandError(f"training diverges: the loss {what_the_loss_does}; {advice}")
 
 
-def _in_the_tables_units(layer: nn.Linear, problem: Problem, of_x: Scale, of_y: Scale) -> Coefficients:
+def _in_the_tables_units(layer: nn.Linear, dataset: Dataset, of_x: Scale, of_y: Scale) -> Coefficients:
     """The model that `layer` is of scaled columns.
 
     Raises:
         CommandError: a coefficient has no place in float64's range there.
     """
     scaled_weight, scaled_bias = (p.detach().double().cpu() for p in (layer.weight, layer.bias))
-    weight = scaled_weight * of_y.spread[:, None] / of_x.spread
-    bias = of_y.centre + scaled_bias * of_y.spread - weight @ of_x.centre
+    weight = scaled_weight * of_y.std[:, None] / of_x.std
+    bias = of_y.mean + scaled_bias * of_y.std - weight @ of_x.mean
     vanished = (weight == 0) & (scaled_weight != 0)
     lost = (vanished | ~weight.isfinite()).nonzero().tolist()
     if lost:
-        target, feature = problem.targets[lost[0][0]], problem.features[lost[0][1]]
+        target, feature = dataset.targets[lost[0][0]], dataset.features[lost[0][1]]
         size, mend = "large", f"multiply '{feature}' or divide '{target}'"
         if vanished[tuple(lost[0])]:
             size, mend = "small", f"divide '{feature}' or multiply '{target}'"
@@ -98,8 +98,8 @@ def _in_the_tables_units(layer: nn.Linear, problem: Problem, of_x: Scale, of_y: 
             f"{mend} by a power of ten"
         )
     if not bias.isfinite().all():
-        target = problem.targets[int(bias.isfinite().int().argmin())]
+        target = dataset.targets[int(bias.isfinite().int().argmin())]
         raise CommandError(
             f"the intercept of '{target}' is too large for a float64; divide '{target}' by a power of ten"
         )
-    return Coefficients(problem.features, problem.targets, weight, bias)
+    return Coefficients(dataset.features, dataset.targets, weight, bias)

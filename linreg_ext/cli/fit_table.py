@@ -19,9 +19,9 @@ from ..tables import first_line, listing
 from ..training import History
 from . import run_folder
 from .coefficients import Coefficients, weights_file
+from .dataset import Dataset, read_dataset
 from .errors import CommandError
-from .problem import Problem, read_problem
-from .training import train
+from .train import train
 
 _LONGEST_LISTING = 40  # coefficients printed; the file has them all
 
@@ -40,17 +40,17 @@ def fit(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: this PyTorch finds no CUDA device")
     generator = torch.Generator().manual_seed(args.seed)
-    problem = read_problem(args, generator)
-    place = args.out or Path("runs") / problem.path.stem
-    run_folder.require_writable(place, problem.path)
-    _print_problem(problem, last_by_default=args.table is not None and not args.target)
-    model, history = train(problem, args, generator)
-    predicted = model.predict(problem.x)
-    scores = _scores(problem, predicted)
+    dataset = read_dataset(args, generator)
+    place = args.out or Path("runs") / dataset.path.stem
+    run_folder.require_writable(place, dataset.path)
+    _print_dataset(dataset, last_by_default=args.table is not None and not args.target)
+    model, history = train(dataset, args, generator)
+    predicted = model.predict(dataset.x)
+    scores = _scores(dataset, predicted)
     _print_coefficients(model)
-    _print_scores(problem.targets, scores)
+    _print_scores(dataset.targets, scores)
     label = f"{args.loss} loss" + (" (standardised targets)" if args.standardize else "")
-    files = {**weights_file(model), **_history_file(history), **_plot_file(problem, history, predicted, scores, label)}
+    files = {**weights_file(model), **_history_file(history), **_plot_file(dataset, history, predicted, scores, label)}
     try:
         run_folder.write(place, files)
     except OSError as error:
@@ -58,11 +58,11 @@ def fit(args: argparse.Namespace) -> None:
     print(f"\nwrote {place}: {', '.join(files)}")
 
 
-def _scores(problem: Problem, predicted: Tensor) -> list[Scores]:
+def _scores(dataset: Dataset, predicted: Tensor) -> list[Scores]:
     scores = []
-    largest = problem.y.abs().amax(0)  # squares of numbers about 1 neither overflow nor vanish
-    actual, predicted = problem.y / largest, predicted / largest
-    for part, rows in (("training", ~problem.held_out), ("validation", problem.held_out)):
+    largest = dataset.y.abs().amax(0)  # squares of numbers about 1 neither overflow nor vanish
+    actual, predicted = dataset.y / largest, predicted / largest
+    for part, rows in (("training", ~dataset.held_out), ("validation", dataset.held_out)):
         if rows.any():
             squared = (actual[rows] - predicted[rows]).square().mean(0)
             variance = actual[rows].var(0, correction=0)
@@ -71,17 +71,17 @@ def _scores(problem: Problem, predicted: Tensor) -> list[Scores]:
     return scores
 
 
-def _print_problem(problem: Problem, *, last_by_default: bool) -> None:
-    rows, validating = len(problem.x), int(problem.held_out.sum())
+def _print_dataset(dataset: Dataset, *, last_by_default: bool) -> None:
+    rows, validating = len(dataset.x), int(dataset.held_out.sum())
     split = (
         f"{rows - validating:,} to train on, {validating:,} held out to validate" if validating else "all to train on"
     )
-    print(f"{problem.path.name}: {rows:,} rows, {split}")
-    if problem.path.suffix.lower() in (".csv", ".tsv") and "x0" in (*problem.features, *problem.targets):
+    print(f"{dataset.path.name}: {rows:,} rows, {split}")
+    if dataset.path.suffix.lower() in (".csv", ".tsv") and "x0" in (*dataset.features, *dataset.targets):
         print("the first line holds numbers, so it is taken for data, and the columns are named x0, x1, …")
-    print(f"{_many(len(problem.features), 'feature')}: {listing(problem.features)}")
+    print(f"{_many(len(dataset.features), 'feature')}: {listing(dataset.features)}")
     hint = ", the last column (--target names another)" if last_by_default else ""
-    print(f"{_many(len(problem.targets), 'target')}: {listing(problem.targets)}{hint}")
+    print(f"{_many(len(dataset.targets), 'target')}: {listing(dataset.targets)}{hint}")
 
 
 def _print_coefficients(model: Coefficients) -> None:
@@ -128,15 +128,15 @@ def _history_file(history: History) -> dict[str, bytes]:
 
 
 def _plot_file(
-    problem: Problem, history: History, predicted: Tensor, scores: Sequence[Scores], label: str
+    dataset: Dataset, history: History, predicted: Tensor, scores: Sequence[Scores], label: str
 ) -> dict[str, bytes]:
-    captions = ["\n".join(f"R² {_r2(s.r2[k])} {s.part}" for s in scores) for k in range(len(problem.targets))]
+    captions = ["\n".join(f"R² {_r2(s.r2[k])} {s.part}" for s in scores) for k in range(len(dataset.targets))]
     file = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a column name with a letter that the font lacks
             plots.fit_figure(
-                history, problem.targets, problem.y, predicted, problem.held_out, captions, file, loss=label
+                history, dataset.targets, dataset.y, predicted, dataset.held_out, captions, file, loss=label
             )
     except Exception as error:  # no picture is worth the run that it shows
         print(f"\nno {run_folder.PLOT}: {first_line(error)}")
