@@ -408,6 +408,14 @@ def test_what_a_step_is_bound_to_cannot_be_replaced():
             setattr(run.step, name, None)
 
 
+def test_a_device_without_kernels_is_seen():
+    run = make_forwards().start(make_train_step)
+    run.take(2)
+    run.model.to("meta")
+    with pytest.warns(UserWarning, match="eager: this build has no kernels for meta"):
+        assert run.step(run.x.to("meta"), run.y.to("meta")).device.type == "meta"
+
+
 def test_targets_that_do_not_fit_raise_as_python_says():
     x = torch.randn(6, 3)
     for model, y, wrong, words in (
