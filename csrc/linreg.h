@@ -138,7 +138,7 @@ size_t sgd_workspace(const Problem& problem);
 // Writes the loss, 0-dim or [n, k] for Reduction::none, in its loss_dtype, and the gradients that are wanted.
 void linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace);
 
-// Writes the loss of before the update, then updates the parameters, which are the problem's w and b. With
+// Writes the loss before the update, then updates the parameters, which are the problem's w and b. With
 // skip_nonfinite nothing but the loss is written when it is nan or inf.
 void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
               bool skip_nonfinite, void* loss, void* workspace);

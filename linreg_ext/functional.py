@@ -217,7 +217,7 @@ def sgd_step_(
             buffer there.
 
     Returns:
-        The loss of before the update: a fresh 0-dim tensor of the dtype that linear_weight's and target's promote to.
+        The loss before the update: a fresh 0-dim tensor of the dtype that linear_weight's and target's promote to.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`; TypeError for a hyper-parameter that is not a
@@ -298,7 +298,7 @@ def sgd_run_(
         stop_nonfinite: end at the first step whose loss is nan or inf, with the parameters as that step found them.
 
     Returns:
-        The loss of before each update: a fresh tensor of shape [steps], of the dtype that a step's has. A run that
+        The loss before each update: a fresh tensor of shape [steps], of the dtype that a step's has. A run that
         `stop_nonfinite` has ended has fewer, and the last one is the loss that ended it, of a step not taken.
 
     Raises:

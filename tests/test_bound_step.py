@@ -408,6 +408,36 @@ def test_what_a_step_is_bound_to_cannot_be_replaced():
             setattr(run.step, name, None)
 
 
+def replaced_dictionary(run):
+    """Of a module, with other parameters in it, which the optimizer has."""
+    layer = run.model.linear
+    layer.__dict__["_parameters"] = {name: nn.Parameter(p.detach() * 2) for name, p in layer._parameters.items()}
+    run.optimizer.param_groups[0]["params"] = list(layer.parameters())
+    run.optimizer.state.clear()
+
+
+def test_a_module_whose_parameters_are_replaced_as_a_whole():
+    compare(make_forwards, replaced_dictionary)
+
+
+def test_none_for_a_batch_is_the_models_to_refuse():
+    run = make_forwards().start(make_train_step)
+    for x, y in ((None, run.y), (None, None), (run.x, None)):
+        with pytest.warns(UserWarning, match="a batch consists of"), pytest.raises((TypeError, AttributeError)):
+            run.step(x, y)
+        run.step._warned.clear()
+
+
+def test_a_model_without_a_parameter_to_train_raises_as_in_the_plain_loop():
+    for make in (make_train_step, plain_loop.make_train_step):
+        run = make_forwards().start(make)
+        run.model.requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(RuntimeError, match="does not require grad"):
+                run.step(run.x, run.y)
+
+
 def test_a_device_without_kernels_is_seen():
     run = make_forwards().start(make_train_step)
     run.take(2)

@@ -355,7 +355,7 @@ F.linear(x, self.w, self.shift)|(x @ self.w.t()).add(self.b)|(x @ self.w.t()).ad
 torch.addmm(self.b, x, self.w.t(), beta=2)|torch.add(x @ self.w.t(), self.b, alpha=2)|self.first(x * 1)|self.first(x).abs()
 self.first(x) if self.training else x|self.first(x) + self.first(x)|F.linear(x, self.w + self.w)|F.linear(x, self.w.abs())
 self.first(x).reshape(-1, 2)|self.first(x).view(x.shape[0], 2)|x.mm(self.w.t()) - self.b|self.first(input=x)
-F.linear(x, self.w, self.w.sum(1))|self.first(x)[:]|self.first(x).flatten(1)|self.first(x.detach())|self.first(x).detach() + self.b
+F.linear(x, self.w, self.w.sum(1))|torch.matmul(input=x, other=self.w.t())|self.first(x)[:]|self.first(x).flatten(1)|self.first(x.detach())|self.first(x).detach() + self.b
 """.strip().replace("\n", "|").split("|")  # fmt: skip
 LOSSES = """
 F.mse_loss(p, t)|F.mse_loss(t, p)|F.mse_loss(p, t, reduction="sum")|((p - t) ** 2).mean()|((p - t) ** 3).mean()|(p - t).abs().sum()

@@ -29,7 +29,6 @@ constexpr int64_t kSeveralTargetsGroupBytes = 256 << 10;
 constexpr int64_t kTargetsGroupBytes = 8 << 10;
 constexpr int kTileRows = 8;                // that are predicted together there
 constexpr int64_t kTileFeatures = 128;      // and are converted for that, at a time: 8 KB of doubles
-constexpr int64_t kTargetsBlockRows = 128;  // kBlockRows there: gradients are large, and their errors even out
 constexpr int64_t kTargetSet = 4;           // so many targets at least are taken together
 constexpr int64_t kGroupResiduals = 16384;  // residuals of a group: 128 KB each of four arrays
 constexpr int64_t kMaxChunks = 64;
@@ -70,7 +69,7 @@ struct Plan {
     towards_targets =
         !columns && p.k >= kSeveralTargets && kTileRows * row_bytes <= kWideGroupBytes && gives_only_sums(p, outputs);
     target_group_rows =
-        std::clamp<int64_t>(kTargetsGroupBytes / row_bytes / kTileRows * kTileRows, kTileRows, kTargetsBlockRows);
+        std::clamp<int64_t>(kTargetsGroupBytes / row_bytes / kTileRows * kTileRows, kTileRows, kBlockRows);
     target_sets = ceil_div(p.k, kTargetSet) * kTargetSet;
     ldk = ceil_div(p.k, kMaxLanes) * kMaxLanes;
 

@@ -215,7 +215,7 @@ class TowardsTargets {
       }
       done += count;
       unflushed += count;
-      if (unflushed >= kTargetsBlockRows) {
+      if (unflushed >= kBlockRows) {
         keep_sums();
         flush();
         unflushed = 0;

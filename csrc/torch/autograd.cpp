@@ -149,6 +149,8 @@ at::Tensor differentiable_loss(const Operands& o, const Objective& objective) {
     node->wanted[i] = operands[i] && operands[i]->requires_grad();
     node->add_next_edge(node->wanted[i] ? torch::autograd::impl::gradient_edge(*operands[i]) : torch::autograd::Edge());
   }
+  if (std::none_of(node->wanted.begin(), node->wanted.end(), [](bool one) { return one; }))
+    return linear_loss(o, objective);
   auto [value, grads] = linear_loss_grads(o, objective, node->wanted);
   node->input = SavedVariable(o.input, false);
   node->linear_weight = SavedVariable(o.linear_weight, false);

@@ -26,6 +26,7 @@
 
 #include <array>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -95,7 +96,7 @@ struct Contents {
   }
 };
 
-// What stood under a name when the step was bound; nullptr: nothing.
+// The value of a name when the step was bound; nullptr if it had none.
 struct Entry {
   PyObject *dict, *name, *then;
 };
@@ -175,7 +176,8 @@ std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y
   if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return "a TorchDispatchMode is active";
   if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return "hooks on saved tensors are active";
   if (transforming()) return "a transform of torch.func or forward-mode AD is active";
-  if (!plain({x, y, b.tensor(0), b.tensor(1)})) return "tracing, a tensor's subclass or several devices are at work";
+  if (!plain({x, y, b.tensor(0), b.tensor(1)}))
+    return "tracing is active, or a tensor is of a subclass or on an unsupported device";
   return "";
 }
 
@@ -190,7 +192,7 @@ struct Found {
 // The groups of the parameters.
 std::string find_groups(const Binding& b, Found& found) {
   PyObject* const groups = entry(b.optimizer_dict, names().param_groups);
-  if (!groups || !PyList_Check(groups)) return "the optimizer's groups are no list";
+  if (!groups || !PyList_Check(groups)) return "the optimizer's param_groups is not a list";
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
     PyObject* const group = PyList_GET_ITEM(groups, i);
     PyObject* const params = PyDict_Check(group) ? entry(group, names().params) : nullptr;
@@ -222,7 +224,7 @@ std::optional<double> number(PyObject* value) {
   return converted;
 }
 
-std::string read_rule(PyObject* group, Found& found) {
+std::string read_rule(const Binding& b, PyObject* group, Found& found) {
   const Names& n = names();
   double numbers[6] = {};
   for (size_t i = 0; i < 6; ++i) {
@@ -233,28 +235,33 @@ std::string read_rule(PyObject* group, Found& found) {
       found.sgd.lr_tensor = &THPVariable_Unpack(value);
       const auto dtype = found.sgd.lr_tensor->scalar_type();
       if (dtype != at::kFloat && dtype != at::kDouble) return "the learning rate is a tensor of " + word(dtype);
+      if (!found.sgd.lr_tensor->is_cpu() && found.sgd.lr_tensor->device() != b.tensor(0)->device())
+        return "the learning rate is on another device";
       continue;
     }
     const auto read = number(value);
-    if (!read) return "the optimizer is differentiable or has tensors for settings";
+    if (!read) return "the optimizer is differentiable or has a setting that is not a plain number";
     numbers[i] = *read;
   }
   for (PyObject* const name : {n.foreach, n.differentiable})
     if (!entry(group, name)) return "a group of the optimizer has no '" + text(name) + "'";
   if (PyObject_IsTrue(entry(group, n.differentiable)) != 0)
-    return "the optimizer is differentiable or has tensors for settings";
+    return "the optimizer is differentiable or has a setting that is not a plain number";
   Sgd& rule = found.sgd.rule;
   rule = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] != 0, numbers[5] != 0};
   const bool in_range = rule.lr >= 0 && rule.momentum >= 0 && rule.weight_decay >= 0 && !std::isnan(rule.dampening);
   if (!in_range || (rule.nesterov && !(rule.momentum > 0 && rule.dampening == 0)))
-    return "the optimizer has settings that torch.optim.SGD does not accept when it is made";
+    return "the optimizer has settings that torch.optim.SGD's constructor rejects";
   return "";
 }
 
+// Tensors by identity: comparing their numbers may run other threads, which may drop what is borrowed here.
 bool same_rule(PyObject* group, PyObject* other) {
   for (PyObject* const name : names().rule) {
     PyObject *const one = entry(group, name), *const two = entry(other, name);
-    if (one != two && (!one || !two || PyObject_RichCompareBool(one, two, Py_EQ) != 1)) return PyErr_Clear(), false;
+    if (one == two) continue;
+    const auto a = one ? number(one) : std::nullopt, b = two ? number(two) : std::nullopt;
+    if (!a || !b || *a != *b) return false;
   }
   return true;
 }
@@ -262,7 +269,7 @@ bool same_rule(PyObject* group, PyObject* other) {
 // The momentum buffers that there are. The state's keys are compared by identity: their hash is Python's code.
 std::string find_buffers(const Binding& b, Found& found) {
   PyObject* const state = entry(b.optimizer_dict, names().state);
-  if (!state || !PyDict_Check(state)) return "the optimizer's state is no dictionary";
+  if (!state || !PyDict_Check(state)) return "the optimizer's state is not a dictionary";
   bool has_entry[2] = {};
   PyObject *parameter, *values;
   Py_ssize_t position = 0;
@@ -283,7 +290,7 @@ std::string find_buffers(const Binding& b, Found& found) {
   for (size_t i = 0; i < 2 && found.sgd.rule.momentum != 0; ++i)
     if (found.is_trained[i] && !has_entry[i] &&
         !PyObject_TypeCheck(state, reinterpret_cast<PyTypeObject*>(defaultdict)))
-      return "the optimizer's state has nothing for a parameter, and would not make it";
+      return "the optimizer's state has no entry for a parameter and is not a defaultdict";
   return "";
 }
 
@@ -308,7 +315,7 @@ std::string why_gradients(const Binding& b, Found& found) {
     group = found.groups[i];
   }
   if (!group) return "no parameter requires grad";
-  reason = read_rule(group, found);
+  reason = read_rule(b, group, found);
   if (reason.empty()) reason = find_buffers(b, found);
   if (!reason.empty()) return reason;
   for (size_t i = 0; i < 2 && b.parameters[i]; ++i) {
@@ -344,8 +351,7 @@ const at::Tensor& as_target(const Binding& b, const at::Tensor& x, const at::Ten
   return b.flat && b.layout != Layout::vector ? view = y.unsqueeze(-1) : y;
 }
 
-// What the operators are given. Views must not become part of a graph where none is wanted: whoever makes them says so
-// by grad mode.
+// What the operators are given. The caller's grad mode decides whether the views join a graph.
 struct Views {
   Views(const Binding& b, const at::Tensor& x, const at::Tensor& y)
       : w(as_rows(b.layout, *b.tensor(0), copies[0])),
@@ -378,10 +384,10 @@ struct Buffers {
   void keep(const at::Tensor& loss, bool skip_nonfinite) {
     if (!fresh_[0].defined() && !fresh_[1].defined()) return;
     if (skip_nonfinite && !std::isfinite(loss.item<double>())) return;
+    THPObjectPtr state(Py_NewRef(entry(b_.optimizer_dict, names().state)));  // which other threads may replace
     for (size_t i = 0; i < 2; ++i) {
       if (!fresh_[i].defined()) continue;
-      THPObjectPtr of_parameter(PyObject_GetItem(entry(b_.optimizer_dict, names().state), b_.parameters[i]));
-      THPObjectPtr buffer(THPVariable_Wrap(fresh_[i]));
+      THPObjectPtr of_parameter(PyObject_GetItem(state.get(), b_.parameters[i])), buffer(THPVariable_Wrap(fresh_[i]));
       if (!of_parameter || PyDict_SetItem(of_parameter.get(), names().momentum_buffer, buffer.get()) != 0)
         throw python_error();
     }
@@ -393,15 +399,18 @@ struct Buffers {
   at::Tensor fresh_[2], views_[2];
 };
 
-// What a call of model and optimizer would leave behind beside the numbers: training mode, and the mark by which a
-// scheduler sees that the optimizer stepped.
-void leave_marks(const Binding& b, bool stepped) {
+// Puts the model in training mode, if a module of it is not.
+void set_training(const Binding& b) {
   for (PyObject* const module : b.modules) {
     if (entry(module, names().training) == Py_True) continue;
     pybind11::handle(b.model).attr("train")();
-    break;
+    return;
   }
-  if (stepped && entry(b.optimizer_dict, names().step)) pybind11::setattr(b.optimizer, names().opt_called, Py_True);
+}
+
+// Leaves the mark by which a scheduler sees that the optimizer stepped.
+void mark_step(const Binding& b) {
+  if (entry(b.optimizer_dict, names().step)) pybind11::setattr(b.optimizer, names().opt_called, Py_True);
 }
 
 struct BoundStep {
@@ -409,24 +418,25 @@ struct BoundStep {
   Binding* binding;
 };
 
-PyObject* answer(const char* level, const std::string& reason) { return Py_BuildValue("ss", level, reason.c_str()); }
-
 // A tensor that a batch may be made of; nullptr for another type.
 const at::Tensor* plain_tensor(PyObject* object) {
   return reinterpret_cast<PyObject*>(Py_TYPE(object)) == THPVariableClass ? &THPVariable_Unpack(object) : nullptr;
 }
 
-// Looks at everything. The level, or nullptr and None where the step is outdated; the views of a fused one.
+// Looks at everything. The level of a step on a batch, or, where that `may_be_none`, of one on data of which nothing is
+// known; nullptr where the step is outdated.
 struct Look {
-  Look(const Binding& b, PyObject* input, PyObject* target) {
+  Look(const Binding& b, PyObject* input, PyObject* target, bool may_be_none = false) {
     if (b.is_outdated()) return;
-    x = input == Py_None ? nullptr : plain_tensor(input);
-    y = target == Py_None ? nullptr : plain_tensor(target);
     level = "eager";
-    if (input != Py_None && (!x || !y)) {
-      reason = std::string("a batch is made of ") + Py_TYPE(input)->tp_name + " and " + Py_TYPE(target)->tp_name +
-               ", not of two tensors";
-      return;
+    if (!may_be_none || input != Py_None) {
+      x = plain_tensor(input);
+      y = plain_tensor(target);
+      if (!x || !y) {
+        reason = std::string("a batch consists of ") + Py_TYPE(input)->tp_name + " and " + Py_TYPE(target)->tp_name +
+                 ", not of two tensors";
+        return;
+      }
     }
     reason = why_eager(b, x, y);
     if (!reason.empty()) return;
@@ -480,7 +490,7 @@ PyObject* bound_step(PyObject* self, PyObject* const* items, Py_ssize_t count) {
     Buffers buffers(b, look.found);
     if (!look.may_write(views.operands)) return look.result(b);
     look.found.sgd.skip_nonfinite = skip_nonfinite;
-    leave_marks(b, true);
+    set_training(b);
     {
       std::optional<pybind11::gil_scoped_release> released;
       if (takes_long(*look.x, views.w)) released.emplace();
@@ -488,6 +498,7 @@ PyObject* bound_step(PyObject* self, PyObject* const* items, Py_ssize_t count) {
           recorded("linreg_ext::sgd_step_", [&] { return sgd_step(views.operands, b.objective(), look.found.sgd); });
     }
     buffers.keep(value, skip_nonfinite);
+    mark_step(b);
   }
   return THPVariable_Wrap(std::move(value));
   END_HANDLE_TH_ERRORS
@@ -499,7 +510,7 @@ PyObject* bound_level(PyObject* self, PyObject* const* items, Py_ssize_t count) 
   HANDLE_TH_ERRORS
   expect(count, 2);
   const Binding& b = binding_of(self);
-  Look look(b, items[0], items[1]);
+  Look look(b, items[0], items[1], true);
   if (look.is_fused() && look.x) {
     const at::NoGradGuard no_grad;
     const Views views(b, *look.x, *look.y);
@@ -515,11 +526,12 @@ PyObject* bound_loss(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 2);
   const Binding& b = binding_of(self);
-  leave_marks(b, false);
+  set_training(b);
   const Views views(b, THPVariable_Unpack(items[0]), THPVariable_Unpack(items[1]));
   std::optional<pybind11::gil_scoped_release> released;
   if (takes_long(views.operands.input, views.w)) released.emplace();
-  at::Tensor value = differentiable_loss(views.operands, b.objective());
+  at::Tensor value =
+      recorded("linreg_ext::linear_loss_grads", [&] { return differentiable_loss(views.operands, b.objective()); });
   released.reset();
   return THPVariable_Wrap(std::move(value));
   END_HANDLE_TH_ERRORS
@@ -532,7 +544,7 @@ PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   expect(count, 11);
   const Binding& b = binding_of(self);
   Look look(b, items[0], items[1]);
-  TORCH_CHECK(look.is_fused(), "fit: steps are no longer fused: ", look.reason);
+  TORCH_CHECK(look.is_fused(), "fit: steps are no longer fused: ", look.level ? look.reason : "the model has changed");
   const auto tensor = [&](Py_ssize_t i) { return items[i] == Py_None ? nullptr : &THPVariable_Unpack(items[i]); };
   const auto integer = [&](Py_ssize_t i) { return pybind11::handle(items[i]).cast<int64_t>(); };
   const RunArguments order{tensor(2), integer(5), items[6] == Py_True, integer(7), integer(8), integer(9)};
@@ -544,7 +556,7 @@ PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
     if (const at::Tensor* const input = tensor(3)) validation.emplace(b, *input, *tensor(4));
     Buffers buffers(b, look.found);
     look.found.sgd.skip_nonfinite = items[10] == Py_True;
-    leave_marks(b, true);
+    set_training(b);
     {
       const pybind11::gil_scoped_release released;
       results = recorded("linreg_ext::sgd_run_", [&] {
@@ -552,9 +564,10 @@ PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
                        validation ? &validation->operands.input : nullptr, validation ? &validation->target : nullptr);
       });
     }
-    // Of a run that took no step, only the loss that ended it says so.
+    // If the run took no step, only its last loss shows it.
     const at::Tensor& losses = std::get<0>(results);
     if (losses.numel() > 0) buffers.keep(losses[0], items[10] == Py_True);
+    mark_step(b);
   }
   return to_python(std::move(results));
   END_HANDLE_TH_ERRORS
@@ -629,6 +642,10 @@ PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   constexpr const char* kHooks[] = {"forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"};
   const auto watch_hooks = [&](std::vector<Hooks>& list, const py::object& owner, const std::string& name,
                                const char* reason) { list.push_back({hold(owner.attr(name.c_str())), reason}); };
+  const auto watch_entry = [&](PyObject* dict, const py::object& name) {
+    PyObject* const value = entry(dict, name.ptr());
+    b->entries.push_back({dict, hold(name), value ? hold(py::reinterpret_borrow<py::object>(value)) : nullptr});
+  };
   for (const py::handle& handle : py::tuple(item(3))) {
     const auto module = py::reinterpret_borrow<py::object>(handle);
     b->modules.push_back(dict_of(module));
@@ -637,15 +654,12 @@ PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
     for (const char* name : {"_parameters", "_modules"}) {
       const py::dict dict = module.attr(name);
       b->contents.push_back({hold(dict), hold(dict.attr("copy")())});
+      watch_entry(b->modules.back(), py::reinterpret_steal<py::object>(interned(name)));
     }
   }
   const py::object globals = py::module_::import("torch.nn.modules.module");
   for (const char* name : kHooks)
     watch_hooks(b->module_hooks, globals, std::string("_global_") + name, "the model has hooks");
-  const auto watch_entry = [&](PyObject* dict, const py::object& name) {
-    PyObject* const value = entry(dict, name.ptr());
-    b->entries.push_back({dict, hold(name), value ? hold(py::reinterpret_borrow<py::object>(value)) : nullptr});
-  };
   for (const py::handle& attribute : py::tuple(item(11))) {
     const py::tuple pair = py::reinterpret_borrow<py::tuple>(attribute);
     watch_entry(dict_of(pair[0]), pair[1]);
@@ -665,7 +679,7 @@ PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   if (!type) throw python_error();
   auto* const step = reinterpret_cast<BoundStep*>(type->tp_alloc(type, 0));
   if (!step) throw python_error();
-  step->held = held.release().ptr();
+  step->held = py::tuple(held).release().ptr();
   step->binding = b.release();
   return reinterpret_cast<PyObject*>(step);
   END_HANDLE_TH_ERRORS

@@ -18,7 +18,7 @@ at::Tensor linear_loss(const Operands& operands, const Objective& objective);
 std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands& operands, const Objective& objective,
                                                                   std::array<bool, 4> wanted);
 
-// Takes one step and returns the loss of before it.
+// Takes one step and returns the loss before it.
 at::Tensor sgd_step(const Operands& operands, const Objective& objective, const SgdArguments& sgd);
 
 // The losses, the validation losses and how many steps were taken.

@@ -130,7 +130,6 @@ class BatchOrder:
             wanted: whether the order is; else only what others can notice is drawn.
         """
         numbers = list(numbers or ())
-        batches = iter(self._loader.batch_sampler)
         if self._loader.generator is not None or not numbers:
             torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
         else:
@@ -148,7 +147,7 @@ class BatchOrder:
             if generator is self._own:
                 torch.randperm(self.length, generator=generator)  # as the sampler does at its end
         else:
-            order = torch.tensor([row for batch in batches for row in batch], dtype=torch.int64)
+            order = torch.tensor([row for batch in self._loader.batch_sampler for row in batch], dtype=torch.int64)
             order = torch.where(order < 0, order + (len(self.x) if self._rows is None else len(self._rows)), order)
         return order if self._rows is None else self._rows[order]
 
@@ -222,7 +221,7 @@ def _draws_one_by_one() -> bool:
 
 
 class DeviceCache:
-    """Data sets where a run goes on: on `device`, copies of their tensors, made again when they have changed."""
+    """Data sets on the run's device: on `device`, copies of their tensors, made again when they have changed."""
 
     def __init__(self, device: Any) -> None:
         self._device = None if device is None else torch.empty(0, device=device).device  # with its index

@@ -50,13 +50,13 @@ def fit(
         scheduler: a learning-rate scheduler of `opt`, stepped after every epoch (ReduceLROnPlateau with the
             validation loss, or without validation data the training loss).
         device: moves the model there and every batch; None leaves both where they are.
-        log_every: print ``Epoch [10/100], Loss: 12.3456`` every so many epochs, with the loss of the epoch's last
+        log_every: print ``Epoch [10/100], Loss: 12.3456`` every `log_every` epochs, with the loss of the epoch's last
             batch (and ``Val loss`` where there is validation data).
         progress: a progress bar over epochs on stderr (needs tqdm); None shows one on a terminal.
         on_divergence: ``"stop"`` raises :class:`DivergenceError` when a batch's loss is nan or inf and leaves the
             parameters as that batch found them; ``"continue"`` goes on as the plain loop does.
-        patience: end the run when so many epochs in a row have brought no lower validation loss (without validation
-            data, training loss), and put the parameters of the best epoch back; None never does.
+        patience: stop after this many consecutive epochs without a lower validation loss (without validation data,
+            training loss), and restore the best epoch's parameters; None: never.
         on_epoch_end: called with the number of the epoch that has ended (from 1) and the history so far, which must not
             be changed; the run ends when it returns True.
 
@@ -64,9 +64,9 @@ def fit(
         The :class:`History` of the run.
 
     Raises:
-        ValueError: num_epochs, log_every, on_divergence or patience is out of range; a loader yields something else
-            than pairs, or nothing in an epoch after one in which it did, as an iterator does (the parameters are then
-            as trained so far); or the loss of a batch is not one number.
+        ValueError: num_epochs, log_every, on_divergence or patience is out of range; a loader yields anything
+            other than pairs, or nothing in a later epoch, as an exhausted iterator does (the parameters are then as
+            trained so far); or the loss of a batch is not one number.
         DivergenceError: see `on_divergence`.
 
     Equivalent to:

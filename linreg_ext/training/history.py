@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a training run leaves behind beside its weights, and how it is recorded."""
+"""What a training run leaves behind besides its weights, and how it is recorded."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ class Recorder:
     def __init__(self, *, summed: bool, stop: bool, validated: bool) -> None:
         self._summed, self._stop, self._validated = summed, stop, validated
         self.step_loss, self.epoch_loss, self.val_loss, self._lr = (_Numbers() for _ in range(4))
-        self._steps: list[tuple[Tensor, int, float | Tensor]] = []  # loss, rows and rate, of the epoch that goes on
+        self._steps: list[tuple[Tensor, int, float | Tensor]] = []  # loss, rows and rate, of the current epoch
 
     def add(self, loss: Tensor, rows: int, lr: float | Tensor) -> None:
         """A step."""
         self._steps.append((loss, rows, lr.detach().clone() if isinstance(lr, Tensor) else lr))
-        if self._stop and loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        if self._stop and not math.isfinite(loss.item()):  # also on a GPU: no later step may be taken
             self._read_steps()
 
     def end_epoch(self) -> None:
@@ -122,7 +122,7 @@ class Recorder:
         self.epoch_loss.append(mean_over_rows(list(losses), rows, self._summed))
 
     def add_epochs(self, losses: Tensor, rows: Tensor, lr: float | Tensor, validation: Tensor) -> None:
-        """The steps of epochs, the last of which may not have come to its end.
+        """The steps of epochs, the last of which may be incomplete.
 
         Args:
             losses: of the steps.
@@ -131,7 +131,8 @@ class Recorder:
             validation: the losses on the validation rows after the epochs that have ended; empty without.
         """
         losses = losses.double().cpu()
-        epochs = (len(losses) if self._bad(losses) is None else self._bad(losses)) // len(rows)
+        bad = self._bad(losses)
+        epochs = (len(losses) if bad is None else bad) // len(rows)
         by_epoch = losses[: epochs * len(rows)].view(epochs, len(rows))
         self.epoch_loss.extend((by_epoch.sum(1) if self._summed else by_epoch @ rows) / rows.sum())
         self.val_loss.extend(validation[:epochs].double().cpu())

@@ -223,7 +223,7 @@ def _require_module(module: nn.Module, name: str, *methods: str) -> None:
         raise NotFusable(f"{cls.__name__} has a __getattribute__ of its own")
     for method in ("forward", "_call_impl", *methods):
         if method in vars(module):
-            raise NotFusable(f"{cls.__name__} has a {method} of its own making")
+            raise NotFusable(f"{cls.__name__} has a {method} set on the instance")
     if vars(module).get("_compiled_call_impl") is not None:
         raise NotFusable(f"{name} is compiled")
 
@@ -271,6 +271,8 @@ class _ModelRules:
         raise NotFusable(f"the model holds {with_article(type(module))} that is not a linear layer of its input")
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not args and function not in _LINEAR:
+            raise NotFusable(f"the model calls `{called(function)}` by keywords alone")
         if function in _LINEAR:
             x, w, b = (*args, *kwargs.values(), None)[:3]
             if x is _INPUT and _is_parameter(w, 2) and (b is None or _is_parameter(b, 1)):
@@ -298,7 +300,7 @@ class _ModelRules:
                 return replace(affine, bias=b.tensor)
         elif isinstance(args[0], Affine) and not args[0].flat and _drops_last_dimension(function, args[1:], kwargs):
             return replace(args[0], flat=True) if args[0].targets == 1 else None
-        raise NotFusable(f"the model computes `{called(function)}` where an affine function does not")
+        raise NotFusable(f"the model computes `{called(function)}`, which is not part of an affine function")
 
 
 def _is_parameter(value: Any, dims: int) -> bool:

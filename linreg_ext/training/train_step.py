@@ -42,11 +42,11 @@ def make_train_step(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor
         optimizer: any torch.optim optimizer whose step needs no closure.
 
     Returns:
-        The step. ``step(x, y)`` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss of before the update,
+        The step. ``step(x, y)`` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss before the update,
         without waiting for the device.
 
     Raises:
-        ValueError: (the step) the loss is not one number; nothing has changed then.
+        ValueError: raised by the step if the loss is not a single number; nothing is changed.
 
     Equivalent to:
         ``model.train(); loss = loss_fn(model(x), y); loss.backward(); optimizer.step(); optimizer.zero_grad()``
@@ -87,7 +87,7 @@ class TrainStep:
         """Take one step; with `skip_nonfinite`, change nothing when the loss is nan or inf."""
         bound = self.bound
         found = None if bound is None else bound.step(x, y, skip_nonfinite)
-        if type(found) is not Tensor:
+        if found is None:
             found = self._ask("step", x, y, skip_nonfinite)
         if type(found) is Tensor:
             if self.level != "fused":
@@ -125,23 +125,22 @@ class TrainStep:
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """What a method of the bound step answers, which is bound again where it is outdated."""
-        while self.bound is not None:
-            found = getattr(self.bound, method)(*arguments)
+        while (bound := self.bound) is not None:
+            found = getattr(bound, method)(*arguments)
             if found is not None:
                 return found
             self._bind()
         return "eager", self._not_fusable
 
     def _bind(self) -> None:
-        self.bound = None
+        bound, self._not_fusable = None, "LINREG_EXT_REFERENCE=1 runs plain PyTorch"
         self._lazy = isinstance(self.model, nn.Module) and any(is_lazy(p) for p in self.model.parameters())
-        if REFERENCE:
-            self._not_fusable = "LINREG_EXT_REFERENCE=1 runs plain PyTorch"
-            return
-        try:
-            self.bound = _C.bind_step(*match(*self._parts))
-        except NotFusable as reason:
-            self._not_fusable = str(reason)
+        if not REFERENCE:
+            try:
+                bound = _C.bind_step(*match(*self._parts))
+            except NotFusable as reason:
+                self._not_fusable = str(reason)
+        self.bound = bound
 
     def _say(self, level: str, reason: str) -> None:
         self.level, self._reason = level, reason

@@ -99,7 +99,7 @@ KERNELS = (
            within="ldk = plan_->ldk, ldy = p_->y.row_stride"),
     Mutant("targets: what is behind the last target counts", "csrc/cpu/targets.h", "k - t", "kLanes",
            (PARITY + "test_special_values_where_only_sums_are_wanted",), within="v = lane < k - t ?"),
-    Mutant("targets: float sums are not flushed", "csrc/cpu/targets.h", "unflushed >= kTargetsBlockRows", "false",
+    Mutant("targets: float sums are not flushed", "csrc/cpu/targets.h", "unflushed >= kBlockRows", "false",
            MANY_ROWS),
     # The pass.
     Mutant("pass: chunks depend on the threads", "csrc/cpu/plan.h", "ceil_div(p.n, wanted)",
