@@ -55,7 +55,7 @@ def test_every_option_of_sgd():
     passed(run_tests("tests/test_training.py", "-k", f"every_step and ({dtypes}) or many_targets"))
 
 
-# Every kernel of a run: of one block, of all, and those of steps that are launched one by one.
+# Every kernel of a run: of one block, and those of steps that are launched one by one.
 RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (dampening or plain or data))"
 
 
