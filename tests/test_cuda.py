@@ -16,7 +16,7 @@ from benchmarks import launches
 
 pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU and a build for it")
 
-# Every way to lay out rows: several a load, a part of a warp, a warp, a block, a cluster, through memory; some targets.
+# Every way to lay out rows: several a load, a part of a warp, a warp, a block, through memory; some targets.
 SHAPES = [
     (4099, 1, 1), (4099, 3, 1), (4099, 8, 1), (1021, 64, 1), (509, 101, 1), (257, 1024, 1), (67, 5000, 1), (19, 20000, 1),
     (7, 70001, 1), (1021, 16, 2), (257, 128, 4), (129, 256, 8), (67, 40, 30), (129, 65, 130),

@@ -65,7 +65,7 @@ const char* with_shape(const Problem& p, int columns, const Work& work) {
 
 const char* launch_once(const ResidentRun& call, void* stream) {
   const ResidentLayout& l = call.layout;
-  const Launch how{1, l.warps * kWarp, 1, l.shared_bytes, stream};
+  const Launch how{1, l.warps * kWarp, l.shared_bytes, stream};
   return with_shape(call.problem, l.columns_of_thread,
                     [&]<class S>() { return launch(resident_kernel<S>, how, call); });
 }
@@ -118,13 +118,13 @@ const char* gather(const Problem& problem, const int64_t* order, const Problem& 
   while (g.lanes < kWarp && g.lanes < g.operands[0].columns) g.lanes *= 2;
   const int64_t wanted = ceil_div(batch.n, kGatherThreads / g.lanes), most = device.multiprocessors * kGatherBlocks;
   const int blocks = int(wanted < 1 ? 1 : wanted < most ? wanted : most);
-  return launch(gather_kernel, {blocks, kGatherThreads, 1, 0, stream}, g);
+  return launch(gather_kernel, {blocks, kGatherThreads, 0, stream}, g);
 }
 
 const char* end_run(const Run& run, bool stop_nonfinite, const Losses& losses, const Losses& validation_losses,
                     int64_t* taken, void* stream) {
   const RunEnd end{stop_nonfinite, run.begin, run.end - run.begin, run.epoch_steps, losses, validation_losses, taken};
-  return launch(end_kernel, {1, kEndThreads, 1, kEndThreads * int(sizeof(int64_t)), stream}, end);
+  return launch(end_kernel, {1, kEndThreads, kEndThreads * int(sizeof(int64_t)), stream}, end);
 }
 
 }  // namespace linreg::cuda

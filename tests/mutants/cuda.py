@@ -32,8 +32,6 @@ CUDA = (
     Mutant("cuda rows: a row beyond the last counts", "csrc/cuda/rows.cuh", "i < p_.n && t < p_.k", "t < p_.k", SHAPES,
            build="races"),
     Mutant("cuda rows: only the last worker's sums count", "csrc/cuda/rows.cuh", "*at + sum", "sum", SHAPES, build="races"),
-    Mutant("cuda rows: every block of a cluster has the first columns", "csrc/cuda/rows.cuh", "rank * columns", "0", SHAPES,
-           build="races"),
     Mutant("cuda reduction: the last block of a team is left out", "csrc/cuda/reduce.cuh", "row < rows", "row + 1 < rows",
            SHAPES, build="races"),
     Mutant("cuda streamed: only a block's last rows count", "csrc/cuda/streamed.cuh",
