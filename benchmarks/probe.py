@@ -19,15 +19,11 @@ from torch import Tensor
 from . import clocks, machine
 from .results import Results
 
-SOURCE = r"""#include <cooperative_groups.h>
-#include <cuda_pipeline.h>
+SOURCE = r"""#include <cuda_pipeline.h>
 #include <map>
 #include <string>
 
 __global__ void empty() {}
-__global__ void barriers(int count) {
-  for (int i = 0; i < count; ++i) cooperative_groups::this_grid().sync();
-}
 template <class T>
 __global__ void block_sum(int count, double* out) {
   __shared__ T of_warp[2][32];  // two, so that one barrier a sum is enough
@@ -102,11 +98,11 @@ extern "C" const char* launch(const char* name, int times, int blocks, int threa
 #define KERNEL(...) {#__VA_ARGS__, (const void*)__VA_ARGS__}
 #define RING(stages) KERNEL(ring<stages, 1>), KERNEL(ring<stages, 2>), KERNEL(ring<stages, 4>)
   static const std::map<std::string, const void*> kernels = {
-      KERNEL(empty), KERNEL(barriers), KERNEL(block_sum<float>), KERNEL(block_sum<double>), RING(2), RING(3), RING(4)};
+      KERNEL(empty), KERNEL(block_sum<float>), KERNEL(block_sum<double>), RING(2), RING(3), RING(4)};
   const void* const kernel = kernels.at(name);
-  auto* call = kernel == (void*)barriers ? cudaLaunchCooperativeKernel<const void> : cudaLaunchKernel<const void>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  while (times-- > 0 && error == cudaSuccess) error = call(kernel, blocks, threads, arguments, shared, stream);
+  while (times-- > 0 && error == cudaSuccess)
+    error = cudaLaunchKernel(kernel, blocks, threads, arguments, shared, stream);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 """
@@ -179,7 +175,6 @@ def constants(n: int = 1 << 31) -> Iterator[tuple[str, float, str]]:
     yield "launch and wait", microseconds(lambda: (launch("empty", 1, 32), torch.cuda.synchronize()), clocks.wall), "us"
     for kind, threads in itertools.product(("float", "double"), (32, 256, 1024)):
         yield f"sum of {kind}s over a block of {threads}", iteration(f"block_sum<{kind}>", 1, threads, out), "us"
-    yield "grid barrier of a block an SM", iteration("barriers", sms, 256), "us"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .names import NAME, PRODUCTS, RUN_BATCHES, RUN_EPOCHS
+from .names import PRODUCTS, RUN_BATCHES, RUN_EPOCHS
 from .results import Row, duration
 
 Case = dict[str, Row]  # the rows of one case, by variant
@@ -123,8 +123,6 @@ TARGETS = (
     Target("G6", "time over", 1.12, PRODUCTS),
     Target("G6", "× as fast as", 1.5, "eager", where=_deep(1024)),
     Target("G6", "× as fast as", 1.15, "eager", where=_deep(4096)),
-    Target("G7", "× as fast as", 2.0, f"{NAME} sgd_step_", variant="sgd_run_"),
-    Target("G7", "× as fast as", 5.0, "eager", variant="sgd_run_"),
     Target("G8", "seconds", 0.5e-6 * RUN_EPOCHS, variant="sgd_run_"),
     Target("G8", "× as fast as", 25, "eager", variant="sgd_run_"),
     Target("G9", "seconds", 0.20e-3, variant="sgd_run_"),

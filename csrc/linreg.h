@@ -175,14 +175,12 @@ const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, 
 const char* finish_sgd_step(const Problem& problem, const ProductSums& sums, const Sgd& sgd, const Parameter& weight,
                             const Parameter& bias, const Skip& skip, void* loss, void* stream);
 
-// A run of which a launch takes many steps: its rows stay in shared memory, of one block or, for full batches, of all,
-// or its batches stream through that of a cluster. Whether that is the way for a run, and its steps. `run` has order
-// and lr on the device. The step before run.begin left its loss at `before`; if that ended the run, or a loss of these
-// steps does, those that are not reached get nan as their loss.
-const char* many_steps_workspace(const Problem& problem, const Run& run, bool& yes, size_t& bytes);
+// A run of which a launch takes many steps: its rows stay in the shared memory of one block. Whether that is the way
+// for a run, and its steps. `run` has order and lr on the device. The step before run.begin left its loss at `before`;
+// if that ended the run, or a loss of these steps does, those that are not reached get nan as their loss.
+const char* takes_many_steps(const Problem& problem, const Run& run, bool& yes);
 const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
-                            const Parameter& bias, bool stop_nonfinite, const void* before, void* losses,
-                            void* workspace, void* stream);
+                            const Parameter& bias, bool stop_nonfinite, const void* before, void* losses, void* stream);
 
 // For a run whose steps are launched one by one (csrc/torch/run_steps.cpp): copies the rows of x, y and v that `order`
 // names to where the views of `batch` are, contiguous; a row that there is not is nan.

@@ -18,7 +18,7 @@ from accuracy import DTYPES, LOSSES, Problem, assert_as_accurate, loss_and_grads
 import linreg_ext
 from linreg_ext.autograd import OPERANDS
 
-# Rows of every layout and their edges: several a load, a part of a warp, a warp, a block, a cluster, through memory.
+# Rows of every layout and their edges: several a load, a part of a warp, a warp, a block, through memory.
 SHAPES = [
     (0, 5, 1), (1, 1, 1), (67, 1, 1), (300, 3, 1), (257, 4, 1), (130, 13, 1), (97, 16, 1), (65, 64, 1), (1000, 64, 1), (33, 101, 1),
     (40, 128, 1), (19, 1000, 1), (9, 4096, 1), (5, 5003, 1), (4, 9000, 1), (3, 20000, 1), (2, 70001, 1),

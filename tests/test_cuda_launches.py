@@ -15,9 +15,8 @@ KERNELS = {path.name: path.read_text() for path in sorted((CSRC / "cuda").iterdi
 
 # Of the runtime, all that device.cu and device.cuh may call: nothing that allocates, copies, clears or waits.
 RUNTIME = {
-    "cudaDeviceGetAttribute", "cudaFuncGetAttributes", "cudaFuncSetAttribute", "cudaGetDevice", "cudaGetErrorString",
-    "cudaGetLastError", "cudaGetSymbolAddress", "cudaLaunchKernelEx", "cudaOccupancyMaxActiveClusters",
-    "cudaStreamGetCaptureInfo", "cudaThreadExchangeStreamCaptureMode",
+    "cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaGetDevice", "cudaGetErrorString", "cudaGetLastError",
+    "cudaGetSymbolAddress", "cudaLaunchKernelEx", "cudaStreamGetCaptureInfo", "cudaThreadExchangeStreamCaptureMode",
 }  # fmt: skip
 
 

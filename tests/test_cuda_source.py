@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Are the CUDA kernels right? Their own source, run on the CPU by tests/simt in place of the CPU kernels, has to pass the
-tests that judge those: with and without clusters, and with a detector of races.
+tests that judge those, with a detector of races.
 
 Would these runs notice a fault? tests/mutants/cuda.py has what they have to notice."""
 
@@ -45,8 +45,8 @@ def test_parity_without_races():
     passed(run_tests(*tests, SIMT_SEED="1", SIMT_MULTIPROCESSORS="5"))
 
 
-def test_parity_on_a_device_without_clusters():
-    settings = {"SIMT_MAX_CLUSTER": "1", "SIMT_MULTIPROCESSORS": "7", "SIMT_SEED": "2"}
+def test_parity_on_a_device_of_another_size():
+    settings = {"SIMT_MULTIPROCESSORS": "7", "SIMT_SEED": "2"}
     passed(run_tests("tests/test_parity.py", "-k", "test_shapes and (float32 or float64)", **settings))
 
 
@@ -55,7 +55,7 @@ def test_every_option_of_sgd():
     passed(run_tests("tests/test_training.py", "-k", f"every_step and ({dtypes}) or many_targets"))
 
 
-# Every kernel of a run: of one block, of all, and those of steps that are launched one by one.
+# Every kernel of a run: of one block, and those of steps that are launched one by one.
 RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (dampening or plain or data))"
 
 

@@ -321,7 +321,7 @@ def test_a_run_in_chunks_has_the_same_bits(shape, dtypes, device):
 
 # More than a block's shared memory: 96 KB in tests/simt, up to 227 KB of a GPU.
 @pytest.mark.parametrize("shape", [(14_000, 1, 1), (3000, 16, 1), (1501, 31, 1), (40_000, 2, 1)], ids=str)
-def test_a_full_batch_of_several_blocks(shape, device):
+def test_a_full_batch_that_no_block_holds(shape, device):
     """In parts it has the same bits, and it stops."""
     problem = Problem.random(*shape, DTYPES["float32"], weight="rows", device=device)
     x, w, y, b, v = vars(problem).values()
@@ -444,7 +444,7 @@ def test_steps_through_shared_memory_are_one_launch():
         ((80, 1, 1), {"epochs": 50}, 1),
         ((80, 1, 1), {"epochs": 3, "batch_size": 16, "order": torch.randperm(80)}, 1),
         ((30, 100, 4), {"epochs": 20}, 1),
-        ((3000, 16, 1), {"epochs": 20}, 2),  # of all blocks, and one before it
+        ((3000, 16, 1), {"epochs": 20}, 20),  # more than one block holds
         ((1500, 50, 1), {"epochs": 2, "batch_size": 128, "order": torch.randperm(1500)}, 48),  # gathered, one by one
         ((9000, 50, 1), {"epochs": 1, "batch_size": 8999}, 2),
         ((30, 300, 1), {"epochs": 20}, 20),  # wider than a warp holds

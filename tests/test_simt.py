@@ -12,7 +12,7 @@ from simt.build import HERE, ROOT, SAMPLES, build, sanitizer_environment
 from simt.samples import FAULTS, Samples
 
 SEEDS = range(8)
-KERNELS = [("blocks", 1), ("grid", 1), ("cluster", 1), ("cluster", 2), ("cluster", 8), ("copies", 1)]
+KERNELS = ["blocks", "grid", "copies"]
 
 
 def build_samples(**how):
@@ -43,23 +43,18 @@ def run_sanitized(*cases, **environment):
     )
 
 
-@pytest.mark.parametrize(("kernel", "cluster"), KERNELS)
-def test_right_kernels_are_right(samples, kernel, cluster):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_right_kernels_are_right(samples, kernel):
     for seed in SEEDS:
         for threads in (32, 64, 256):
             for n in (0, 1, 257, 4099):
-                assert samples.run(kernel, n=n, threads=threads, cluster=cluster, seed=seed) is None
-        assert samples.run(kernel, n=1003, blocks=64, threads=64, cluster=cluster) is None  # not all at once
+                assert samples.run(kernel, n=n, threads=threads, seed=seed) is None
+        assert samples.run(kernel, n=1003, blocks=64, threads=64) is None  # not all at once
 
 
 REPORTED = [
     ("blocks", "divergent_barrier", r"in sync_block at samples.cu:\d+, but thread \d+ of block \d is in sync_block at"),
     ("blocks", "early_exit", r"thread 33 of block \d has ended|thread 33 of block \d is in"),
-    (
-        "cluster",
-        "early_exit",
-        r"thread 33 of block \d is in sync_cluster at samples.cu:\d+, but|is in sync_block .* thread 33",
-    ),
     (
         "blocks",
         "divergent_shuffle",
@@ -69,13 +64,6 @@ REPORTED = [
     ("grid", "wrong_count", r"counter 1 is 8 at the end of the grid"),
     ("blocks", "deadlock", r"deadlock: .* in load_cg at samples.cu:\d+, as thread \d+ of block 0"),
     ("blocks", "misaligned", r"thread \d+ of block \d: misaligned load_once at samples.cu"),
-    ("cluster", "missing_start", r"store_remote before a sync_cluster"),
-    ("cluster", "outside_cluster", r"store_remote to a block outside of the cluster at samples.cu"),
-    (
-        "cluster",
-        "early_end",
-        r"sync_cluster at samples.cu:\d+, but .* has ended|has ended, but .*|into a block that has ended",
-    ),
     ("copies", "misaligned", r"thread \d+ of block \d: misaligned copy_async at samples.cu"),
 ]
 
@@ -95,21 +83,17 @@ WRONG = [
     ("blocks", "missing_barrier"),
     ("blocks", "missing_barrier_2"),
     ("grid", "missing_barrier"),
-    ("cluster", "missing_barrier"),
     ("grid", "missing_publish_barrier"),
     ("grid", "missing_fence"),
-    ("cluster", "missing_arrival"),
-    ("cluster", "overwritten"),
 ]
 
 
 @pytest.mark.parametrize(("kernel", "fault"), WRONG + UNORDERED)
 def test_races_make_results_wrong(plain, kernel, fault):
     """In some order, which ten launches are enough to find."""
-    launches = 60 if fault in ("overwritten", "one_box") else 10  # a block must be a whole round ahead of another
     for seed in SEEDS:
         plain.library.simt_seed(seed)
-        assert any(plain.run(kernel, fault) for _ in range(launches))
+        assert any(plain.run(kernel, fault) for _ in range(10))
 
 
 @pytest.mark.parametrize(("kernel", "fault"), WRONG)
@@ -135,7 +119,7 @@ def test_the_sanitizer_sees_what_lies_outside(fault, seed):
 
 
 def test_the_sanitizer_has_nothing_against_fibers():
-    right = [{"kernel": k, "cluster": c, "blocks": 16, "threads": 256, "seed": s} for k, c in KERNELS for s in SEEDS]
+    right = [{"kernel": k, "blocks": 16, "threads": 256, "seed": s} for k in KERNELS for s in SEEDS]
     wrong = [{"kernel": k, "fault": f, "seed": s} for k, f, _ in REPORTED for s in range(2)]
     done = run_sanitized(*wrong, *right, *wrong, *right, SIMT_SEED="5")
     assert done.returncode == 0, done.stderr
@@ -150,8 +134,6 @@ def test_the_sanitizer_has_nothing_against_fibers():
         ({"shared_bytes": (96 << 10) + 16}, "at most 96 KB of shared memory, got 98320"),
         ({"threads": 48}, "32, 64, ... or 1024 threads, got 48"),
         ({"threads": 2048}, "32, 64, ... or 1024 threads, got 2048"),
-        ({"kernel": "cluster", "cluster": 32, "blocks": 32}, "a cluster of at most 16 blocks, got 32"),
-        ({"kernel": "cluster", "cluster": 8, "blocks": 9}, "whole clusters of 8 blocks, got 9"),
     ],
 )
 def test_launches_that_a_device_would_refuse(plain, launch, message):
@@ -172,11 +154,10 @@ def test_limits_and_launches_are_counted(plain):
     before = plain.library.simt_launches()
     plain.run("blocks")
     assert plain.library.simt_launches() == before + 1
-    assert plain.limits() == [4, 4, 2, 1, 1, 1]
-    plain.library.simt_limits(20, 4)
-    assert plain.limits() == [20, 20, 10, 5, 0, 0]
-    assert "a cluster of at most 4 blocks" in plain.run("cluster", cluster=8)
-    plain.library.simt_limits(4, 16)
+    assert plain.library.get_multiprocessors() == 4
+    plain.library.simt_multiprocessors(20)
+    assert plain.library.get_multiprocessors() == 20
+    plain.library.simt_multiprocessors(4)
 
 
 def test_half_precision(plain):
@@ -188,7 +169,7 @@ def test_half_precision(plain):
 
 def test_fibers_without_assembly():
     samples = Samples(build_samples(replace={"tests/simt/fibers.h": ("#if !defined(__x86_64__) ||", "#if 1 ||")}))
-    assert all(samples.run(kernel, cluster=cluster, seed=1) is None for kernel, cluster in KERNELS)
+    assert all(samples.run(kernel, seed=1) is None for kernel in KERNELS)
     assert "has ended" in samples.run("blocks", "exited_lanes")
 
 

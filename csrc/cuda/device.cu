@@ -15,23 +15,6 @@ constexpr int kMaxDevices = 64;
 // Zero from the moment the module is loaded, so that no launch has to clear them.
 __device__ unsigned counter_slots[kSlots][kCounters];
 
-__global__ void occupant() {}
-
-// As many as fit with so much shared memory that two blocks never share a multiprocessor.
-int resident_clusters(int size, int shared_bytes) {
-  Launch l{size, kMaxThreads, size, shared_bytes, nullptr};
-  cudaLaunchAttribute cluster = {};
-  const cudaLaunchConfig_t config = config_of(l, cluster);
-  int count = 0;
-  if (allow_cluster(occupant, size) != cudaSuccess ||
-      cudaFuncSetAttribute(occupant, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) != cudaSuccess ||
-      cudaOccupancyMaxActiveClusters(&count, occupant, &config) != cudaSuccess) {
-    cudaGetLastError();  // answered with 0 here, not left for the next launch
-    return 0;
-  }
-  return count;
-}
-
 // While it lives, calls that a stream capture of this thread would refuse are allowed: those below do nothing that a
 // graph could miss.
 class RelaxedCapture {
@@ -52,21 +35,13 @@ struct Known {
 const char* find(int device, Known& found) {
   const RelaxedCapture relaxed;
   Limits& limits = found.limits;
-  int cooperative = 0;
-  cudaFuncAttributes code;
   void* slots = nullptr;
   for (const cudaError_t error :
        {cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
         cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device),
-        cudaFuncGetAttributes(&code, occupant), cudaGetSymbolAddress(&slots, counter_slots)})
+        cudaGetSymbolAddress(&slots, counter_slots)})
     if (error != cudaSuccess) return message(error);
   found.slots = static_cast<unsigned*>(slots);
-  limits.cooperative = cooperative;
-  limits.clusters[0] = limits.multiprocessors;
-  // It is the code that must know clusters: an older architecture's may have been translated for this device.
-  for (int i = 1; code.ptxVersion >= 90 && i < kClusterSizes; ++i)
-    limits.clusters[i] = resident_clusters(1 << i, limits.shared_bytes);
   return nullptr;
 }
 

@@ -22,7 +22,7 @@ LINREG_DEVICE int thread_count() { return int(blockDim.x); }
 LINREG_DEVICE int block_index() { return int(blockIdx.x); }
 LINREG_DEVICE int block_count() { return int(gridDim.x); }
 
-// ---- Threads of one warp, block or cluster ------------------------------------------------------------------------
+// ---- Threads of one warp or block ---------------------------------------------------------------------------------
 
 // The value of the lane whose number differs by `mask`; all 32 lanes call it.
 LINREG_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
@@ -38,26 +38,6 @@ LINREG_DEVICE void* shared_memory() {
 }
 
 LINREG_DEVICE void sync_block() { __syncthreads(); }
-
-// Orders shared memory accesses of all blocks of a cluster, remote ones too. A cluster of one block is a block.
-LINREG_DEVICE void sync_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
-#else
-  __syncthreads();
-#endif
-}
-
-// Stores into the shared memory of block `rank` of this cluster, at the place that `mine` has in this block's.
-LINREG_DEVICE void store_remote(double* mine, int rank, double value) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t address = uint32_t(__cvta_generic_to_shared(mine));
-  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
-  asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(address), "d"(value) : "memory");
-#else
-  *mine = value;
-#endif
-}
 
 // ---- Global memory ------------------------------------------------------------------------------------------------
 
@@ -141,17 +121,6 @@ LINREG_DEVICE double load_cg(const double* from) { return __ldcg(from); }
 // What this thread, and those it has synchronised with, wrote before is seen by whoever sees what it writes after.
 LINREG_DEVICE void fence() { __threadfence(); }
 
-// For blocks that wait for each other, which a cooperative launch lets run at the same time: what this thread, and
-// those it has synchronised with, wrote before a signal is seen by whoever has seen the signal.
-LINREG_DEVICE void signal(double* to, double value) {
-  asm volatile("st.release.gpu.global.b64 [%0], %1;" ::"l"(to), "d"(value) : "memory");
-}
-LINREG_DEVICE double signalled(const double* from) {
-  double value;
-  asm volatile("ld.acquire.gpu.global.b64 %0, [%1];" : "=d"(value) : "l"(from) : "memory");
-  return value;
-}
-
 // Counts to `count` and starts again at 0; true for the last arrival.
 LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count) { return atomicInc(counter, count - 1) == count - 1; }
 
@@ -159,14 +128,10 @@ LINREG_DEVICE float half_bits_to_float(uint16_t bits) { return __half2float(__us
 
 // ---- The host's side ----------------------------------------------------------------------------------------------
 
-constexpr int kClusterSizes = 5;  // of 1, 2, 4, 8 and 16 blocks
-
 // What plan.h asks of the current device.
 struct Limits {
   int multiprocessors = 0;
-  int shared_bytes = 0;              // that a block may have
-  bool cooperative = false;          // whether blocks may wait for each other
-  int clusters[kClusterSizes] = {};  // of 2^i blocks, with a multiprocessor for each block, that run at once
+  int shared_bytes = 0;  // that a block may have
 };
 
 constexpr int kCounters = 256;
@@ -179,10 +144,9 @@ const char* limits(Limits& limits);
 const char* counters(void* stream, unsigned*& counters);
 
 struct Launch {
-  int blocks, threads, cluster;
+  int blocks, threads;
   int shared_bytes;  // at most Limits::shared_bytes
   void* stream;
-  bool cooperative = false;  // all blocks run at once, or it is an error
 };
 
 // nullptr, or what the CUDA runtime says is wrong.
@@ -192,35 +156,9 @@ inline const char* message(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
-inline cudaLaunchConfig_t config_of(const Launch& l, cudaLaunchAttribute& attribute) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(l.blocks));
-  config.blockDim = dim3(unsigned(l.threads));
-  config.dynamicSmemBytes = size_t(l.shared_bytes);
-  config.stream = static_cast<cudaStream_t>(l.stream);
-  if (l.cooperative) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  } else {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = unsigned(l.cluster);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  }
-  config.attrs = &attribute;
-  config.numAttrs = l.cooperative || l.cluster > 1 ? 1 : 0;
-  return config;
-}
-
-// More than 8 blocks in a cluster are not portable, and have to be asked for.
-template <class... Parameters>
-cudaError_t allow_cluster(void (*kernel)(Parameters...), int cluster) {
-  if (cluster <= 8) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-}
-
 constexpr int kSharedUnasked = 48 << 10;
 
-// More shared memory than this has to be asked for, too. All that there is: what is asked for is the kernel's from then
+// More shared memory than this has to be asked for. All that there is: what is asked for is the kernel's from then
 // on, for whoever launches it, and another thread may be about to launch it with more than this one needs.
 template <class... Parameters>
 cudaError_t allow_shared(void (*kernel)(Parameters...), int bytes) {
@@ -233,10 +171,12 @@ cudaError_t allow_shared(void (*kernel)(Parameters...), int bytes) {
 
 template <class... Parameters>
 const char* launch(void (*kernel)(Parameters...), const Launch& l, const Parameters&... arguments) {
-  cudaLaunchAttribute attribute = {};
-  const cudaLaunchConfig_t config = config_of(l, attribute);
-  cudaError_t error = allow_cluster(kernel, l.cluster);
-  if (error == cudaSuccess) error = allow_shared(kernel, l.shared_bytes);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(l.blocks));
+  config.blockDim = dim3(unsigned(l.threads));
+  config.dynamicSmemBytes = size_t(l.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(l.stream);
+  const cudaError_t error = allow_shared(kernel, l.shared_bytes);
   return message(error == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, arguments...) : error);
 }
 

@@ -31,6 +31,11 @@ LINREG_DEVICE double total(const double* sums, int64_t count) {
   return sum;
 }
 
+// Some columns, of X or of the bias.
+struct Slice {
+  int64_t first, columns;
+};
+
 // Σ (v ℓ')ᵀ X, or Σ v ℓ' as one row, for some columns: in a line of doubles or as a matrix product left it.
 struct Sums {
   const double* line;
@@ -100,13 +105,11 @@ LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
   }
 }
 
-// What each block does when its line of sums is published: whichever comes last of the `blocks` that have these columns
-// finishes the pass for them. Block `index` of them has the line partials + index · line_stride.
-LINREG_DEVICE_CALL void finish_last(const Pass& pass, double* partials, Slice slice, int index, int blocks,
-                                    unsigned* counters) {
-  const int64_t count = sum_count(pass.problem, pass.weight_sum, slice.columns);
+// What each block does when its line of sums is published: whichever comes last finishes the pass.
+LINREG_DEVICE_CALL void finish_last(const Pass& pass) {
   int* const flag = static_cast<int*>(shared_memory());
-  if (reduce_blocks(partials, pass.line_stride, count, index, blocks, counters, flag)) finish(pass, partials, slice);
+  if (reduce_blocks(pass.partials, pass.line_stride, sum_count(pass.problem, pass.weight_sum), pass.counters, flag))
+    finish(pass, pass.partials, {0, pass.problem.d});
 }
 
 }  // namespace linreg::cuda

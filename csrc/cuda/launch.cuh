@@ -11,7 +11,7 @@ using LaunchPass = const char*(const Plan&, const Pass&, void* stream);
 
 template <Dtype kX, Dtype kW>
 const char* launch_pass(const Plan& plan, const Pass& pass, void* stream) {
-  const Launch how{plan.blocks, plan.threads, plan.layout.cluster, plan.shared_bytes, stream};
+  const Launch how{plan.blocks, plan.threads, plan.shared_bytes, stream};
   if (!plan.fits_registers) return launch(streamed_kernel<kX, kW>, how, pass);
   const auto rows = [&]<bool kWordLoads>() {
     switch (plan.width) {

@@ -62,8 +62,7 @@ const char* run_pass(Pass pass, void* workspace, void* stream) {
   pass.scale = reduction_scale(p, 0);
   if (needs_weighted_scale(pass)) {
     double* const totals = pass.scratch + plan.scratch;
-    const Launch how{weights_blocks(p, device), kWeightsThreads, 1, int(sizeof(double)) * kWeightsThreads / kWarp,
-                     stream};
+    const Launch how{weights_blocks(p, device), kWeightsThreads, int(sizeof(double)) * kWeightsThreads / kWarp, stream};
     if (const char* error = launch(weights_kernel, how, p, totals, pass.counters)) return error;
     pass.weighted_scale = totals;
   }

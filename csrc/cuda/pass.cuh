@@ -22,7 +22,6 @@ struct Layout {
   int lanes = 32;     // of a warp, for one row
   int warp_rows = 1;  // of a warp at a time, 32 / lanes
   int row_warps = 1;  // of a block, for one row
-  int cluster = 1;    // blocks for one row
   int groups = 1;     // of targets; each has its own warps, which read the same rows
   int workers = 1;    // of a block: row_warps · groups warps each
 };
@@ -45,17 +44,13 @@ struct Pass {
   unsigned* counters = nullptr;
 };
 
-// A block's line of sums: of each target the loss, Σ v and Σ G, [3, k]; then, where it is wanted, Gᵀ X for the columns
-// that the block has, [k, columns].
-struct Slice {
-  int64_t first, columns;  // of X
-};
+// A block's line of sums: of each target the loss, Σ v and Σ G, [3, k]; then, where it is wanted, Gᵀ X [k, d].
 LINREG_MATH constexpr int64_t loss_sums(const Problem&) { return 0; }
 LINREG_MATH constexpr int64_t weight_totals(const Problem& p) { return p.k; }
 LINREG_MATH constexpr int64_t bias_sums(const Problem& p) { return 2 * p.k; }
 LINREG_MATH constexpr int64_t weight_sums(const Problem& p) { return 3 * p.k; }
-LINREG_MATH constexpr int64_t sum_count(const Problem& p, bool weight_sum, int64_t columns) {
-  return weight_sums(p) + (weight_sum ? p.k * columns : 0);
+LINREG_MATH constexpr int64_t sum_count(const Problem& p, bool weight_sum) {
+  return weight_sums(p) + (weight_sum ? p.k * p.d : 0);
 }
 
 }  // namespace linreg::cuda

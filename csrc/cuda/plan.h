@@ -81,7 +81,7 @@ constexpr bool in_words(const Problem& p, uintptr_t address) {
   return p.d > 0 && p.d * size % 16 == 0 && address % 16 == 0 && (p.n <= 1 || p.x.row_stride * size % 16 == 0);
 }
 
-// Lays a row over lanes, warps and, where need be, the blocks of a cluster; false if it does not fit.
+// Lays a row over lanes and warps; false if it does not fit a block.
 constexpr bool lay_out(Plan& plan, const Problem& p, const Limits& limits) {
   const Tier t = tier(p.x.dtype, plan.words, plan.width);
   const int columns = t.bytes / int(size_of(p.x.dtype)) * t.loads;
@@ -96,36 +96,23 @@ constexpr bool lay_out(Plan& plan, const Problem& p, const Limits& limits) {
   const int wanted = power_of_two_from(lanes);
   l.lanes = wanted > kWarp ? kWarp : wanted < fewest ? fewest : wanted;
   l.warp_rows = kWarp / l.lanes;
-  for (int i = 0; i < kClusterSizes; ++i) {
-    l.cluster = 1 << i;
-    l.row_warps = int(ceil_div(lanes, int64_t(l.lanes) * l.cluster));
-    if (l.row_warps < 1) l.row_warps = 1;
-    const int warps = l.row_warps * l.groups;
-    if (limits.clusters[i] == 0) return false;
-    if (warps * kWarp > t.threads) continue;
-    // Half of a multiprocessor's threads, where a row does not need more; all of them where they do not divide.
-    const int block_warps = t.resident_threads % 256 == 0 ? 8 : t.threads / kWarp;
-    l.workers = l.cluster == 1 && warps < block_warps ? block_warps / warps : 1;
-    plan.threads = warps * l.workers * kWarp;
-    const int64_t slice = int64_t(l.lanes) * l.row_warps * columns;
-    const int64_t count = sum_count(p, true, p.d < slice ? p.d : slice);
-    const int dots = t.rows * t.targets;
-    const int64_t slots = l.row_warps * l.cluster > 1 ? 2 * plan.threads / kWarp * l.cluster * dots : 0;
-    const int64_t shared = 8 * (l.workers > 1 && count > slots ? count : slots);
-    if (shared > kSharedBytes) return false;
-    if (shared > plan.shared_bytes) plan.shared_bytes = int(shared);
-    const int64_t tile = int64_t(t.rows) * l.workers * l.warp_rows;
-    const int at_once =
-        l.cluster == 1 ? limits.multiprocessors * (t.resident_threads / plan.threads) : limits.clusters[i];
-    const int64_t tiles = ceil_div(p.n, tile);
-    plan.blocks = int(tiles < 1 ? 1 : tiles < at_once ? tiles : at_once) * l.cluster;
-    plan.line_stride = count;
-    return counters_for(plan.blocks / l.cluster) * l.cluster <= kCounters;
-  }
-  return false;
+  l.row_warps = lanes > l.lanes ? int(ceil_div(lanes, l.lanes)) : 1;
+  const int warps = l.row_warps * l.groups;
+  if (warps * kWarp > t.threads) return false;
+  // Half of a multiprocessor's threads, where a row does not need more; all of them where they do not divide.
+  const int block_warps = t.resident_threads % 256 == 0 ? 8 : t.threads / kWarp;
+  l.workers = warps < block_warps ? block_warps / warps : 1;
+  plan.threads = warps * l.workers * kWarp;
+  plan.line_stride = sum_count(p, true);
+  const int64_t slots = l.row_warps > 1 ? 2 * plan.threads / kWarp * t.rows * t.targets : 0;
+  const int64_t shared = 8 * (l.workers > 1 && plan.line_stride > slots ? plan.line_stride : slots);
+  if (shared > kSharedBytes) return false;
+  if (shared > plan.shared_bytes) plan.shared_bytes = int(shared);
+  const int64_t tiles = ceil_div(p.n, int64_t(t.rows) * l.workers * l.warp_rows);
+  const int at_once = limits.multiprocessors * (t.resident_threads / plan.threads);
+  plan.blocks = int(tiles < 1 ? 1 : tiles < at_once ? tiles : at_once);
+  return counters_for(plan.blocks) <= kCounters;
 }
-
-constexpr int64_t kDeepColumns = 4096;  // what a block of 512 threads can hold, 8 columns each
 
 // What is written row by row.
 struct Wishes {
@@ -142,15 +129,18 @@ constexpr Plan plan_of(const Problem& p, uintptr_t x_address, Wishes wishes, con
   plan.width = p.d <= narrow_columns * (plan.words ? 8 : kWarp) ? Width::narrow : Width::deep;
   if (p.k >= shared.targets && fills_half_a_warp) plan.width = Width::targets;
   if ((wishes.residuals || p.v.data) && plan.width == Width::narrow) plan.width = Width::deep;
-  if (plan.width == Width::deep && p.d > kDeepColumns) plan.width = Width::wide;
   if (wishes.input_gradient) plan.width = Width::writing;
   plan.fits_registers = !(wishes.input_gradient && p.k != 1) && lay_out(plan, p, limits);
+  if (!plan.fits_registers && plan.width == Width::deep) {
+    plan.width = Width::wide;
+    plan.fits_registers = lay_out(plan, p, limits);
+  }
   if (!plan.fits_registers) {
     plan.by_products = p.k > kFewTargets && p.n > 0 && p.d > 0;
     plan.layout = {};
     plan.threads = kStreamedThreads;
     plan.shared_bytes = kSharedLeast;
-    plan.line_stride = sum_count(p, true, p.d);
+    plan.line_stride = sum_count(p, true);
     const int64_t by_memory = kStreamedLineBytes / (8 * (plan.line_stride + 1));
     int64_t blocks = ceil_div(p.n, kStreamedRows);
     if (blocks > limits.multiprocessors * kStreamedBlocks) blocks = limits.multiprocessors * kStreamedBlocks;

@@ -25,7 +25,7 @@ Pass pass_for(const Problem& problem) {
 
 const char* launch_finish(const Pass& pass, void* stream) {
   const int64_t blocks = pass.products.weight ? ceil_div(pass.problem.d, kFinishColumns) : 1;
-  return launch(finish_kernel, {int(blocks > 1 ? blocks : 1), kProductThreads, 1, kSharedLeast, stream}, pass);
+  return launch(finish_kernel, {int(blocks > 1 ? blocks : 1), kProductThreads, kSharedLeast, stream}, pass);
 }
 
 }  // namespace
@@ -58,8 +58,7 @@ const char* residuals(const Problem& rows, const Residuals& wanted, void* worksp
   pass.partials = static_cast<double*>(workspace);
   pass.line_stride = weight_sums(rows);
   const int shared_bytes = 3 * kProductThreads * int(sizeof(double));
-  return launch(residuals_kernel, {residual_blocks(rows, device), kProductThreads, 1, shared_bytes, stream}, pass,
-                wanted);
+  return launch(residuals_kernel, {residual_blocks(rows, device), kProductThreads, shared_bytes, stream}, pass, wanted);
 }
 
 const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, const Gradients& gradients, void* loss,

@@ -54,9 +54,7 @@ residuals_kernel(LINREG_PARAMETER Pass pass, LINREG_PARAMETER Residuals wanted) 
   }
   sync_block();  // nobody reads the sums any more: the flag takes their place
   const int64_t count = weight_sums(p);
-  if (!reduce_blocks(pass.partials, pass.line_stride, count, block_index(), block_count(), pass.counters,
-                     static_cast<int*>(shared_memory())))
-    return;
+  if (!reduce_blocks(pass.partials, pass.line_stride, count, pass.counters, static_cast<int*>(shared_memory()))) return;
   for (int64_t i = thread_index(); i < count; i += thread_count())
     wanted.sums[i] = load_cg(pass.partials + i) + (wanted.add ? wanted.sums[i] : 0);
 }

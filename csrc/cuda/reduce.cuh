@@ -70,10 +70,10 @@ LINREG_DEVICE void add_lines(double* lines, int rows, int64_t stride, int64_t co
   }
 }
 
-// Block `index` of `blocks` has published `count` sums at partials + index · stride. True in the one block that finds
-// the sums of all at partials; the others are done.
-LINREG_DEVICE bool reduce_blocks(double* partials, int64_t stride, int64_t count, int index, int blocks,
-                                 unsigned* counters, int* flag) {
+// Each block has published `count` sums at its line, partials + block_index() · stride. True in the one block that
+// finds the sums of all at partials; the others are done.
+LINREG_DEVICE bool reduce_blocks(double* partials, int64_t stride, int64_t count, unsigned* counters, int* flag) {
+  const int index = block_index(), blocks = block_count();
   const int size = team_size(blocks), teams = (blocks + size - 1) / size;
   const int team = index / size, first = team * size;
   const int members = first + size < blocks ? size : blocks - first;

@@ -2,10 +2,9 @@
 // The pass for rows that fit into registers: prediction, residual, loss and gradient sums from one reading of X.
 //
 // Read once: X, n·d elements, in words of kBytes; Y and v, n·k. Written: what is asked for, and one line of sums a
-// block. Launch: persistent blocks. A row lies over `lanes` of a warp, or over `row_warps` warps, or over the warps of
-// a cluster's blocks; a thread always holds the same columns, so its weights and its gradient sums stay in registers.
-// kTargets targets share a reading; other targets belong to other warps of the block, which find the row in the
-// first-level cache. kRows rows are in flight.
+// block. Launch: persistent blocks. A row lies over `lanes` of a warp, or over `row_warps` warps; a thread always holds
+// the same columns, so its weights and its gradient sums stay in registers. kTargets targets share a reading; other
+// targets belong to other warps of the block, which find the row in the first-level cache. kRows rows are in flight.
 // Deterministic: which thread adds which rows follows from the sizes and the grid, and sums are combined in fixed
 // order.
 #pragma once
@@ -48,13 +47,6 @@ LINREG_DEVICE Place place_of(const Layout& l) {
   return {warp % l.row_warps, warp / l.row_warps % l.groups, warp / (l.row_warps * l.groups)};
 }
 
-// The columns of a block.
-template <class S>
-LINREG_MATH Slice slice_of(const Layout& l, int64_t d, int rank) {
-  const int64_t columns = int64_t(l.lanes) * l.row_warps * S::kColumns, first = rank * columns;
-  return {first, first + columns < d ? columns : first < d ? d - first : 0};
-}
-
 template <class S>
 class RowsPass {
  public:
@@ -64,8 +56,8 @@ class RowsPass {
         l_(pass.layout),
         lane_(place_of(l_).row_warp * l_.lanes + in_row()),
         first_target_(place_of(l_).group * S::kTargets),
-        columns_(int(slice().columns)),
-        x_(static_cast<const Stored<S::kX>*>(p_.x.data) + slice().first),
+        columns_(int(p_.d)),
+        x_(static_cast<const Stored<S::kX>*>(p_.x.data)),
         shared_(static_cast<double*>(shared_memory())) {
     const int own_target = S::kOwned ? first_target_ + own() % S::kTargets : first_target_;
     bias_ = p_.b.data && own_target < p_.k ? load_number(p_.b, 0, own_target) : 0;
@@ -81,13 +73,11 @@ class RowsPass {
   }
 
   LINREG_DEVICE void run() {
-    const int slots = shared_row() ? thread_count() / kWarp * l_.cluster * S::kDots : 0;
-    const int cluster = block_index() / l_.cluster, clusters = block_count() / l_.cluster;
+    const int slots = shared_row() ? thread_count() / kWarp * S::kDots : 0;
     const int64_t tile = int64_t(S::kRows) * row_step();
     const int row_in_tile = place_of(l_).worker * l_.warp_rows + thread_index() % kWarp / l_.lanes;
-    if (l_.cluster > 1) sync_cluster();  // the other blocks' shared memory exists
     int parity = 0;
-    for (int64_t begin = cluster * tile; begin < p_.n; begin += clusters * tile, parity ^= 1) {
+    for (int64_t begin = block_index() * tile; begin < p_.n; begin += block_count() * tile, parity ^= 1) {
       const int64_t first = begin + row_in_tile;  // this thread's first row; the others are row_step() apart
       Words<S::kBytes> x[S::kRows][S::kLoads];
       Wide<S::kX> y[S::kOwned ? 1 : S::kDots];
@@ -113,24 +103,20 @@ class RowsPass {
       sync_block();  // before the next worker adds
     }
     if (l_.workers == 1) return;
-    const int count = int(sum_count(p_, pass_.weight_sum, columns_));
+    const int count = int(sum_count(p_, pass_.weight_sum));
     for (int i = thread_index(); i < count; i += thread_count()) store_cg(line + i, sums[i]);
   }
 
-  LINREG_DEVICE Slice slice() const { return slice_of<S>(l_, p_.d, rank()); }
-
  private:
-  // Of this thread's columns the one with number c, counted from the first of the block's.
+  // Of this thread's columns the one with number c.
   LINREG_DEVICE int column(int c) const {
     return (c / S::kPerLoad * (l_.lanes * l_.row_warps) + lane_) * S::kPerLoad + c % S::kPerLoad;
   }
 
-  LINREG_DEVICE int rank() const { return block_index() % l_.cluster; }
-  LINREG_DEVICE int in_row() const {
-    return thread_index() & (l_.lanes - 1);
-  }  // of the lanes that its warp gives a row
+  // Of the lanes that its warp gives a row.
+  LINREG_DEVICE int in_row() const { return thread_index() & (l_.lanes - 1); }
   LINREG_DEVICE bool first_row_of_warp() const { return thread_index() % kWarp < l_.lanes; }
-  LINREG_DEVICE bool shared_row() const { return l_.row_warps * l_.cluster > 1; }
+  LINREG_DEVICE bool shared_row() const { return l_.row_warps > 1; }
   LINREG_DEVICE int row_step() const { return l_.workers * l_.warp_rows; }
   LINREG_DEVICE int64_t row(int64_t first, int u) const { return first + u * row_step(); }
 
@@ -170,7 +156,7 @@ class RowsPass {
 
   // Not as a constant: the last block will write it.
   LINREG_DEVICE Wide<S::kW> load_weight(int target, int j) const {
-    const auto* w = static_cast<const Stored<S::kW>*>(p_.w.data) + target * p_.w.row_stride + slice().first;
+    const auto* w = static_cast<const Stored<S::kW>*>(p_.w.data) + target * p_.w.row_stride;
     return target < p_.k && j < columns_ ? widen<S::kW>(w[j]) : 0;
   }
 
@@ -236,7 +222,7 @@ class RowsPass {
       const Residual of = residual(p_, mine + bias_ - y[0], v);
       residuals_.add(of, v);
       dloss = of.dloss;
-      if (is_lane_leader() && lane_ < l_.lanes && rank() == 0) write_residual(pass_, pass_scale(pass_), i, t, of);
+      if (is_lane_leader() && lane_ < l_.lanes) write_residual(pass_, pass_scale(pass_), i, t, of);
     }
     const int share = l_.lanes / S::kDots, row_begin = thread_index() % kWarp - in_row();
 #pragma unroll
@@ -251,20 +237,12 @@ class RowsPass {
   // are read.
   LINREG_DEVICE double sum_warps(double mine, double* slots) const {
     const Place at = place_of(l_);
-    const int row_warps = l_.row_warps * l_.cluster, share = kWarp / S::kDots;
-    double* const line = slots + (at.worker * l_.groups + at.group) * row_warps * S::kDots + own();
-    if (is_lane_leader()) {
-      double* const slot = line + (rank() * l_.row_warps + at.row_warp) * S::kDots;
-      if (l_.cluster == 1) *slot = mine;
-      for (int rank = 0; l_.cluster > 1 && rank < l_.cluster; ++rank) store_remote(slot, rank, mine);
-    }
-    if (l_.cluster == 1) {
-      sync_block();  // every warp's part is there
-    } else {
-      sync_cluster();  // and every block's
-    }
+    const int share = kWarp / S::kDots;
+    double* const line = slots + (at.worker * l_.groups + at.group) * l_.row_warps * S::kDots + own();
+    if (is_lane_leader()) line[at.row_warp * S::kDots] = mine;
+    sync_block();  // every warp's part is there
     double sum = 0;
-    for (int warp = in_row() % share; warp < row_warps; warp += share) sum += line[warp * S::kDots];
+    for (int warp = in_row() % share; warp < l_.row_warps; warp += share) sum += line[warp * S::kDots];
     return sum_lanes(sum, 1, share);
   }
 
@@ -295,8 +273,7 @@ class RowsPass {
         double sum = 0;
 #pragma unroll
         for (int t = 0; t < S::kTargets; ++t) sum += dloss[u * S::kTargets + t] * weight(t, c);
-        store_number(pass_.input_gradient, gradient_dtype(S::kX), row(first, u) * p_.d + slice().first + j,
-                     scale * sum);
+        store_number(pass_.input_gradient, gradient_dtype(S::kX), row(first, u) * p_.d + j, scale * sum);
       }
   }
 
@@ -343,10 +320,10 @@ class RowsPass {
   const Pass& pass_;
   const Problem& p_;
   const Layout& l_;
-  const int lane_;                // of the lanes that its block gives a row
-  const int first_target_;        // of this warp
-  const int columns_;             // of this block
-  const Stored<S::kX>* const x_;  // the first of them
+  const int lane_;          // of the lanes that its block gives a row
+  const int first_target_;  // of this warp
+  const int columns_;
+  const Stored<S::kX>* const x_;
   double* const shared_;
   double bias_;  // of this thread's target
   typename S::Weight w_[S::kTargets][S::kKeepsWeights ? S::kColumns : 1];
@@ -357,13 +334,10 @@ class RowsPass {
 template <class S>
 LINREG_KERNEL(S::kTier.threads, S::kTier.resident_threads / S::kTier.threads)
 rows_kernel(LINREG_PARAMETER Pass pass) {
-  const int size = pass.layout.cluster;
-  const int rank = block_index() % size, cluster = block_index() / size, clusters = block_count() / size;
-  double* const partials = pass.partials + rank * clusters * pass.line_stride;
   RowsPass<S> rows(pass);
   rows.run();
-  rows.leave_sums(partials + cluster * pass.line_stride);
-  finish_last(pass, partials, rows.slice(), cluster, clusters, pass.counters + rank * counters_for(clusters));
+  rows.leave_sums(pass.partials + block_index() * pass.line_stride);
+  finish_last(pass);
 }
 
 }  // namespace linreg::cuda

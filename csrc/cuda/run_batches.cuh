@@ -16,8 +16,6 @@ struct ResidentRun {
   const void* before;  // the loss of the step before run.begin, which may have ended the run; nullptr: there is none
   void* losses;        // [run.end - run.begin]
   ResidentLayout layout;
-  double* lines;    // [2, blocks, line], where there are several blocks
-  double* signals;  // [blocks], of which step a block's line is there, counted from 1
 };
 
 struct Batch {
@@ -44,7 +42,6 @@ LINREG_DEVICE bool ended_before(const ResidentRun& call, Dtype dtype) {
 
 // The losses from `step` on, of steps that are not reached.
 LINREG_DEVICE void leave_unreached(const ResidentRun& call, Dtype dtype, int64_t step) {
-  if (block_index() > 0) return;
   for (int64_t i = step - call.run.begin + thread_index(); i < call.run.end - call.run.begin; i += thread_count())
     store_number(call.losses, dtype, i, NAN);
 }

@@ -23,16 +23,14 @@ class ResidentRows {
         target_(thread_index() / kWarp % int(p_.k)),
         slot_((thread_index() / kWarp / int(p_.k) * kWarp + thread_index() % kWarp) / l_.lanes),
         slots_(l_.workers * kWarp / l_.lanes),
-        first_(int64_t(block_index()) * l_.rows),
-        rows_(p_.n - first_ < l_.rows ? p_.n > first_ ? int(p_.n - first_) : 0 : l_.rows),
         x_(reinterpret_cast<Number*>(memory)),
         y_(x_ + int(p_.d) * l_.stride),
         v_(y_ + int(p_.k) * l_.rows) {}
 
   LINREG_DEVICE void load() const {
     const auto fetch = [&](const View& from, int columns, Number* to, int stride) {
-      const auto* const data = static_cast<const Number*>(from.data) + first_ * from.row_stride;
-      for (int i = thread_index(); i < rows_ * columns; i += thread_count()) {
+      const auto* const data = static_cast<const Number*>(from.data);
+      for (int i = thread_index(); i < l_.rows * columns; i += thread_count()) {
         const int row = i / columns, j = i - row * columns;
         to[j * stride + row] = data[row * from.row_stride + j * from.col_stride];
       }
@@ -41,9 +39,6 @@ class ResidentRows {
     fetch(p_.y, int(p_.k), y_, l_.rows);
     if (p_.v.data) fetch(p_.v, l_.weight_columns, v_, l_.rows);
   }
-
-  LINREG_DEVICE Batch batch_of(int64_t step) const { return own(cuda::batch_of(call_.run, step)); }
-  LINREG_DEVICE Batch following(const Batch& batch) const { return own(cuda::following(call_.run, batch)); }
 
   // The rows that this thread goes on with: those of a batch from position `from` on. They are looked up one turn
   // ahead, since an order is in global memory, and looked at when they are used.
@@ -67,7 +62,7 @@ class ResidentRows {
       int rows[S::kRows];
 #pragma unroll
       for (int u = 0; u < S::kRows; ++u)
-        rows[u] = next_[u] == kNone ? kAbsent : 0 <= next_[u] && next_[u] < rows_ ? int(next_[u]) : kMissing;
+        rows[u] = next_[u] == kNone ? kAbsent : 0 <= next_[u] && next_[u] < l_.rows ? int(next_[u]) : kMissing;
       if (from + tile < batch.n) {
         find(batch, from + tile);
       } else {
@@ -83,12 +78,6 @@ class ResidentRows {
   LINREG_DEVICE int column(int c) const { return c * l_.lanes + lane_; }
 
  private:
-  // Several blocks share the one batch of an epoch.
-  LINREG_DEVICE Batch own(Batch batch) const {
-    if (l_.blocks > 1) batch.n = rows_;
-    return batch;
-  }
-
   template <Loss kLoss>
   LINREG_DEVICE void add_tile(const int (&rows)[S::kRows], const double (&w)[S::kColumns], double b,
                               double (&sums)[S::kScattered]) const {
@@ -115,11 +104,9 @@ class ResidentRows {
   const int lane_;          // of those that share a row
   const int target_;        // of this warp
   const int slot_, slots_;  // which rows of a batch this thread has: slot_, slot_ + slots_, …
-  const int64_t first_;     // of this block's rows, of which there are rows_
-  const int rows_;
-  Number* const x_;  // [d, stride]
-  Number* const y_;  // [k, rows]
-  Number* const v_;  // [weight columns, rows]
+  Number* const x_;         // [d, stride]
+  Number* const y_;         // [k, rows]
+  Number* const v_;         // [weight columns, rows]
   int64_t next_[S::kRows];
 };
 

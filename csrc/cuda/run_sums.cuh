@@ -99,7 +99,7 @@ struct Lines {
 // Writes the loss of a step, whose sums are at `at` of `of_all`; true if the run ends with it.
 LINREG_DEVICE bool ends_run(const ResidentRun& call, Dtype dtype, int64_t step, double scale, const Lines& of_all,
                             int at) {
-  const bool writes = block_index() == 0 && thread_index() == 0;
+  const bool writes = thread_index() == 0;
   if (!call.stop_nonfinite && !writes) return false;
   const double loss = round_to(scale * of_all.sum(at), dtype);
   if (writes) store_number(call.losses, dtype, step - call.run.begin, loss);

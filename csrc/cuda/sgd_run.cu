@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The steps of a run, as many in a launch as end soon; and what a run needs beside its steps, see run_steps.cuh.
 #include "../math/losses.h"
-#include "run_launch.cuh"
+#include "run_resident.cuh"
 #include "run_steps.cuh"
 
 namespace linreg::cuda {
@@ -31,23 +31,55 @@ GatheredRows rows_of(const View& from, const View& to, int64_t columns) {
   return rows;
 }
 
-const char* plan_for(const Problem& problem, const Run& run, RunPlan& plan) {
-  Limits device;
-  if (const char* error = limits(device)) return error;
-  plan = plan_of(problem, run, device);
-  return nullptr;
+// Calls `work` with the shape of a problem of which a thread has so many columns.
+template <Dtype kX, Dtype kW, class Work>
+const char* with_columns(int columns, const Work& work) {
+  switch (columns) {
+    case 1:
+      return work.template operator()<RunShape<kX, kW, 1>>();
+    case 2:
+      return work.template operator()<RunShape<kX, kW, 2>>();
+    case 4:
+      return work.template operator()<RunShape<kX, kW, 4>>();
+    default:
+      return work.template operator()<RunShape<kX, kW, 8>>();
+  }
 }
 
-const char* take_launches(ResidentRun call, int64_t most, void* stream) {
+template <class Work>
+const char* with_shape(const Problem& p, int columns, const Work& work) {
+  const bool same = p.w.dtype == p.x.dtype;
+  switch (p.x.dtype) {
+    case Dtype::float32:
+      return with_columns<Dtype::float32, Dtype::float32>(columns, work);
+    case Dtype::float64:
+      return with_columns<Dtype::float64, Dtype::float64>(columns, work);
+    case Dtype::bfloat16:
+      return same ? with_columns<Dtype::bfloat16, Dtype::bfloat16>(columns, work)
+                  : with_columns<Dtype::bfloat16, Dtype::float32>(columns, work);
+    default:
+      return same ? with_columns<Dtype::float16, Dtype::float16>(columns, work)
+                  : with_columns<Dtype::float16, Dtype::float32>(columns, work);
+  }
+}
+
+const char* launch_once(const ResidentRun& call, void* stream) {
+  const ResidentLayout& l = call.layout;
+  const Launch how{1, l.warps * kWarp, l.shared_bytes, stream};
+  return with_shape(call.problem, l.columns_of_thread,
+                    [&]<class S>() { return launch(resident_kernel<S>, how, call); });
+}
+
+const char* take_launches(ResidentRun call, void* stream) {
   const Run run = call.run;
   char* const losses = static_cast<char*>(call.losses);
-  const int64_t size = int64_t(size_of(call.problem.w.dtype));
+  const int64_t size = int64_t(size_of(call.problem.w.dtype)), most = launch_steps(call.problem, run);
   for (int64_t begin = run.begin; begin < run.end; begin = call.run.end) {
     call.run.begin = begin;
     call.run.end = run.end - begin < most ? run.end : begin + most;
     if (run.lr) call.run.lr = run.lr + (begin - run.begin);
     call.losses = losses + (begin - run.begin) * size;
-    if (const char* error = launch_steps(call, stream)) return error;
+    if (const char* error = launch_once(call, stream)) return error;
     call.weight.first_step = call.bias.first_step = false;
     call.before = losses + (call.run.end - 1 - run.begin) * size;
   }
@@ -56,28 +88,22 @@ const char* take_launches(ResidentRun call, int64_t most, void* stream) {
 
 }  // namespace
 
-const char* many_steps_workspace(const Problem& problem, const Run& run, bool& yes, size_t& bytes) {
-  RunPlan plan;
-  if (const char* error = plan_for(problem, run, plan)) return error;
-  const ResidentLayout& l = plan.resident;
-  yes = plan.is_resident;
-  bytes = plan.is_resident && l.blocks > 1 ? sizeof(double) * size_t(l.blocks) * size_t(2 * l.line + 1) : 0;
+const char* takes_many_steps(const Problem& problem, const Run& run, bool& yes) {
+  Limits device;
+  if (const char* error = limits(device)) return error;
+  ResidentLayout layout;
+  yes = lay_out(layout, problem, run, device);
   return nullptr;
 }
 
 const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                             const Parameter& bias, bool stop_nonfinite, const void* before, void* losses,
-                            void* workspace, void* stream) {
-  RunPlan plan;
-  if (const char* error = plan_for(problem, run, plan)) return error;
-  if (!plan.is_resident) return "a run whose steps are to be launched one by one";
-  ResidentRun call{problem, run, sgd, weight, bias, stop_nonfinite, before, losses, plan.resident, nullptr, nullptr};
-  if (call.layout.blocks > 1) {
-    call.signals = static_cast<double*>(workspace);
-    call.lines = call.signals + call.layout.blocks;
-    if (const char* error = clear_signals(call, stream)) return error;
-  }
-  return take_launches(call, plan.launch_steps, stream);
+                            void* stream) {
+  Limits device;
+  if (const char* error = limits(device)) return error;
+  ResidentRun call{problem, run, sgd, weight, bias, stop_nonfinite, before, losses, {}};
+  if (!lay_out(call.layout, problem, run, device)) return "a run whose steps are to be launched one by one";
+  return take_launches(call, stream);
 }
 
 const char* gather(const Problem& problem, const int64_t* order, const Problem& batch, void* stream) {
@@ -92,13 +118,13 @@ const char* gather(const Problem& problem, const int64_t* order, const Problem& 
   while (g.lanes < kWarp && g.lanes < g.operands[0].columns) g.lanes *= 2;
   const int64_t wanted = ceil_div(batch.n, kGatherThreads / g.lanes), most = device.multiprocessors * kGatherBlocks;
   const int blocks = int(wanted < 1 ? 1 : wanted < most ? wanted : most);
-  return launch(gather_kernel, {blocks, kGatherThreads, 1, 0, stream}, g);
+  return launch(gather_kernel, {blocks, kGatherThreads, 0, stream}, g);
 }
 
 const char* end_run(const Run& run, bool stop_nonfinite, const Losses& losses, const Losses& validation_losses,
                     int64_t* taken, void* stream) {
   const RunEnd end{stop_nonfinite, run.begin, run.end - run.begin, run.epoch_steps, losses, validation_losses, taken};
-  return launch(end_kernel, {1, kEndThreads, 1, kEndThreads * int(sizeof(int64_t)), stream}, end);
+  return launch(end_kernel, {1, kEndThreads, kEndThreads * int(sizeof(int64_t)), stream}, end);
 }
 
 }  // namespace linreg::cuda

@@ -25,7 +25,7 @@ class StreamedPass {
         scale_(pass_scale(pass)) {}
 
   LINREG_DEVICE void run() {
-    const int64_t count = sum_count(p_, pass_.weight_sum, p_.d);
+    const int64_t count = sum_count(p_, pass_.weight_sum);
     for (int64_t i = thread_index(); i < count; i += thread_count()) line_[i] = 0;
     sync_block();  // a sum may belong to another thread than the one that cleared it
     const int64_t step = int64_t(block_count()) * kStreamedRows;
@@ -119,9 +119,8 @@ class StreamedPass {
 template <Dtype kX, Dtype kW>
 LINREG_KERNEL(kStreamedThreads, kStreamedBlocks)
 streamed_kernel(LINREG_PARAMETER Pass pass) {
-  const Slice all = {0, pass.problem.d};
   StreamedPass<kX, kW>(pass, pass.partials + block_index() * pass.line_stride).run();
-  finish_last(pass, pass.partials, all, block_index(), block_count(), pass.counters);
+  finish_last(pass);
 }
 
 }  // namespace linreg::cuda

@@ -30,8 +30,7 @@ weights_kernel(LINREG_PARAMETER Problem p, double* const partials, unsigned* con
     for (int64_t t = 0; t < p.k; ++t) sum += load_number(p.v, i, t);
   sum_block(sum, shared);
   if (thread_index() == 0) store_cg(partials + block_index(), shared[0]);
-  if (reduce_blocks(partials, 1, 1, block_index(), block_count(), counters, reinterpret_cast<int*>(shared)) &&
-      thread_index() == 0)
+  if (reduce_blocks(partials, 1, 1, counters, reinterpret_cast<int*>(shared)) && thread_index() == 0)
     store_cg(partials, 1 / load_cg(partials));
 }
 

@@ -5,7 +5,6 @@ from .mutant import Mutant
 
 SHAPES = ("tests/test_parity.py::test_shapes",)
 PARTS = ("tests/test_run.py::test_a_run_in_chunks_has_the_same_bits",)
-BLOCKS = ("tests/test_run.py::test_a_full_batch_of_several_blocks",)
 FINITE = ("tests/test_run.py::test_a_run_stops_with_the_last_finite_parameters",)
 MANY = (
     "tests/test_run.py::test_towards_many_targets_too",
@@ -27,18 +26,12 @@ CUDA = (
            within="sync_block();  // every warp's sums are there", says=RACE, build="races"),
     Mutant("cuda run: one place for the sums of two steps", "csrc/cuda/run_resident.cuh",
            "(step & 1) * (l.warps * l.line)", "0", PARTS, says=RACE, build="races"),
-    Mutant("cuda run: one place for all blocks' sums of two steps", "csrc/cuda/run_resident.cuh",
-           "(step & 1) * blocks * line", "0", BLOCKS, says=ORDER, build="races"),
-    Mutant("cuda run: a block waits for no other", "csrc/cuda/run_resident.cuh",
-           "signalled(call.signals + block) < turn", "false", BLOCKS, says=ORDER, build="races"),
     Mutant("cuda rows: one place for the sums of two rows", "csrc/cuda/rows.cuh", "slots * parity", "0", SHAPES,
            says=RACE, build="races"),
     # Sums.
     Mutant("cuda rows: a row beyond the last counts", "csrc/cuda/rows.cuh", "i < p_.n && t < p_.k", "t < p_.k", SHAPES,
            build="races"),
     Mutant("cuda rows: only the last worker's sums count", "csrc/cuda/rows.cuh", "*at + sum", "sum", SHAPES, build="races"),
-    Mutant("cuda rows: every block of a cluster has the first columns", "csrc/cuda/rows.cuh", "rank * columns", "0", SHAPES,
-           build="races"),
     Mutant("cuda reduction: the last block of a team is left out", "csrc/cuda/reduce.cuh", "row < rows", "row + 1 < rows",
            SHAPES, build="races"),
     Mutant("cuda streamed: only a block's last rows count", "csrc/cuda/streamed.cuh",
@@ -70,7 +63,7 @@ CUDA = (
     Mutant("cuda rows: columns beyond a row are read", "csrc/cuda/rows.cuh", "valid && j < columns_", "valid", SHAPES,
            says=ADDRESS, build="addresses"),
     Mutant("cuda run: columns beyond a row are read", "csrc/cuda/run_rows.cuh", "rows[u] >= 0 && column(c) < p_.d", "true",
-           (*PARTS, *BLOCKS), says=ADDRESS, build="addresses"),
+           PARTS, says=ADDRESS, build="addresses"),
     Mutant("cuda products: targets beyond the last are read", "csrc/cuda/products.cuh", "t < p.k", "true", SHAPES,
            within="i < p.n && t < p.k; i += block_count()", says=ADDRESS, build="addresses"),
 )  # fmt: skip

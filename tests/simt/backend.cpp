@@ -84,18 +84,13 @@ void end_run(const RunCall& call) {
 
 bool takes_many_steps(const RunCall& call) {
   bool yes = false;
-  size_t bytes = 0;
-  check(call.op, cuda::many_steps_workspace(call.problem, call.run, yes, bytes));
+  check(call.op, cuda::takes_many_steps(call.problem, call.run, yes));
   return yes;
 }
 
 void take_many_steps(const RunCall& call, const Run& run, const void* before, void* losses) {
-  bool yes = false;
-  size_t bytes = 0;
-  check(call.op, cuda::many_steps_workspace(call.problem, run, yes, bytes));
-  const auto memory = workspace(bytes);
   check(call.op, cuda::take_many_steps(call.problem, run, call.sgd, call.weight, call.bias, call.stop_nonfinite, before,
-                                       losses, memory.get(), nullptr));
+                                       losses, nullptr));
 }
 
 void sgd_run(RunCall& call);

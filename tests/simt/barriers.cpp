@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where threads wait for each other: a shuffle for the lanes of a warp, barriers for those of a block or a cluster. All
-// must come, and to the same call.
+// Where threads wait for each other: a shuffle for the lanes of a warp, a barrier for those of a block. All must come,
+// and to the same call.
 #include <cstring>
 
 #include "grid.h"
@@ -44,7 +44,7 @@ void arrive(Thread& t) {
   if (t.warp->shuffling) diverged(t, lane_of(*t.warp, t.warp->shuffling));
   if (b.ended > 0) diverged(t, ended_thread(b));
   if (b.arrived == 0) b.first_arrival = &t;
-  if (t.call != b.first_arrival->call || !same(t.place, b.first_arrival->place)) diverged(t, *b.first_arrival);
+  if (!same(t.place, b.first_arrival->place)) diverged(t, *b.first_arrival);
   t.warp->at_barrier |= lane_bit(t);
   ++b.arrived;
 }
@@ -63,8 +63,6 @@ void release(Block& b) {
   }
   grid->progress();
 }
-
-constexpr const char *kSyncBlock = "sync_block", *kSyncCluster = "sync_cluster";
 
 }  // namespace
 
@@ -93,53 +91,19 @@ double shuffle(double value, int from_lane, const char* name, Place place) {
 
 void sync_block(Place place) {
   Thread& t = current_thread();
-  set_call(t, kSyncBlock, place);
+  set_call(t, "sync_block", place);
   arrive(t);
   if (t.block->arrived == grid->shape.threads) release(*t.block);
   grid->pause();
 }
 
-void sync_cluster(Place place) {
-  Thread& t = current_thread();
-  Cluster& c = *t.block->cluster;
-  set_call(t, kSyncCluster, place);
-  arrive(t);
-  for (const Block& b : c.blocks)
-    if (b.ended > 0) diverged(t, ended_thread(b));
-  if (++c.arrived == grid->shape.threads * grid->shape.cluster) {
-    c.arrived = 0;
-    ++c.phase;
-    for (const Store& store : c.remote) *store.to = store.value;
-    c.remote.clear();
-    for (Block& b : c.blocks) {
-      release(b);
-      c.known.insert(c.known.end(), b.known.begin(), b.known.end());
-      b.known.clear();
-    }
-    note_barrier(c);
-  }
-  grid->pause();
-}
-
 void check_end(Thread& t) {
   Block& b = *t.block;
-  Cluster& c = *b.cluster;
   t.warp->ended |= lane_bit(t);
   if (t.warp->shuffling) diverged(t, lane_of(*t.warp, t.warp->shuffling));
   if (!t.copies.empty()) grid->fail(describe(t) + " has ended before what it copies was there");
-  if (c.arrived + b.arrived > 0) {
-    for (const Block& other : c.blocks)
-      if (other.arrived > 0 && (&other == &b || other.first_arrival->call == kSyncCluster))
-        diverged(t, *other.first_arrival);
-  }
-  if (++b.ended < grid->shape.threads) return;
-  const char* shared = b.shared.get();
-  for (const Store& store : c.remote) {
-    const char* to = reinterpret_cast<const char*>(store.to);
-    if (to >= shared && to < shared + grid->shape.shared_bytes)
-      grid->fail("block " + std::to_string(b.index) +
-                 " has ended before a store_remote into its shared memory arrived");
-  }
+  if (b.arrived > 0) diverged(t, *b.first_arrival);
+  ++b.ended;
 }
 
 }  // namespace linreg::simt

@@ -29,7 +29,7 @@ LINREG_DEVICE int thread_count() { return simt::here->threads; }
 LINREG_DEVICE int block_index() { return simt::here->block; }
 LINREG_DEVICE int block_count() { return simt::here->blocks; }
 
-// ---- Threads of one warp, block or cluster ------------------------------------------------------------------------
+// ---- Threads of one warp or block ---------------------------------------------------------------------------------
 
 LINREG_DEVICE double shuffle_xor(double value, int mask, simt::Place place = simt::Place::current()) {
   return simt::shuffle(value, thread_index() % 32 ^ mask, "shuffle_xor", place);
@@ -46,11 +46,6 @@ LINREG_DEVICE double shuffle(double value, int lane, simt::Place place = simt::P
 LINREG_DEVICE void* shared_memory() { return simt::shared_memory(); }
 
 LINREG_DEVICE void sync_block(simt::Place place = simt::Place::current()) { simt::sync_block(place); }
-LINREG_DEVICE void sync_cluster(simt::Place place = simt::Place::current()) { simt::sync_cluster(place); }
-
-LINREG_DEVICE void store_remote(double* mine, int rank, double value, simt::Place place = simt::Place::current()) {
-  simt::store_remote(mine, rank, value, place);
-}
 
 // ---- Global memory ------------------------------------------------------------------------------------------------
 
@@ -104,13 +99,6 @@ LINREG_DEVICE double load_cg(const double* from, simt::Place place = simt::Place
 
 LINREG_DEVICE void fence(simt::Place place = simt::Place::current()) { simt::fence(place); }
 
-LINREG_DEVICE void signal(double* to, double value, simt::Place place = simt::Place::current()) {
-  simt::signal(to, value, place);
-}
-LINREG_DEVICE double signalled(const double* from, simt::Place place = simt::Place::current()) {
-  return simt::signalled(from, place);
-}
-
 LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count, simt::Place place = simt::Place::current()) {
   return simt::arrive_last(counter, count, place);
 }
@@ -124,13 +112,9 @@ LINREG_DEVICE float half_bits_to_float(uint16_t bits) {
 
 // ---- The host's side ----------------------------------------------------------------------------------------------
 
-constexpr int kClusterSizes = 5;
-
 struct Limits {
   int multiprocessors = 0;
   int shared_bytes = 0;
-  bool cooperative = true;
-  int clusters[kClusterSizes] = {};
 };
 
 constexpr int kCounters = 256;
@@ -138,20 +122,14 @@ constexpr int kMaxThreads = 512;
 constexpr int kSharedUnasked = 48 << 10;
 
 struct Launch {
-  int blocks, threads, cluster;
+  int blocks, threads;
   int shared_bytes;
   void* stream;
-  bool cooperative = false;
 };
 
 inline const char* limits(Limits& limits) {
-  const simt::Settings& settings = simt::settings();
-  limits.multiprocessors = settings.multiprocessors;
+  limits.multiprocessors = simt::settings().multiprocessors;
   limits.shared_bytes = simt::kSharedBytes;
-  for (int i = 0; i < kClusterSizes; ++i) {
-    const int at_once = settings.multiprocessors >> i;
-    limits.clusters[i] = 1 << i > settings.max_cluster ? 0 : at_once > 1 ? at_once : 1;
-  }
   return nullptr;
 }
 
@@ -162,7 +140,7 @@ inline const char* counters(void* stream, unsigned*& counters) {
 
 template <class... Parameters>
 const char* launch(void (*kernel)(Parameters...), const Launch& l, const Parameters&... arguments) {
-  return simt::run_grid({l.blocks, l.threads, l.cluster, l.shared_bytes, l.cooperative}, [&] { kernel(arguments...); });
+  return simt::run_grid({l.blocks, l.threads, l.shared_bytes}, [&] { kernel(arguments...); });
 }
 
 }  // namespace linreg::cuda

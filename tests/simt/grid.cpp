@@ -31,7 +31,7 @@ std::string describe(const Thread& t) {
 }
 
 Grid::Grid(const Shape& shape, const std::function<void()>& body, uint64_t seed)
-    : shape(shape), body(body), random_{seed | 1}, todo_(size_t(shape.blocks / shape.cluster)) {
+    : shape(shape), body(body), random_{seed | 1}, todo_(size_t(shape.blocks)) {
   for (int i = 0; i < 8; ++i) random_.next();
   // Warps and whole blocks that run far ahead of the others find missing barriers; those that share the processor
   // fairly, other mistakes.
@@ -39,7 +39,7 @@ Grid::Grid(const Shape& shape, const std::function<void()>& body, uint64_t seed)
   recent_mask_ = random_.below(2) ? 15 : 0;
   std::iota(todo_.begin(), todo_.end(), 0);
   for (size_t i = todo_.size(); i > 1; --i) std::swap(todo_[i - 1], todo_[size_t(random_.below(int(i)))]);
-  capacity_ = resident_clusters(shape);
+  capacity_ = resident_blocks(shape);
   wanted_ = 1 + random_.below(capacity_);
 }
 
@@ -47,9 +47,9 @@ std::string Grid::run() {
   grid = this;
   note_grid(shape);
   while (error_.empty()) {
-    retire_clusters();
+    retire_blocks();
     while (!todo_.empty() && int(resident_.size()) < wanted_ && error_.empty()) {
-      start_cluster();
+      start_block();
       if (random_.below(4) == 0) break;
     }
     if (!error_.empty() || resident_.empty()) break;
@@ -63,59 +63,48 @@ std::string Grid::run() {
       error_ = "deadlock: no thread can run: " + where_they_wait();
     }
   }
-  for (auto& cluster : resident_)
-    for (Block& block : cluster->blocks)
-      for (Thread& thread : block.threads) release_fiber(thread.fiber, true);
+  for (auto& block : resident_)
+    for (Thread& thread : block->threads) release_fiber(thread.fiber, true);
   if (error_.empty())
     for (const Store& store : final_) *store.to = store.value;
   grid = nullptr, here = nullptr;
   return error_;
 }
 
-void Grid::start_cluster() {
-  auto cluster = std::make_unique<Cluster>();
-  cluster->running = shape.cluster * shape.threads;
-  cluster->blocks.resize(size_t(shape.cluster));
-  resident_.push_back(std::move(cluster));
-  Cluster& c = *resident_.back();
-  for (int rank = 0; rank < shape.cluster; ++rank) {
-    Block& b = c.blocks[size_t(rank)];
-    b.cluster = &c, b.rank = rank, b.index = todo_.back() * shape.cluster + rank;
-    b.shared = std::make_unique<char[]>(size_t(shape.shared_bytes));
-    std::fill_n(b.shared.get(), shape.shared_bytes, char(0xff));  // numbers of all sizes are nan
-    b.threads.resize(size_t(shape.threads));
-    b.warps.resize(size_t(shape.threads / 32));
-    for (int i = 0; i < shape.threads; ++i) {
-      Thread& t = b.threads[size_t(i)];
-      t.position = {i, shape.threads, b.index, shape.blocks};
-      t.block = &b, t.warp = &b.warps[size_t(i / 32)];
-      if (!prepare_fiber(t.fiber, thread_main)) error_ = "no memory for the stacks of so many threads";
-    }
-    for (size_t i = 0; i < b.warps.size(); ++i) {
-      b.warps[i].lanes = &b.threads[i * 32];
-      make_ready(b.warps[i], kAllLanes);
-    }
+void Grid::start_block() {
+  resident_.push_back(std::make_unique<Block>());
+  Block& b = *resident_.back();
+  b.index = todo_.back(), b.running = shape.threads;
+  b.shared = std::make_unique<char[]>(size_t(shape.shared_bytes));
+  std::fill_n(b.shared.get(), shape.shared_bytes, char(0xff));  // numbers of all sizes are nan
+  b.threads.resize(size_t(shape.threads));
+  b.warps.resize(size_t(shape.threads / 32));
+  for (int i = 0; i < shape.threads; ++i) {
+    Thread& t = b.threads[size_t(i)];
+    t.position = {i, shape.threads, b.index, shape.blocks};
+    t.block = &b, t.warp = &b.warps[size_t(i / 32)];
+    if (!prepare_fiber(t.fiber, thread_main)) error_ = "no memory for the stacks of so many threads";
+  }
+  for (size_t i = 0; i < b.warps.size(); ++i) {
+    b.warps[i].lanes = &b.threads[i * 32];
+    make_ready(b.warps[i], kAllLanes);
   }
   todo_.pop_back();
   progress();
 }
 
-void Grid::retire_clusters() {
+void Grid::retire_blocks() {
   for (size_t i = 0; i < resident_.size();) {
-    Cluster& cluster = *resident_[i];
-    if (cluster.running > 0) {
+    Block& block = *resident_[i];
+    if (block.running > 0) {
       ++i;
       continue;
     }
-    for (Block& block : cluster.blocks)
-      for (Thread& thread : block.threads) release_fiber(thread.fiber, false);
-    final_.insert(final_.end(), cluster.known.begin(), cluster.known.end());
-    for (Block& block : cluster.blocks) {
-      note_freed(block.shared.get(), size_t(shape.shared_bytes));
-      note_freed(block.threads.data(), block.threads.size() * sizeof(Thread));  // where a kernel finds its thread_index
-      final_.insert(final_.end(), block.known.begin(), block.known.end());
-      for (Thread* t : block.publishers) final_.insert(final_.end(), t->pending.begin(), t->pending.end());
-    }
+    for (Thread& thread : block.threads) release_fiber(thread.fiber, false);
+    note_freed(block.shared.get(), size_t(shape.shared_bytes));
+    note_freed(block.threads.data(), block.threads.size() * sizeof(Thread));  // where a kernel finds its thread_index
+    final_.insert(final_.end(), block.known.begin(), block.known.end());
+    for (Thread* t : block.publishers) final_.insert(final_.end(), t->pending.begin(), t->pending.end());
     std::swap(resident_[i], resident_.back());
     resident_.pop_back();
   }
@@ -189,7 +178,7 @@ void Grid::end_thread() {
   check_end(t);
   t.warp->ended |= lane_bit(t);
   progress();
-  if (--t.block->cluster->running == 0) {
+  if (--t.block->running == 0) {
     running_->listed = false, running_ = nullptr;
     become(nullptr, true);
   }
@@ -199,18 +188,17 @@ void Grid::end_thread() {
 
 std::string Grid::where_they_wait() const {
   std::map<std::string, std::pair<int, const Thread*>> groups;
-  for (const auto& cluster : resident_)
-    for (const Block& block : cluster->blocks)
-      for (const Thread& thread : block.threads) {
-        if (thread.warp->ended & lane_bit(thread)) continue;
-        auto& [count, first] = groups[thread.call + (" at " + text(thread.place))];
-        if (count++ == 0) first = &thread;
-      }
+  for (const auto& block : resident_)
+    for (const Thread& thread : block->threads) {
+      if (thread.warp->ended & lane_bit(thread)) continue;
+      auto& [count, first] = groups[thread.call + (" at " + text(thread.place))];
+      if (count++ == 0) first = &thread;
+    }
   std::string all;
   for (const auto& [where, group] : groups) {
     all += (all.empty() ? "" : "; ") + std::to_string(group.first) + " in " + where + ", as " + describe(*group.second);
   }
-  if (!todo_.empty()) all += "; " + std::to_string(todo_.size() * size_t(shape.cluster)) + " blocks have not started";
+  if (!todo_.empty()) all += "; " + std::to_string(todo_.size()) + " blocks have not started";
   return all;
 }
 

@@ -26,7 +26,6 @@ struct Copy {
 
 struct Thread;
 struct Block;
-struct Cluster;
 struct Warp;
 
 struct Thread {
@@ -53,27 +52,18 @@ struct Warp {
 };
 
 struct Block {
-  Cluster* cluster;
-  int index, rank;
+  int index;
   std::unique_ptr<char[]> shared;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  int arrived = 0, ended = 0;  // threads
+  int running, arrived = 0, ended = 0;  // threads
   Thread* first_arrival = nullptr;
   std::vector<Thread*> publishers;  // threads with pending stores
   std::vector<Store> known;         // published before a barrier of the block
 };
 
-struct Cluster {
-  std::vector<Block> blocks;
-  int running, arrived = 0;  // threads
-  int phase = 0;             // how many sync_cluster have been passed
-  std::vector<Store> known;  // published before a sync_cluster
-  std::vector<Store> remote;
-};
-
-// The most clusters of this shape that are resident together.
-int resident_clusters(const Shape& shape);
+// The most blocks of this shape that are resident together.
+int resident_blocks(const Shape& shape);
 
 inline uint32_t lane_bit(const Thread& thread) { return 1u << (thread.position.thread & 31); }
 
@@ -107,8 +97,8 @@ class Grid {
   const std::function<void()>& body;
 
  private:
-  void start_cluster();
-  void retire_clusters();
+  void start_block();
+  void retire_blocks();
   void become(Thread* next, bool done);
   Thread* choose(bool stay);
   [[noreturn]] void end_thread();
@@ -118,13 +108,13 @@ class Grid {
   Random random_;
   uint32_t leave_mask_;    // how seldom a warp with ready lanes gives way to another
   uint32_t recent_mask_;   // how seldom that is not the one that became ready last
-  std::vector<int> todo_;  // clusters that have not started, the next one last
-  int capacity_, wanted_;  // how many clusters may be resident, and how many are to be at the moment
-  std::vector<std::unique_ptr<Cluster>> resident_;
+  std::vector<int> todo_;  // blocks that have not started, the next one last
+  int capacity_, wanted_;  // how many blocks may be resident, and how many are to be at the moment
+  std::vector<std::unique_ptr<Block>> resident_;
   std::vector<Warp*> ready_;  // warps with ready lanes, but for the running one
   Warp* running_ = nullptr;
   Fiber host_;
-  std::vector<Store> final_;  // of clusters that have ended
+  std::vector<Store> final_;  // of blocks that have ended
   int64_t polls_ = 0;         // vain looks at published values since something happened
   std::string error_;
 };
@@ -135,7 +125,7 @@ inline Thread& current_thread() { return *grid->current; }
 std::string text(const Place& place);
 std::string describe(const Thread& thread);
 
-// Whether the thread may end here: nobody waits for it, and nothing is under way to its block.
+// Whether the thread may end here: nobody waits for it, and it waits for nothing.
 void check_end(Thread& thread);
 
 }  // namespace linreg::simt

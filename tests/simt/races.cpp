@@ -13,8 +13,7 @@ constexpr int kMany = -1;  // threads of a block
 
 // How far a block has come. An epoch lies between two of its barriers.
 struct Clock {
-  int epoch = 0, phase = 0;
-  int cluster_epoch = 0;      // the first after the latest sync_cluster
+  int epoch = 0;
   int fence_epoch = -1;       // the latest in which a thread called fence
   int full_fence_epoch = -1;  // the latest in which all did
   int fences = 0;             // in fence_epoch
@@ -22,7 +21,7 @@ struct Clock {
 };
 
 struct Access {
-  int block = -1, thread, epoch, phase, fences;
+  int block = -1, thread, epoch, fences;
   Place after;  // the thread's latest synchronising call
 };
 
@@ -35,16 +34,13 @@ using Chunk = std::array<Cell, 8>;
 
 bool instrumented = false;
 std::unordered_map<uintptr_t, Chunk> chunks;
-std::vector<Clock> clocks;                // of blocks
-std::vector<int> fence_phase_of_cluster;  // the latest phase in which a thread called fence
+std::vector<Clock> clocks;  // of blocks
 
 // Whether what the thread does now comes after the access.
 bool ordered(const Access& a, const Thread& t) {
   const Clock& clock = clocks[size_t(a.block)];
   if (a.block == t.position.block) return a.thread == t.position.thread || a.epoch < clock.epoch;
-  const int cluster = a.block / grid->shape.cluster;
-  if (cluster == t.position.block / grid->shape.cluster && a.epoch < clock.cluster_epoch) return true;
-  if (a.epoch < clock.fence_epoch || a.phase < fence_phase_of_cluster[size_t(cluster)]) return true;
+  if (a.epoch < clock.fence_epoch) return true;
   return a.thread == kMany ? a.epoch <= clock.full_fence_epoch : a.fences < clock.fences_of_thread[size_t(a.thread)];
 }
 
@@ -61,9 +57,8 @@ bool ordered(const Access& a, const Thread& t) {
 
 void note(Cell& cell, const void* address, bool write, const Thread& t) {
   const Clock& clock = clocks[size_t(t.position.block)];
-  const Access now = {
-      t.position.block, t.position.thread, clock.epoch, clock.phase, clock.fences_of_thread[size_t(t.position.thread)],
-      t.place};
+  const Access now = {t.position.block, t.position.thread, clock.epoch,
+                      clock.fences_of_thread[size_t(t.position.thread)], t.place};
   if (cell.write.block >= 0 && !ordered(cell.write, t)) race(address, cell.write, true, t, write);
   if (write) {
     for (const Access& read : cell.reads)
@@ -91,7 +86,6 @@ void note_grid(const Shape& shape) {
   chunks.clear();
   clocks.assign(size_t(shape.blocks), {});
   for (Clock& clock : clocks) clock.fences_of_thread.resize(size_t(shape.threads));
-  fence_phase_of_cluster.assign(size_t(shape.blocks / shape.cluster), -1);
 }
 
 void note_access(const void* address, size_t bytes, bool write) {
@@ -112,15 +106,6 @@ void note_barrier(const Block& block) {
   if (instrumented) ++clocks[size_t(block.index)].epoch;
 }
 
-void note_barrier(const Cluster& cluster) {
-  if (!instrumented) return;
-  for (const Block& block : cluster.blocks) {
-    Clock& clock = clocks[size_t(block.index)];
-    clock.cluster_epoch = clock.epoch;
-    ++clock.phase;
-  }
-}
-
 void note_fence(const Thread& t) {
   if (!instrumented) return;
   Clock& clock = clocks[size_t(t.position.block)];
@@ -128,7 +113,6 @@ void note_fence(const Thread& t) {
   clock.fence_epoch = clock.epoch;
   if (++clock.fences == t.position.threads) clock.full_fence_epoch = clock.epoch;
   ++clock.fences_of_thread[size_t(t.position.thread)];
-  fence_phase_of_cluster[size_t(t.position.block / grid->shape.cluster)] = clock.phase;
 }
 
 void note_freed(const void* address, size_t bytes) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Finds races in whatever order the threads ran: two accesses to one place, one of them to write, of which neither is
-// known to come first. Known to come first is what lies before a barrier that both threads passed, and, between blocks
-// that share no barrier, what lies before a fence of its thread, or of another thread after a barrier. (That the other
+// known to come first. Known to come first is what lies before a barrier that both threads passed, and, between blocks,
+// what lies before a fence of its thread, or of another thread after a barrier. (That the other
 // block has heard of the fence is taken for granted.) A shuffle orders no memory.
 //
 // It works for kernels compiled with -fsanitize=thread: their accesses call note_access.
@@ -12,7 +12,6 @@
 namespace linreg::simt {
 
 struct Block;
-struct Cluster;
 struct Shape;
 struct Thread;
 
@@ -22,7 +21,6 @@ bool detects_races();
 void note_grid(const Shape& shape);
 void note_access(const void* address, size_t bytes, bool write);  // of the current thread
 void note_barrier(const Block& block);
-void note_barrier(const Cluster& cluster);  // after those of its blocks
 void note_fence(const Thread& thread);
 void note_freed(const void* address, size_t bytes);
 

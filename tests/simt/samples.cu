@@ -24,11 +24,6 @@ enum class Fault : int {
   wrong_count,  // the counter does not come back to zero
   deadlock,     // polls for what nobody publishes
   misaligned,
-  missing_start,    // a store into a block that may not have started
-  missing_arrival,  // reads what other blocks store without waiting
-  outside_cluster,
-  early_end,     // a block ends while others store into it
-  overwritten,   // a store to what the other block still reads
   missing_wait,  // reads what is copied
 };
 
@@ -117,31 +112,6 @@ LINREG_KERNEL(1024, 1) sum_in_grid(LINREG_PARAMETER Sum p) {
   if (thread == 0) *p.out = total;
 }
 
-// As sum_in_blocks, but the blocks of a cluster share the work: each stores its sum into all others' shared memory.
-template <int kCluster>
-LINREG_KERNEL(1024, 1)
-sum_in_cluster(LINREG_PARAMETER Sum p) {
-  const int thread = thread_index(), threads = thread_count();
-  const int rank = block_index() % kCluster;
-  double* sums = static_cast<double*>(shared_memory());  // [2, kCluster]
-  double* shared = sums + 2 * kCluster;
-  double total = 0;
-  if (p.fault != Fault::missing_start) sync_cluster();
-  for (int round = 0; round < p.rounds; ++round) {
-    // Two places in turn, so that one barrier a round is enough.
-    double* to = p.fault == Fault::overwritten ? sums : sums + round % 2 * kCluster;
-    const double sum = block_sum(
-        p, (round + 1) * thread_sum(p, int64_t(rank) * threads + thread, int64_t(kCluster) * threads), shared);
-    if (thread == 0)
-      for (int i = 0; i < kCluster; ++i) store_remote(to + rank, i + (p.fault == Fault::outside_cluster), sum);
-    if (p.fault == Fault::early_end && rank == 1) return;
-    if (p.fault != Fault::missing_arrival) sync_cluster();
-    if (thread == 0)
-      for (int i = 0; i < kCluster; ++i) total += to[i];
-  }
-  if (thread == 0) p.out[block_index()] = total;
-}
-
 // As sum_in_blocks, of x copied one number ahead.
 LINREG_KERNEL(1024, 1)
 sum_of_copies(LINREG_PARAMETER Sum p) {
@@ -183,32 +153,23 @@ using namespace linreg::cuda;
 extern "C" {
 
 const char* run_sum(const char* name, const float* x, int64_t n, int rounds, double* partial, double* out, int blocks,
-                    int threads, int cluster, int shared_bytes, int fault) {
+                    int threads, int shared_bytes, int fault) {
   Sum p = {x, n, rounds, partial, out, nullptr, Fault(fault)};
   if (const char* error = counters(nullptr, p.counter)) return error;
   ++p.counter;
-  const Launch l = {blocks, threads, cluster, shared_bytes, nullptr};
+  const Launch l = {blocks, threads, shared_bytes, nullptr};
   const std::string_view kernel = name;
   if (kernel == "blocks") return launch(sum_in_blocks, l, p);
   if (kernel == "grid") return launch(sum_in_grid, l, p);
   if (kernel == "copies") return launch(sum_of_copies, l, p);
-  if (kernel == "shuffles") return launch(shuffles, l, p);
-  switch (cluster) {
-    case 2:
-      return launch(sum_in_cluster<2>, l, p);
-    case 8:
-      return launch(sum_in_cluster<8>, l, p);
-    default:
-      return launch(sum_in_cluster<1>, l, p);
-  }
+  return launch(shuffles, l, p);
 }
 
 float half_to_float(uint16_t bits) { return half_bits_to_float(bits); }
 
-void get_limits(int* numbers) {
+int get_multiprocessors() {
   Limits now;
   limits(now);
-  numbers[0] = now.multiprocessors;
-  std::memcpy(numbers + 1, now.clusters, sizeof(now.clusters));
+  return now.multiprocessors;
 }
 }

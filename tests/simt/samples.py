@@ -18,7 +18,7 @@ class Samples:
         self.library.run_sum.restype = ctypes.c_char_p
         self.library.run_sum.argtypes = [
             *[ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p],
-            *[ctypes.c_int] * 5,
+            *[ctypes.c_int] * 4,
         ]
         self.library.simt_seed.argtypes = [ctypes.c_uint64]
         self.library.simt_launches.restype = ctypes.c_uint64
@@ -33,35 +33,27 @@ class Samples:
         rounds=3,
         blocks=8,
         threads=128,
-        cluster=None,
         shared_bytes=None,
         seed=None,
     ):
         """What the launch says is wrong, or "wrong sum" or None."""
         if seed is not None:
             self.library.simt_seed(seed)
-        cluster = cluster or (2 if kernel == "cluster" else 1)
         if shared_bytes is None:
-            shared_bytes = 8 * (threads // 32) + (16 * cluster if kernel == "cluster" else 8)
+            shared_bytes = 8 * (threads // 32) + 8 * (kernel not in ("blocks", "copies"))
             shared_bytes += 8 * threads * (kernel == "copies")
-            shared_bytes -= 8 * (kernel in ("blocks", "copies"))
         x = (ctypes.c_float * n)(*range(n))
         nan = float("nan")
         partial = (ctypes.c_double * (blocks * threads // 32))(*[nan] * (blocks * threads // 32))
         out = (ctypes.c_double * blocks)(*[nan] * blocks)
         error = self.library.run_sum(
-            *[kernel.encode(), x, n, rounds, partial, out, blocks, threads, cluster, shared_bytes, FAULTS.index(fault)]
+            *[kernel.encode(), x, n, rounds, partial, out, blocks, threads, shared_bytes, FAULTS.index(fault)]
         )
         if error:
             return error.decode()
         total = n * (n - 1) / 2
         sums, expected = (out[:1], total) if kernel == "grid" else (out, total * rounds * (rounds + 1) / 2)
         return None if all(s == expected for s in sums) else "wrong sum"
-
-    def limits(self):
-        numbers = (ctypes.c_int * 6)()
-        self.library.get_limits(numbers)
-        return list(numbers)
 
 
 if __name__ == "__main__":

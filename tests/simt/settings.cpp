@@ -28,13 +28,7 @@ std::string invalid(const Shape& s) {
   const auto is = [](int number) { return ", got " + std::to_string(number); };
   if (s.blocks < 1) return "at least 1 block" + is(s.blocks);
   if (s.threads < 32 || s.threads > 1024 || s.threads % 32) return "32, 64, ... or 1024 threads" + is(s.threads);
-  const int max_cluster = settings().max_cluster;
-  if (s.cluster < 1 || s.cluster > max_cluster)
-    return "a cluster of at most " + std::to_string(max_cluster) + " blocks" + is(s.cluster);
-  if (s.blocks % s.cluster) return "whole clusters of " + std::to_string(s.cluster) + " blocks" + is(s.blocks);
   if (s.shared_bytes < 0 || s.shared_bytes > kSharedBytes) return "at most 96 KB of shared memory" + is(s.shared_bytes);
-  if (s.cooperative && s.blocks > s.cluster * resident_clusters(s))
-    return "as many blocks as are resident together where they are to wait for each other" + is(s.blocks);
   return "";
 }
 
@@ -60,8 +54,7 @@ uint64_t mixed(uint64_t x) {
 }  // namespace
 
 Settings& settings() {
-  static Settings settings = {from_environment("SIMT_SEED", 0), int(from_environment("SIMT_MULTIPROCESSORS", 4)),
-                              int(from_environment("SIMT_MAX_CLUSTER", 16))};
+  static Settings settings = {from_environment("SIMT_SEED", 0), int(from_environment("SIMT_MULTIPROCESSORS", 4))};
   return settings;
 }
 
@@ -72,10 +65,10 @@ unsigned* counters(void* stream, int count) {
   return counters.data();
 }
 
-int resident_clusters(const Shape& s) {
+int resident_blocks(const Shape& s) {
   const int by_threads = kThreadsPerMultiprocessor / s.threads;
   const int by_memory = kSharedBytes / std::max(1, s.shared_bytes);
-  return std::max(1, settings().multiprocessors * std::min(by_threads, by_memory) / s.cluster);
+  return std::max(1, settings().multiprocessors * std::min(by_threads, by_memory));
 }
 
 const char* run_grid(const Shape& shape, const std::function<void()>& thread) {
@@ -105,9 +98,8 @@ __attribute__((visibility("default"))) void simt_seed(uint64_t seed) {
   linreg::simt::settings().seed = seed;
   linreg::simt::launches_since_seed = 0;
 }
-__attribute__((visibility("default"))) void simt_limits(int multiprocessors, int max_cluster) {
+__attribute__((visibility("default"))) void simt_multiprocessors(int multiprocessors) {
   linreg::simt::settings().multiprocessors = multiprocessors;
-  linreg::simt::settings().max_cluster = max_cluster;
 }
 __attribute__((visibility("default"))) uint64_t simt_launches() { return linreg::simt::launches; }
 }

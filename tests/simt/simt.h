@@ -4,8 +4,7 @@
 //
 // The memory is as weak as it may be. What a thread publishes is in its block's hands after a barrier, and in memory
 // after a fence by a thread in whose hands it is, or at the end of the grid; until then others read a nan. What is
-// stored into another block's shared memory arrives with the next sync_cluster, and is a nan until then. What is copied
-// asynchronously is nans until it is waited for.
+// copied asynchronously is nans until it is waited for.
 //
 // Not modelled: plain stores to global memory are seen by all at once, though races.h finds those that are not ordered;
 // nobody reads too early for want of a fence after an arrival; the bounds that LINREG_KERNEL states; registers and
@@ -21,8 +20,7 @@ namespace linreg::simt {
 using Place = std::source_location;
 
 struct Shape {
-  int blocks, threads, cluster, shared_bytes;
-  bool cooperative = false;  // all blocks have to be resident together
+  int blocks, threads, shared_bytes;
 };
 
 // Null, or what went wrong; valid until this thread's next launch.
@@ -33,7 +31,6 @@ constexpr int kSharedBytes = 96 << 10;  // of a block, and of all blocks of a mu
 struct Settings {
   uint64_t seed;        // SIMT_SEED: all else that is random follows from it and the number of launches since
   int multiprocessors;  // SIMT_MULTIPROCESSORS
-  int max_cluster;      // SIMT_MAX_CLUSTER
 };
 Settings& settings();
 
@@ -49,17 +46,13 @@ extern const Position* here;
 
 double shuffle(double value, int from_lane, const char* name, Place place);
 void sync_block(Place place);
-void sync_cluster(Place place);
 void* shared_memory();
-void store_remote(double* mine, int rank, double value, Place place);
 void copy_async(void* to, const void* from, int bytes, Place place);
 void end_copies();
 void wait_copies(int latest);
 void store_cg(double* to, double value);
 double load_cg(const double* from, Place place);
 void fence(Place place);
-void signal(double* to, double value, Place place);
-double signalled(const double* from, Place place);
 bool arrive_last(unsigned* counter, unsigned count, Place place);
 
 // Ends the grid with this message.
