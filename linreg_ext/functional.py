@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The fused losses and the fused SGD steps as functions of tensors."""
+"""The fused losses and the fused SGD steps as functions of tensors.
+
+An eager call goes to an operator in ``csrc/torch/ops.cpp``, which checks its arguments, and from there to the kernel:
+``csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp`` or ``csrc/cuda/{pass,sgd_run}.cu``. The loss is a row of
+``csrc/math/losses.h``.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@
 #include "../math/sum.h"
 #include "convert.h"
 #include "kernels.h"
-#include "products.h"
 #include "threads.h"
 
 namespace linreg::cpu {

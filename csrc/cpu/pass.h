@@ -30,4 +30,12 @@ PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double sca
 // What the sums are multiplied by: 1 for a sum, 1 / (n k) or 1 / Σ v for a mean.
 double reduction_scale(const Problem& problem);
 
+// The pass over many targets, by matrix products that Problem::multiply makes.
+// Whether this is the way for a problem. It does not depend on threads.
+bool by_products(const Problem& problem, const PassOutputs& outputs);
+
+// As pass_workspace and run_pass.
+size_t products_workspace(const Problem& problem, const PassOutputs& outputs);
+PassSums run_products(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace);
+
 }  // namespace linreg::cpu

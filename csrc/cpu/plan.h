@@ -10,7 +10,7 @@
 namespace linreg::cpu {
 
 constexpr int64_t kMaxLanes = 8;             // doubles in a register of the widest instruction set
-constexpr int64_t kLaneSum = 2 * kMaxLanes;  // numbers of a sum by lanes (lane_sums.h)
+constexpr int64_t kLaneSum = 2 * kMaxLanes;  // numbers of a sum by lanes (tiles.h)
 constexpr int64_t kColumnsMaxD = 8;          // up to here lanes run along rows, not along features
 constexpr int64_t kColumnsRows = 128;        // in a group then
 constexpr int64_t kGroupRows = 64;           // at most in another group, between the two uses of a row

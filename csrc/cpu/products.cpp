@@ -6,13 +6,12 @@
 // Deterministic: rows are cut into chunks, and where those are few the targets into groups, by the problem's sizes
 // alone. A thread takes whole tasks, a chunk for a group, and multiplies by itself: a product that is shared among
 // threads rounds differently for each number of them. A chunk has its own sums, which are added in their order.
-#include "products.h"
-
 #include <algorithm>
 
 #include "../math/sum.h"
 #include "convert.h"
 #include "kernels.h"
+#include "pass.h"
 #include "threads.h"
 
 namespace linreg::cpu {

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "convert.h"
-#include "small.h"
+#include "kernels.h"
 
 namespace linreg::cpu {
 namespace {

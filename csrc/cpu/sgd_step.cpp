@@ -5,8 +5,8 @@
 
 #include "../math/sgd.h"
 #include "convert.h"
+#include "kernels.h"
 #include "pass.h"
-#include "small.h"
 #include "threads.h"
 
 namespace linreg::cpu {

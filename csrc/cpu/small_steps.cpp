@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Small steps (small.h), one after the other. A batch is converted to columns of doubles, and lanes run along its rows.
-// Parameters and momentum buffers stay on the stack, rounded to their dtype after every step as if they were stored.
+// Small steps (kernels.h), one after the other. A batch is converted to columns of doubles, and lanes run along its
+// rows. Parameters and momentum buffers stay on the stack, rounded to their dtype after every step as if they were
+// stored.
 //
 // All arithmetic is in double, in an order that depends on the batch's size alone. A step of 80 rows of one feature
 // takes about 90 cycles, half of them for one chain of dependent operations: sum over lanes, rule, rounding,

@@ -28,7 +28,6 @@
 #include "../math/sgd.h"
 #include "../math/sum.h"
 #include "kernels.h"
-#include "small.h"
 
 #if LINREG_LANES == 8
 #define LINREG_SET avx512

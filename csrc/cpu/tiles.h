@@ -5,10 +5,30 @@
 // the last feature. Targets are planes: of target t, row r is at t · ld + r.
 #pragma once
 
-#include "lane_sums.h"
+#include "../math/sum.h"
+#include "plan.h"
+#include "vector.h"
 
 namespace linreg::cpu {
 namespace {
+
+// Compensated sums over many rows in memory: kMaxLanes numbers, one per lane, then their compensations (math/sum.h).
+//
+// The losses and derivatives of a few rows are summed in registers, then added to these: PyTorch also sums them in
+// short chains. Gᵀ X is summed in longer chains, as in a matrix product.
+LINREG_INLINE void add_to(double* sum, Wide value) {
+  Wide lanes = load_vec<Wide>(sum), compensation = load_vec<Wide>(sum + kMaxLanes);
+  two_sum(value, lanes, compensation);
+  store_vec<Wide>(sum, lanes);
+  store_vec<Wide>(sum + kMaxLanes, compensation);
+}
+
+// To the first lane.
+LINREG_INLINE void add_to(double* sum, double value) { two_sum(value, sum[0], sum[kMaxLanes]); }
+
+LINREG_INLINE double total_of(const double* sum) {
+  return linreg::total_of(sum_lanes(load_vec<Wide>(sum)), sum_lanes(load_vec<Wide>(sum + kMaxLanes)));
+}
 
 // Tiles live in registers only if the loops over them are gone before arrays are.
 #define LINREG_UNROLL _Pragma("GCC unroll 8")

@@ -75,36 +75,6 @@ LINREG_DEVICE Words<kBytes> load_once(const void* from) {
   return words;
 }
 
-// Copies kBytes, 4, 8 or 16, at multiples of as many, to shared memory, in memory that nothing writes while the kernel
-// runs. What a thread asks for between two calls of end_copies is a group; after wait_copies it has all of its groups
-// but the latest kLatest, and others have them after a barrier.
-template <int kBytes>
-LINREG_DEVICE void copy_async(void* to, const void* from) {
-#if __CUDA_ARCH__ >= 800
-  const uint32_t shared = uint32_t(__cvta_generic_to_shared(to));
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(kBytes) : "memory");
-  }
-#else
-  *static_cast<Words<kBytes>*>(to) = *static_cast<const Words<kBytes>*>(from);
-#endif
-}
-
-LINREG_DEVICE void end_copies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-template <int kLatest>
-LINREG_DEVICE void wait_copies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLatest) : "memory");
-#endif
-}
-
 // Makes the compiler take a number for a new one, so that what it made of it before is not kept in registers, where
 // a number converted to double takes two to four times the room, but made again: that costs less than a spill.
 LINREG_DEVICE void forget(uint32_t& bits) { asm volatile("" : "+r"(bits)); }

@@ -34,3 +34,9 @@ LaunchPass launch_float32, launch_float64, launch_bfloat16, launch_float16;
 LaunchPass launch_bfloat16_with_float32, launch_float16_with_float32;  // parameters
 
 }  // namespace linreg::cuda
+
+// In each of pass_*.cu.
+#define LINREG_LAUNCH_PASS(name, x, w)                                                        \
+  const char* linreg::cuda::launch_##name(const Plan& plan, const Pass& pass, void* stream) { \
+    return launch_pass<Dtype::x, Dtype::w>(plan, pass, stream);                               \
+  }

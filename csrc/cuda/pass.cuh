@@ -53,4 +53,10 @@ LINREG_MATH constexpr int64_t sum_count(const Problem& p, bool weight_sum) {
   return weight_sums(p) + (weight_sum ? p.k * p.d : 0);
 }
 
+// Bytes of workspace; nullptr, or what the CUDA runtime says is wrong.
+const char* pass_workspace(const Pass& pass, size_t& bytes);
+
+// Completes the pass (all that is wanted is set, its memory is not) and launches it on the stream.
+const char* run_pass(Pass pass, void* workspace, void* stream);
+
 }  // namespace linreg::cuda

@@ -1,10 +1,3 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "launch.cuh"
-
-namespace linreg::cuda {
-
-const char* launch_float16(const Plan& plan, const Pass& pass, void* stream) {
-  return launch_pass<Dtype::float16, Dtype::float16>(plan, pass, stream);
-}
-
-}  // namespace linreg::cuda
+LINREG_LAUNCH_PASS(float16, float16, float16)

@@ -16,7 +16,8 @@ static inline __attribute__((always_inline))
 #endif
     decltype(auto) with_loss(Loss loss, Work&& work) {
 #ifndef __CUDACC__
-  // A switch with this many cases is an indirect jump; with it a pass over 16 features from memory takes a tenth longer.
+  // A switch with this many cases is an indirect jump; with it a pass over 16 features from memory takes a tenth
+  // longer.
   if (loss == Loss::mse) return work.template operator()<Loss::mse>();
 #endif
   switch (loss) {

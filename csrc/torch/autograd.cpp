@@ -21,7 +21,6 @@
 #include <type_traits>
 
 #include "direct.h"
-#include "entries.h"
 #include "ops.h"
 
 namespace linreg::torch_ops {

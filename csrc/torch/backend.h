@@ -45,7 +45,7 @@ struct Backend {
   void (*finish_sgd_step)(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
                           const Sgd& sgd, const Parameter& weight, const Parameter& bias, const Skip& skip,
                           void* loss) = nullptr;
-  // For run_steps.h, as linreg.h has them.
+  // For take_steps, as linreg.h has them.
   void (*gather)(const char* op, c10::Device device, const Problem& problem, const int64_t* order,
                  const Problem& batch) = nullptr;
   void (*end_run)(const RunCall& call) = nullptr;
@@ -59,5 +59,11 @@ void set_backend(c10::DeviceType type, const Backend& backend);
 
 // Gives the operators their implementation for a device's dispatch key.
 void implement(torch::Library& library);
+
+// A run whose steps are launched one by one, for a device that works them off by itself: nothing here waits for it.
+void take_steps(const Backend& backend, RunCall& call);
+
+// A tensor on the device: itself, or a copy that comes in the order of the stream.
+at::Tensor on_device(const at::Tensor& tensor, c10::Device device);
 
 }  // namespace linreg::torch_ops

@@ -32,7 +32,6 @@
 #include <vector>
 
 #include "direct.h"
-#include "entries.h"
 #include "ops.h"
 #include "plain.h"
 
@@ -475,7 +474,6 @@ void expect(Py_ssize_t count, Py_ssize_t expected) {
   TORCH_CHECK_TYPE(count == expected, "BoundStep: expected ", expected, " positional arguments, got ", count);
 }
 
-// step(x, y, skip_nonfinite): the loss of a fused step, else as level.
 PyObject* bound_step(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 3);
@@ -504,8 +502,6 @@ PyObject* bound_step(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// level(x, y): (level, reason) of a step on a batch, or with None of one on data of which nothing is known; None where
-// the step has to be bound again.
 PyObject* bound_level(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 2);
@@ -521,7 +517,6 @@ PyObject* bound_level(PyObject* self, PyObject* const* items, Py_ssize_t count) 
   END_HANDLE_TH_ERRORS
 }
 
-// loss(x, y): the model's loss in one pass, with its derivative; at the level "gradients".
 PyObject* bound_loss(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 2);
@@ -537,8 +532,6 @@ PyObject* bound_loss(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// run(x, y, order, validation_input, validation_target, batch_size, drop_last, epochs, begin, end, stop_nonfinite):
-// what sgd_run_ returns, of fused steps.
 PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 11);
@@ -588,16 +581,15 @@ void deallocate(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyCFunction as_function(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
 PyObject* bound_step_type() {
   static PyMethodDef methods[] = {
-      {"step", as_function(&bound_step), METH_FASTCALL, "The loss of a fused step, else as level."},
-      {"level", as_function(&bound_level), METH_FASTCALL, "(level, reason) of a step; None: bind it again."},
-      {"loss", as_function(&bound_loss), METH_FASTCALL, "The model's loss in one pass, with its derivative."},
-      {"run", as_function(&bound_run), METH_FASTCALL, "What sgd_run_ returns, of fused steps."},
+      method("step", &bound_step, "step(x, y, skip_nonfinite): the loss of a fused step, else as level."),
+      method("level", &bound_level, "level(x, y): (level, reason) of a step; None: bind it again."),
+      method("loss", &bound_loss, "loss(x, y): the model's loss in one pass, with its derivative."),
+      method("run", &bound_run,
+             "run(x, y, order, validation_input, validation_target, batch_size, drop_last, epochs, begin, end, "
+             "stop_nonfinite): "
+             "what sgd_run_ returns, of fused steps."),
       {nullptr, nullptr, 0, nullptr}};
   static PyType_Slot slots[] = {{Py_tp_methods, methods},
                                 {Py_tp_traverse, reinterpret_cast<void*>(&traverse)},

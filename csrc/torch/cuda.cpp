@@ -8,7 +8,6 @@
 
 #include "backend.h"
 #include "check.h"
-#include "run_steps.h"
 
 namespace linreg::torch_ops {
 namespace {

@@ -3,20 +3,13 @@
 // several times the arithmetic of a small step.
 #include <pybind11/pybind11.h>
 
-#include "entries.h"
+#include "ops.h"
 
 namespace linreg::torch_ops {
 namespace {
 
 // Kept whole in the binary, so that an import that fails can still tell what the file was built for.
 __attribute__((used)) const char kStamp[] = "linreg_ext built for torch " LINREG_EXT_TORCH_VERSION;
-
-// Not pybind11's own calling convention: unpacking the arguments through it takes a third of the time of a small step.
-using Entry = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
-
-PyMethodDef method(const char* name, Entry* entry, const char* doc) {
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(entry)), METH_FASTCALL, doc};
-}
 
 PyMethodDef methods[] = {
     method("sgd_step_", &sgd_step_entry, "The operator linreg_ext::sgd_step_, its arguments positionally."),

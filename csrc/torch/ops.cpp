@@ -12,7 +12,6 @@
 #include <string>
 
 #include "direct.h"
-#include "entries.h"
 #include "products.h"
 
 namespace linreg::torch_ops {

@@ -2,6 +2,8 @@
 // The operators as C++ calls them; ops.cpp registers them.
 #pragma once
 
+#include <Python.h>
+
 #include <array>
 #include <string_view>
 #include <tuple>
@@ -37,5 +39,23 @@ void compute_loss(const char* op, const Backend& backend, c10::Device device, Pr
                   const Gradients& gradients, void* loss);
 void take_step(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Sgd& sgd,
                const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss);
+
+// The functions of linreg_ext._C, which take Python's arguments as they come, without the dispatcher. Not pybind11's
+// own calling convention: unpacking the arguments through it takes a third of the time of a small step.
+inline PyMethodDef method(const char* name, PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t),
+                          const char* doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, doc};
+}
+
+// linear_loss, the operator, with its derivative where one is needed; NotImplemented for all but plain tensors, and for
+// what linreg_ext/autograd.py has to refuse.
+PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+
+// sgd_step_ and sgd_run_: the operators, their arguments positionally.
+PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+PyObject* sgd_run_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+
+// bind_step(...): a BoundStep, of what linreg_ext/training/match.py found; its arguments are in bound_step.cpp.
+PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 
 }  // namespace linreg::torch_ops

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "run_steps.h"
-
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
 
 #include "../math/convert.h"
+#include "backend.h"
 #include "ops.h"
 
 namespace linreg::torch_ops {

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The training loop."""
+"""The training loop.
+
+Whole epochs of fused steps are ``run`` in ``csrc/torch/bound_step.cpp``, computed in ``csrc/cpu/sgd_run.cpp`` or
+``csrc/cuda/sgd_run.cu``; other batches are steps of train_step.py.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +97,7 @@ def fit(
     watched = scheduler is not None or stopping is not None or on_epoch_end is not None
 
     bar = _progress_bar(num_epochs, progress)
-    pace, cache = _Pace(bar), DeviceCache(device)
+    cache, most = DeviceCache(device), math.inf if bar is None else 1  # epochs in one call
     train_batches, val_batches = Batches("train_dl", train_dl, device), Batches("val_dl", val_dl, device)
     epoch = 0
     try:
@@ -106,9 +110,11 @@ def fit(
             else:
                 alone = watched or (val_dl is not None and not validated)
                 until_log = num_epochs if log_every is None else log_every - epoch % log_every
-                count = 1 if alone else min(num_epochs - epoch, until_log, fused.limit or num_epochs, pace.limit)
-                with pace:
-                    fused.take(count, recorder, stop)
+                count = 1 if alone else min(num_epochs - epoch, until_log, fused.limit or num_epochs, most)
+                started = time.perf_counter()
+                fused.take(count, recorder, stop)
+                if time.perf_counter() - started < 0.025:  # so that the bar moves some twenty times a second
+                    most *= 2
             epoch += count
             if val_dl is not None and not validated:
                 recorder.val_loss.append(evaluate(model, loss_fn, val_batches))
@@ -161,7 +167,7 @@ def _fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, cache: DeviceCach
         return None
     val = None if val_dl is None else cache.order_of("validation", val_dl)
     rows = None if val is None else val.whole()
-    return _FusedEpochs(step, train, *((val, rows) if rows is not None and is_fused(*rows) else (None, None)))
+    return _FusedEpochs(step, train, *((val, rows) if rows and is_fused(*rows) else (None, None)))
 
 
 class _FusedEpochs:
@@ -261,20 +267,6 @@ class _EarlyStopping:
 
     def _tensors(self) -> list[Tensor]:
         return [*self._model.parameters(), *self._model.buffers()]
-
-
-class _Pace:
-    """How many epochs to take at once, so that a progress bar moves some twenty times a second."""
-
-    def __init__(self, bar: Any) -> None:
-        self.limit: int | float = 1 if bar is not None else math.inf
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        if self.limit != math.inf and time.perf_counter() - self._started < 0.025:
-            self.limit *= 2
 
 
 def _progress_bar(num_epochs: int, progress: bool | None) -> Any:

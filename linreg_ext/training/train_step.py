@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One training step, at the fastest level that is still exactly the plain loop's step."""
+"""One training step, at the fastest level that is still exactly the plain loop's step.
+
+A fused one is ``step`` in ``csrc/torch/bound_step.cpp``, computed by ``csrc/cpu/sgd_step.cpp`` or
+``csrc/cuda/pass.cu``.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@
 #include <memory>
 
 #include "csrc/torch/check.h"
-#include "csrc/torch/run_steps.h"
 
 namespace linreg::torch_ops {
 namespace {

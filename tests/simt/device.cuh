@@ -77,17 +77,6 @@ LINREG_DEVICE Words<kBytes> load_once(const void* from, simt::Place place = simt
   return words;
 }
 
-template <int kBytes>
-LINREG_DEVICE void copy_async(void* to, const void* from, simt::Place place = simt::Place::current()) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  simt::copy_async(to, from, kBytes, place);
-}
-LINREG_DEVICE void end_copies() { simt::end_copies(); }
-template <int kLatest>
-LINREG_DEVICE void wait_copies() {
-  simt::wait_copies(kLatest);
-}
-
 // Only of interest to a compiler that has to be kept from remembering too much.
 template <class T>
 LINREG_DEVICE void forget(T&) {}

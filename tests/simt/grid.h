@@ -17,13 +17,6 @@ struct Store {
   double value;
 };
 
-// What has been asked for and not been waited for.
-struct Copy {
-  char* to;
-  char bytes[16];
-  int size, group;
-};
-
 struct Thread;
 struct Block;
 struct Warp;
@@ -37,8 +30,6 @@ struct Thread {
   Place place;
   std::vector<Store> pending;  // published, and known to nobody else
   const double* polled = nullptr;
-  std::vector<Copy> copies;
-  int copy_group = 0;
 };
 
 struct Warp {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What threads leave for each other in memory, and what they copy.
+// What threads leave for each other in memory.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -35,29 +35,6 @@ void fail(const char* what, Place place) {
 }
 
 void* shared_memory() { return current_thread().block->shared.get(); }
-
-void copy_async(void* to, const void* from, int bytes, Place place) {
-  Thread& t = current_thread();
-  const auto aligned = [&](const void* at) { return reinterpret_cast<uintptr_t>(at) % uintptr_t(bytes) == 0; };
-  if (!aligned(to) || !aligned(from)) fail("misaligned copy_async", place);
-  Copy copy = {static_cast<char*>(to), {}, bytes, t.copy_group};
-  std::memcpy(copy.bytes, from, size_t(bytes));
-  t.copies.push_back(copy);
-  note_access(to, size_t(bytes), true);
-  std::memset(to, 0xff, size_t(bytes));  // numbers of all sizes are nan
-}
-
-void end_copies() { ++current_thread().copy_group; }
-
-void wait_copies(int latest) {
-  Thread& t = current_thread();
-  std::erase_if(t.copies, [&](const Copy& copy) {
-    if (copy.group >= t.copy_group - latest) return false;
-    note_access(copy.to, size_t(copy.size), true);
-    std::memcpy(copy.to, copy.bytes, size_t(copy.size));
-    return true;
-  });
-}
 
 void store_cg(double* to, double value) {
   Thread& t = current_thread();

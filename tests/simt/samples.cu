@@ -24,7 +24,6 @@ enum class Fault : int {
   wrong_count,  // the counter does not come back to zero
   deadlock,     // polls for what nobody publishes
   misaligned,
-  missing_wait,  // reads what is copied
 };
 
 struct Sum {
@@ -112,32 +111,6 @@ LINREG_KERNEL(1024, 1) sum_in_grid(LINREG_PARAMETER Sum p) {
   if (thread == 0) *p.out = total;
 }
 
-// As sum_in_blocks, of x copied one number ahead.
-LINREG_KERNEL(1024, 1)
-sum_of_copies(LINREG_PARAMETER Sum p) {
-  const int thread = thread_index(), threads = thread_count();
-  double* shared = static_cast<double*>(shared_memory());
-  auto* copies = reinterpret_cast<float*>(shared + threads / 32) + 2 * thread;
-  const char* from = reinterpret_cast<const char*>(p.x) + 2 * (p.fault == Fault::misaligned);
-  const auto copy = [&](int64_t i) {
-    if (i < p.n) copy_async<4>(copies + i / threads % 2, from + i * 4);
-    end_copies();
-  };
-  double total = 0;
-  for (int round = 0; round < p.rounds; ++round) {
-    double sum = 0;
-    copy(thread);
-    for (int64_t i = thread; i < p.n; i += threads) {
-      copy(i + threads);
-      if (p.fault != Fault::missing_wait) wait_copies<1>();
-      sum += double(copies[i / threads % 2]);
-    }
-    wait_copies<0>();
-    total += block_sum(p, (round + 1) * sum, shared);
-  }
-  if (thread == 0) p.out[block_index()] = total;
-}
-
 // For timing.
 LINREG_KERNEL(1024, 1) shuffles(LINREG_PARAMETER Sum p) {
   double sum = 0;
@@ -161,7 +134,6 @@ const char* run_sum(const char* name, const float* x, int64_t n, int rounds, dou
   const std::string_view kernel = name;
   if (kernel == "blocks") return launch(sum_in_blocks, l, p);
   if (kernel == "grid") return launch(sum_in_grid, l, p);
-  if (kernel == "copies") return launch(sum_of_copies, l, p);
   return launch(shuffles, l, p);
 }
 

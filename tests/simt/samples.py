@@ -40,8 +40,7 @@ class Samples:
         if seed is not None:
             self.library.simt_seed(seed)
         if shared_bytes is None:
-            shared_bytes = 8 * (threads // 32) + 8 * (kernel not in ("blocks", "copies"))
-            shared_bytes += 8 * threads * (kernel == "copies")
+            shared_bytes = 8 * (threads // 32) + 8 * (kernel != "blocks")
         x = (ctypes.c_float * n)(*range(n))
         nan = float("nan")
         partial = (ctypes.c_double * (blocks * threads // 32))(*[nan] * (blocks * threads // 32))

@@ -3,8 +3,7 @@
 // until it has to wait, in an order that the seed decides.
 //
 // The memory is as weak as it may be. What a thread publishes is in its block's hands after a barrier, and in memory
-// after a fence by a thread in whose hands it is, or at the end of the grid; until then others read a nan. What is
-// copied asynchronously is nans until it is waited for.
+// after a fence by a thread in whose hands it is, or at the end of the grid; until then others read a nan.
 //
 // Not modelled: plain stores to global memory are seen by all at once, though races.h finds those that are not ordered;
 // nobody reads too early for want of a fence after an arrival; the bounds that LINREG_KERNEL states; registers and
@@ -47,9 +46,6 @@ extern const Position* here;
 double shuffle(double value, int from_lane, const char* name, Place place);
 void sync_block(Place place);
 void* shared_memory();
-void copy_async(void* to, const void* from, int bytes, Place place);
-void end_copies();
-void wait_copies(int latest);
 void store_cg(double* to, double value);
 double load_cg(const double* from, Place place);
 void fence(Place place);
