@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The fused losses and the fused SGD steps as functions of tensors.
 
-An eager call goes to an operator in ``csrc/torch/ops.cpp``, which checks its arguments, and from there to the kernel:
-``csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp`` or ``csrc/cuda/{pass,sgd_run}.cu``. The loss is a row of
-``csrc/math/losses.h``.
+The formula of a loss is a row of ``csrc/math/losses.h``, summed over the rows by ``csrc/cpu/rows.cpp`` (small steps:
+``small_steps.cpp``) or ``csrc/cuda/rows.cuh``. In between are the operators, in ``csrc/torch/ops.cpp`` (an eager loss:
+``autograd.cpp``), and the passes: ``csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp``, ``csrc/cuda/{pass,sgd_run}.cu``.
 """
 
 from __future__ import annotations

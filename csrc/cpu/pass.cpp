@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// One pass over the rows: prediction, residual, loss and gradient sums while the rows are in cache.
+// One pass over the rows: prediction, residual, loss and gradient sums while the rows are in cache. Here the rows are
+// given to threads; what a thread does with its rows is rows.cpp.
 //
 // Fused: X is read from memory once, n·d elements, and Y, n·k; v too, once more for the sum that a mean is divided by.
 // The second use of a row, for the gradient, finds it in cache because rows go through in groups of few bytes. Nothing

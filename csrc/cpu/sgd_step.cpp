@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// One SGD step: one pass, then the rule on every number of the parameters, in double, rounded once.
+// One SGD step: one pass (pass.cpp), then the rule on every number of the parameters, in double, rounded once. A small
+// one is taken by small_steps.cpp.
 #include <algorithm>
 #include <cmath>
 

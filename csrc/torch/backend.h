@@ -28,7 +28,7 @@ struct RunCall {
 };
 
 struct Backend {
-  // A contiguous tensor on the device, undefined.
+  // A contiguous tensor on the device, uninitialised.
   at::Tensor (*empty)(at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device);
   // A 1-element tensor of the device itself, for the rule to read.
   void (*set_lr)(Sgd& sgd, const at::Tensor& lr);

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The batches of a loader: as it yields them, or, where they are rows of tensors in memory, as an order of rows.
 
-What iterating a DataLoader draws in an epoch is, in this order: a base seed for its workers, from the loader's
-generator, even when there are none; then what the sampler draws. An order draws the same from the same generators,
-by iterating the loader's own batch sampler. Two cases are drawn without it, because a small epoch takes less time than
-iterating does: rows in turn, and a permutation of all rows.
+In each epoch, iterating a DataLoader draws random numbers in this order: a base seed for the workers, from the loader's
+generator (even without workers), then whatever the sampler draws. An order draws the same by iterating the loader's own
+batch sampler. Rows in turn and a permutation of all rows bypass it: iterating takes longer than training a small epoch.
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ class BatchOrder:
         batch_size, drop_last: of the loader.
         is_static: every epoch has the same order, `static`; None there is every row in turn.
         generators: what an epoch draws from, beside torch's default generator.
-        numbers: how many 64-bit numbers an epoch draws from the default generator, if it draws nothing else from it;
-            else None. Those of many epochs can then be drawn at once.
+        numbers: how many 64-bit numbers an epoch draws from the default generator, so that many epochs' numbers can be
+            drawn at once; None if it draws anything else from it.
     """
 
     def __init__(self, loader: DataLoader[Any], x: Tensor, y: Tensor, rows: Tensor | None) -> None:
@@ -126,8 +125,8 @@ class BatchOrder:
         """Draw what an epoch draws, and return its order, [length]; None for every row in turn.
 
         Args:
-            numbers: what `self.numbers` draws from the default generator have given, if they are done already.
-            wanted: whether the order is; else only what others can notice is drawn.
+            numbers: the values of `self.numbers` draws, if they are made already.
+            wanted: whether the order is needed; if not, only draws that are visible outside are made.
         """
         numbers = list(numbers or ())
         if self._loader.generator is not None or not numbers:
@@ -228,7 +227,7 @@ class DeviceCache:
         self._copies: dict[str, tuple[tuple[Any, ...], Tensor, Tensor]] = {}
 
     def order_of(self, name: str, loader: Any) -> BatchOrder | None:
-        """The order of a loader through rows on the device; None also where it has no room for half as much again."""
+        """The order of a loader through rows on the device; None also if copies would take half of its free memory."""
         order = order_of(loader, self._device)
         if order is None or self._device is None:
             return order

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The training loop.
 
-Whole epochs of fused steps are ``run`` in ``csrc/torch/bound_step.cpp``, computed in ``csrc/cpu/sgd_run.cpp`` or
-``csrc/cuda/sgd_run.cu``; other batches are steps of train_step.py.
+Whole epochs of fused steps enter C++ at `bound_run` in ``csrc/torch/bound_step.cpp`` and are computed as functional.py
+says; other batches are steps of train_step.py.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class DivergenceError(RuntimeError):
 
 
 class _Numbers:
-    """float64 numbers that more are added to; looking at all of them copies nothing."""
+    """A growable array of float64 numbers; `so_far()` returns a view, not a copy."""
 
     def __init__(self) -> None:
         self._memory, self._count = torch.empty(64, dtype=torch.float64), 0
@@ -93,11 +93,11 @@ class _Numbers:
 
 
 class Recorder:
-    """Collects a :class:`History`, reading losses from the device once an epoch, and decides whether a run diverges.
+    """Collects a :class:`History`. Losses are read from the device once an epoch, or after every step with `stop`.
 
     Args:
         summed: the loss of a batch is a sum over its rows, not their mean.
-        stop: raise DivergenceError for a loss that is nan or inf.
+        stop: raise DivergenceError at the first nan or inf.
         validated: there are validation losses.
 
     Attributes:
@@ -110,19 +110,19 @@ class Recorder:
         self._steps: list[tuple[Tensor, int, float | Tensor]] = []  # loss, rows and rate, of the current epoch
 
     def add(self, loss: Tensor, rows: int, lr: float | Tensor) -> None:
-        """A step."""
+        """Record one step."""
         self._steps.append((loss, rows, lr.detach().clone() if isinstance(lr, Tensor) else lr))
         if self._stop and not math.isfinite(loss.item()):  # also on a GPU: no later step may be taken
             self._read_steps()
 
     def end_epoch(self) -> None:
-        """The steps since the last epoch were an epoch."""
+        """Close the epoch formed by the steps added since the last one ended."""
         rows = [step[1] for step in self._steps]
         losses = self._read_steps()
         self.epoch_loss.append(mean_over_rows(list(losses), rows, self._summed))
 
     def add_epochs(self, losses: Tensor, rows: Tensor, lr: float | Tensor, validation: Tensor) -> None:
-        """The steps of epochs, the last of which may be incomplete.
+        """Record the steps of several epochs, the last of which may be incomplete.
 
         Args:
             losses: of the steps.

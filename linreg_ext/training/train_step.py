@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One training step, at the fastest level that is still exactly the plain loop's step.
 
-A fused one is ``step`` in ``csrc/torch/bound_step.cpp``, computed by ``csrc/cpu/sgd_step.cpp`` or
-``csrc/cuda/pass.cu``.
+A fused step enters C++ at `bound_step` in ``csrc/torch/bound_step.cpp`` and is computed as functional.py says.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ def make_train_step(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor
     - *gradients*: the same with another optimizer: one pass yields the gradients, then ``optimizer.step()``;
     - *eager*: anything else, as written below.
 
-    What the three compute is found once, when the step is made. Checked before every step are: the parameters in their
-    modules and in the optimizer's groups, with their ``requires_grad``, dtype, device and ``.grad``; the hooks of
-    modules, parameters and optimizers, and the global ones; the numbers that forward and the loss module read; the
-    optimizer's hyper-parameters and state; modes (autocast, function and dispatch modes, anomaly detection, transforms
-    of torch.func); and the batch. After replacing anything else, such as a method or a function of a module, make a new
-    step.
+    What model, loss and optimizer compute together is worked out once, when the step is made. The following are checked
+    before every step: the parameters in their modules and in the optimizer's groups, with their ``requires_grad``,
+    dtype, device and ``.grad``; the hooks of modules, parameters and optimizers, and the global ones; the numbers that
+    forward and the loss module read; the optimizer's hyper-parameters and state; modes (autocast, function and dispatch
+    modes, anomaly detection, transforms of torch.func); and the batch. After replacing anything else, such as a method
+    or a function of a module, make a new step.
 
     A step that is not *fused* warns once, saying why; :meth:`TrainStep.explain` says it any time.
 
@@ -67,7 +66,7 @@ class TrainStep:
     """A training step made by :func:`make_train_step`.
 
     Attributes:
-        level: of the last step, or before the first of the next: "fused", "gradients" or "eager".
+        level: of the last step, or that expected of the first: "fused", "gradients" or "eager".
         bound: the step in C++; None where model and loss are not recognised.
     """
 
@@ -128,7 +127,7 @@ class TrainStep:
         return reduction_of(self.loss_fn)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        """What a method of the bound step answers, which is bound again where it is outdated."""
+        """Call a method of the bound step, binding the step again whenever it is outdated."""
         while (bound := self.bound) is not None:
             found = getattr(bound, method)(*arguments)
             if found is not None:
