@@ -154,7 +154,7 @@ Extent extent_of(const at::Tensor& t) {
 
 // Whether two extents share a byte. Columns of one matrix interleave without sharing anything, so comparing first and
 // last address is not enough.
-bool overlap(Extent a, Extent b) {
+bool overlapping(Extent a, Extent b) {
   if (a.length == 0 || b.length == 0 || a.count == 0 || b.count == 0) return false;
   if (a.start + (a.count - 1) * a.step + a.length <= b.start) return false;
   if (b.start + (b.count - 1) * b.step + b.length <= a.start) return false;
@@ -295,7 +295,7 @@ struct Used {
       for (int64_t dim = 0; dim < tensor.dim(); ++dim)
         if (tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0) return std::pair(names[i], "itself");
       for (size_t j = i + 1; j < tensors.size(); ++j)
-        if (linreg::torch_ops::overlap(extents[i], extents[j])) return std::pair(names[i], names[j]);
+        if (overlapping(extents[i], extents[j])) return std::pair(names[i], names[j]);
     }
     return std::nullopt;
   }

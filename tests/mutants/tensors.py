@@ -16,7 +16,7 @@ WATCHED = (BOUND + "test_what_is_watched",)
 TENSORS = (
     # Checks.
     Mutant("check: what is written may overlap what is read", "csrc/torch/check.cpp",
-           "overlap(extents[i], extents[j])", "false", BAD_STEP),
+           "overlapping(extents[i], extents[j])", "false", BAD_STEP),
     Mutant("check: what is written may be expanded", "csrc/torch/check.cpp",
            "tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0", "false", BAD_STEP),
     Mutant("check: rows that interleave overlap", "csrc/torch/check.cpp",
@@ -73,8 +73,8 @@ TENSORS = (
            (AUTOGRAD + "test_float16_gradients_are_scaled_before_they_are_rounded",)),
     # Bound steps.
     Mutant("bound step: maximize is not read", "csrc/torch/bound_step.cpp", "numbers[5] != 0", "false", SETTINGS),
-    Mutant("bound step: weight_decay is not read", "csrc/torch/bound_step.cpp",
-           "numbers[2], numbers[3], numbers[4] != 0", "numbers[2], 0.0, numbers[4] != 0", SETTINGS),
+    Mutant("bound step: weight_decay is not read", "csrc/torch/bound_step.cpp", "numbers[3]", "0.0", SETTINGS,
+           within="numbers[2], numbers[3], numbers[4] != 0"),
     Mutant("bound step: a gradient that waits elsewhere is overlooked", "csrc/torch/bound_step.cpp",
            "THPVariable_Unpack(parameter).unsafeGetTensorImpl()->grad().defined()", "false", WATCHED),
     Mutant("bound step: a gradient that waits is overlooked", "csrc/torch/bound_step.cpp",
@@ -89,7 +89,8 @@ TENSORS = (
     Mutant("bound step: attributes are taken for what they were", "csrc/torch/bound_step.cpp",
            "if (entry(one.dict, one.name) != one.then) return true;", "", WATCHED),
     Mutant("bound step: hooks of modules are overlooked", "csrc/torch/bound_step.cpp",
-           "if (PyDict_GET_SIZE(hooks.dict) > 0) return hooks.reason;\n  const at::Tensor& w", "const at::Tensor& w", WATCHED),
+           "PyDict_GET_SIZE(hooks.dict) > 0", "false", WATCHED,
+           within="b.module_hooks)\n    if (PyDict_GET_SIZE(hooks.dict) > 0)"),
     Mutant("bound step: hooks of parameters are overlooked", "csrc/torch/bound_step.cpp",
            "found.is_trained[i] && has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i]))", "false",
            (*WATCHED, "tests/test_recognition.py::test_the_optimizer_steps_for_itself",
@@ -106,7 +107,7 @@ TENSORS = (
     Mutant("bound step: training mode is not set", "csrc/torch/bound_step.cpp",
            'pybind11::handle(b.model).attr("train")();', "",
            ("tests/test_train_step.py::test_training_mode_is_set_as_the_plain_loop_sets_it",)),
-    Mutant("bound step: schedulers do not see the step", "csrc/torch/bound_step.cpp", "if (entry(b.optimizer_dict, names().step)) ", "if (false) ",
+    Mutant("bound step: schedulers do not see the step", "csrc/torch/bound_step.cpp", "entry(b.optimizer_dict, names().step)", "static_cast<PyObject*>(nullptr)",
            (BOUND + "test_a_scheduler",)),
     # Runs.
     Mutant("run: a stretch has the first one's rates", "csrc/torch/ops.cpp", "(run.begin + i) * lr.stride(0)",
