@@ -43,13 +43,18 @@ at::Tensor matrix(const void* data, int64_t rows, int64_t columns, int64_t row_s
 
 // Past the dispatcher, whose modes belong to the thread that called the operator.
 void multiply(int64_t m, int64_t l, int64_t n, const View& a, const View& b, const Rows& sum, bool add) {
+  const auto is_packed = [](const View& v, int64_t rows, int64_t columns) {  // else bits depend on layouts and offsets
+    const int64_t stride = v.row_stride * v.col_stride;                      // of which one is 1
+    return uintptr_t(v.data) % 64 == 0 && (stride == columns || stride == rows);
+  };
+  TORCH_INTERNAL_ASSERT(is_packed(a, m, l) && is_packed(b, l, n));
   const OneThread one_thread;
   at::Tensor out = matrix(sum.data, m, n, sum.row_stride, 1, sum.dtype);
   at::cpu::addmm_out(out, out, matrix(a.data, m, l, a.row_stride, a.col_stride, a.dtype),
                      matrix(b.data, l, n, b.row_stride, b.col_stride, b.dtype), add ? 1 : 0, 1);
 }
 
-// 64-byte aligned memory for the length of one call: on the stack for a small problem, else from torch's allocator.
+// Aligned memory for one call: on the stack for a small problem, else from torch's allocator.
 class Workspace {
  public:
   explicit Workspace(size_t bytes) {

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The training loop.
-
-Whole epochs of fused steps enter C++ at `bound_run` in ``csrc/torch/bound_step.cpp`` and are computed as functional.py
-says; other batches are steps of train_step.py.
-"""
+"""The training loop. Whole epochs of fused steps: `bound_run` in ``csrc/torch/bound_step.cpp``; see functional.py."""
 
 from __future__ import annotations
 
