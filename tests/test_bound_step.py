@@ -43,7 +43,8 @@ class Run:
         for _ in range(steps):
             with self.context():
                 loss = self.step(self.x, self.y)
-            parameters = list(self.model.parameters())
+            groups = [p for group in self.optimizer.param_groups for p in group["params"]]
+            parameters = list(dict.fromkeys([*self.model.parameters(), *groups]))
             buffers = [self.optimizer.state[p].get("momentum_buffer") for p in parameters if p in self.optimizer.state]
             numbers = [loss, *(p.detach().clone() for p in parameters), *(b.clone() for b in buffers if b is not None)]
             left.append((numbers, [None if p.grad is None else p.grad.clone() for p in parameters]))
