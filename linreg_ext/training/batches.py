@@ -220,7 +220,7 @@ def _draws_one_by_one() -> bool:
 
 
 class DeviceCache:
-    """Data sets on the run's device: on `device`, copies of their tensors, made again when they have changed."""
+    """Copies of data sets on the run's device, made again when their tensors have changed."""
 
     def __init__(self, device: Any) -> None:
         self._device = None if device is None else torch.empty(0, device=device).device  # with its index
