@@ -5,7 +5,7 @@ from ._extension import build_info
 from ._version import __version__
 from .functional import FUNCTIONS, sgd_run_, sgd_step_
 from .modules import MODULES
-from .training import History, TrainStep, evaluate, fit, make_train_step
+from .training import History, StopTraining, TrainStep, evaluate, fit, make_train_step
 
 linear_mse_loss, LinearMSELoss = FUNCTIONS["mse"], MODULES["mse"]
 linear_l1_loss, LinearL1Loss = FUNCTIONS["l1"], MODULES["l1"]
@@ -20,6 +20,7 @@ __all__ = [
     "LinearMSELoss",
     "LinearQuantileLoss",
     "LinearSmoothL1Loss",
+    "StopTraining",
     "TrainStep",
     "__version__",
     "build_info",

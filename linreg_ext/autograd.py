@@ -211,7 +211,7 @@ def _fake_sgd_run_(
     input: Tensor, target: Tensor, parameters: list[Tensor], *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     refuse_transforms("sgd_run_")
-    *_, order, validation_input, validation_target, batch_size, drop_last, _, begin, end = others
+    *_, order, validation_input, validation_target, _, batch_size, drop_last, _, begin, end = others
     rows = input.shape[0] if order is None else order.shape[-1]
     epoch_steps = rows // batch_size if drop_last else -(-rows // batch_size)
     new_empty, dtype = parameters[0].new_empty, loss_dtype(parameters[0], target)

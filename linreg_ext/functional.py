@@ -336,7 +336,7 @@ def sgd_run_(
     try:
         sizes = (batch_size, drop_last, epochs)
         if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
-            chunks.append(_OPS.sgd_run_(*_schema_arguments(step), order, None, None, *sizes, 0, steps))
+            chunks.append(_OPS.sgd_run_(*_schema_arguments(step), order, None, None, None, *sizes, 0, steps))
         else:
             _run(step, order, sizes, steps, chunks)
     finally:
@@ -410,7 +410,7 @@ def _run(
         if begin and len(chunks) == 1:  # else every chunk would copy all rows, and the order to a GPU
             order = None if order is None else order.to(input.device)
             step = (input if input.stride(1) == 1 else input.contiguous(), *step[1:10], 0, *step[11:])
-        return (*step, order, None, None, *sizes, begin, end)
+        return (*step, order, None, None, None, *sizes, begin, end)
 
     size, device = 0, torch.device("cpu")
     if steps:  # else there may be something else than tensors, which the operator says

@@ -107,6 +107,7 @@ def sgd_run_(
     order: Tensor | None,
     validation_input: Tensor | None,
     validation_target: Tensor | None,
+    validation_weight: Tensor | None,
     batch_size: int,
     drop_last: bool,
     epochs: int,
@@ -140,10 +141,10 @@ def sgd_run_(
             with torch.no_grad(), no_autocast(input):
                 bias = parameters[1] if len(parameters) == 2 else None
                 validation_losses[validated] = linear_loss(
-                    validation_input, parameters[0], validation_target, bias, None, loss, delta, reduction
+                    validation_input, parameters[0], validation_target, bias, validation_weight, loss, delta, reduction
                 )
             validated += 1
-    return losses, validation_losses, torch.tensor(taken)
+    return losses, validation_losses, torch.tensor(taken, device=input.device)
 
 
 def loss_dtype(linear_weight: Tensor, target: Tensor) -> torch.dtype:

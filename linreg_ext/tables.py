@@ -285,7 +285,7 @@ def _from_columns(path: Path, columns: dict[str, np.ndarray]) -> tuple[tuple[str
             raise TableError(f"{path}, row {row + 1}, column '{name}': expected a finite number, got '{column[row]}'")
     if rows[0] == 0:
         raise TableError(f"{path}: expected rows of numbers, got none")
-    values = torch.empty(rows[0], len(columns), dtype=torch.float64)
+    values = torch.empty(rows[0], len(columns), dtype=torch.float64, device="cpu")
     for i, column in enumerate(columns.values()):
         values.numpy()[:, i] = column
     return tuple(columns), values

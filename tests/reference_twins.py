@@ -107,7 +107,7 @@ def sgd_run_(
     epochs = epochs if epochs is not None else order.shape[0] if order is not None and order.dim() == 2 else 1
     steps = epochs * (rows // batch_size if drop_last else -(-rows // batch_size))
     losses, _, done = reference.sgd_run_(
-        *step, stop_nonfinite, order, None, None, batch_size, drop_last, epochs, 0, steps
+        *step, stop_nonfinite, order, None, None, None, batch_size, drop_last, epochs, 0, steps
     )
     if done > 0:
         _keep(step, momentum_buffers)

@@ -230,7 +230,7 @@ def test_a_train_step_under_autocast_is_eager_and_says_so(device):
     for x, y in batches(device)[:3]:
         with torch.autocast(device, dtype=torch.bfloat16):
             if step.explain() != "eager: autocast is on":
-                with pytest.warns(UserWarning, match="^eager: autocast is on$"):
+                with pytest.warns(UserWarning, match="^linreg_ext: eager: autocast is on$"):
                     loss = step(x, y)
             else:
                 loss = step(x, y)
@@ -261,7 +261,7 @@ def test_a_train_step_with_a_grad_scaler_is_eager_and_says_so(device):
     def loss_fn(prediction, target):
         return scaler.scale(F.mse_loss(prediction, target))
 
-    with pytest.warns(UserWarning, match="^eager: "):
+    with pytest.warns(UserWarning, match="^linreg_ext: eager: "):
         step = linreg_ext.make_train_step(model, loss_fn, Scaled(scaler, optimizer))
     twin = nn.Linear(8, 1, device=device)
     twin.load_state_dict(model.state_dict())

@@ -199,11 +199,12 @@ def test_bad_validation_and_ranges_of_a_run():
     step = (x, y, [w, b], [], [0.1, 0, 0, 0, 0, 0], "mse", 1.0, None, None, "mean", 0, 0, False)
 
     for validation, begin, end, error, words in (
-        ((x[:4], None), 0, 4, ValueError, "validation_input and validation_target must be given together"),
-        ((x[:4], y[:4, 0]), 0, 4, RuntimeError, r"validation: target must have shape \[4, 1\], got \[4\]"),
-        ((w, torch.zeros(1, 1)), 0, 4, RuntimeError, "linear_weight must not overlap validation_input in memory"),
-        ((None, None), 3, 5, ValueError, "begin and end must be in order and at most 4, got 3 and 5"),
-        ((None, None), -1, 2, ValueError, "begin and end must be in order and at most 4, got -1 and 2"),
+        ((x[:4], None, None), 0, 4, ValueError, "validation_input and validation_target must be given together"),
+        ((None, None, y), 0, 4, ValueError, "validation_input and validation_target must be given together"),
+        ((x[:4], y[:4, 0], None), 0, 4, RuntimeError, r"validation: target must have shape \[4, 1\], got \[4\]"),
+        ((w, torch.zeros(1, 1), None), 0, 4, RuntimeError, "linear_weight must not overlap validation_input in memory"),
+        ((None, None, None), 3, 5, ValueError, "begin and end must be in order and at most 4, got 3 and 5"),
+        ((None, None, None), -1, 2, ValueError, "begin and end must be in order and at most 4, got -1 and 2"),
     ):
         with pytest.raises(error, match=f"sgd_run_: {words}"):
             torch.ops.linreg_ext.sgd_run_(*step, None, *validation, 16, False, 2, begin, end)
@@ -294,29 +295,32 @@ def test_fit_refuses_bad_options():
     batch = [(torch.ones(2, 1), torch.ones(2, 1))]
     for options, words in (
         ({"num_epochs": -1}, "fit: num_epochs must be >= 0, got -1"),
-        ({"log_every": 0}, "fit: log_every must be >= 1 or None, got 0"),
+        ({"log_every": 0}, "fit: log_every must be >= 1, got 0"),
         ({"on_divergence": "ignore"}, "fit: on_divergence must be 'stop' or 'continue', got 'ignore'"),
-        ({"train_dl": [torch.ones(2, 1)]}, r"fit: a loader must yield \(input, target\) pairs, got Tensor"),
-        ({"train_dl": [(1, 2, 3)]}, r"fit: a loader must yield \(input, target\) pairs, got 3 items"),
+        (
+            {"train_dl": [torch.ones(2, 1)]},
+            r"fit: a loader must yield \(input, target\) or \(input, target, weight\), got Tensor",
+        ),
+        ({"train_dl": [(1, 2, 3, 4)]}, r"fit: a loader must yield \(input, target\) or \(.*\), got 4 items"),
     ):
         arguments = {"num_epochs": 1, "model": model, "loss_fn": nn.MSELoss(), "opt": opt, "train_dl": batch, **options}
         with pytest.raises(ValueError, match=words):
             linreg_ext.fit(**arguments)
-    with pytest.raises(ValueError, match=r"fit: a loader must yield \(input, target\) pairs, got 3 items"):
-        linreg_ext.fit(1, model, nn.MSELoss(), opt, batch, val_dl=[(1, 2, 3)])
-    with pytest.raises(RuntimeError, match=r"sgd_step_: target must have shape \[2, 1\], got \[2\]"):
+    with pytest.raises(ValueError, match=r"fit: a loader must yield \(input, target\) or \(.*\), got 1 items"):
+        linreg_ext.fit(1, model, nn.MSELoss(), opt, batch, val_dl=[(1,)])
+    with pytest.raises(RuntimeError, match=r"fit: target must have shape \[2, 1\], got \[2\]; pass target.unsqueeze"):
         linreg_ext.fit(1, model, nn.MSELoss(), opt, [(torch.ones(2, 1), torch.ones(2))])
 
 
 def test_evaluate_refuses_what_fit_refuses():
     model, batch = nn.Linear(1, 2).eval(), (torch.ones(3, 1), torch.ones(3, 2))
-    for item, got in (((*batch, 1), "3 items"), (batch[0], "Tensor")):
-        with pytest.raises(ValueError, match=rf"evaluate: a loader must yield \(input, target\) pairs, got {got}"):
+    for item, got in (((*batch, 1, 2), "4 items"), (batch[0], "Tensor")):
+        with pytest.raises(ValueError, match=rf"evaluate: a loader must yield .*, got {got}"):
             linreg_ext.evaluate(model.train(), nn.MSELoss(), [item])
         assert model.training
 
 
-@pytest.mark.filterwarnings("ignore:eager")
+@pytest.mark.filterwarnings("ignore:linreg_ext")
 def test_a_loss_that_is_not_one_number():
     model, batch = nn.Linear(1, 2), (torch.ones(3, 1), torch.ones(3, 2))
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -324,13 +328,13 @@ def test_a_loss_that_is_not_one_number():
     with pytest.raises(ValueError, match=r"evaluate: the loss must be one number, got shape \[3, 2\]"):
         linreg_ext.evaluate(model, unreduced, [batch])
     for on_divergence in ("stop", "continue"):
-        with pytest.raises(ValueError, match=r"step: the loss must be one number, got shape \[3, 2\]"):
+        with pytest.raises(ValueError, match=r"fit: the loss must be one number, got shape \[3, 2\]"):
             linreg_ext.fit(1, model, unreduced, opt, [batch], on_divergence=on_divergence)
     assert torch.equal(model.weight, before)
     assert model.weight.grad is None
 
 
-@pytest.mark.filterwarnings("ignore:eager")
+@pytest.mark.filterwarnings("ignore:linreg_ext")
 def test_a_loss_of_one_element_is_one_number():
     model, loader = nn.Linear(1, 2), [(torch.ones(3, 1), torch.ones(3, 2)), (torch.ones(2, 1), torch.zeros(2, 2))]
     opt = torch.optim.SGD(model.parameters(), lr=0.1)

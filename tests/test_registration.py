@@ -76,8 +76,8 @@ def test_opcheck_of_the_run(dtypes, momentum):
         parameters = [w] if b is None else [w, b]
         buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
         order = torch.stack([torch.randperm(9), torch.randperm(9)])
-        rows = order, x[:4].detach().clone(), y[:4].detach().clone()
-        for more, lr_tensor in (((None, None, None), None), (rows, torch.rand(6) / 10)):
+        rows = order, x[:4].detach().clone(), y[:4].detach().clone(), None if v is None else v[:4].clone()
+        for more, lr_tensor in (((None, None, None, None), None), (rows, torch.rand(6) / 10)):
             torch.library.opcheck(
                 OPS.sgd_run_.default,
                 (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",

@@ -39,7 +39,7 @@ def bits(flags):
 
 
 def part_of_a_run(x, w, y, b=None, v=None, *, steps, sizes, rule, loss="mse", delta=1.0, lr=None, reduction="mean",
-                  buffers=(), order=None, validation=(None, None), first_step=(False, False), frozen=(False, False), stop=False):  # fmt: skip
+                  buffers=(), order=None, validation=(None, None, None), first_step=(False, False), frozen=(False, False), stop=False):  # fmt: skip
     """What the operator returns for each stretch of some steps of a run."""
     parts, parameters = [], [w] if b is None else [w, b]
     state = (bits(first_step), bits(frozen), stop)
@@ -234,23 +234,25 @@ def test_a_run_stops_with_the_last_finite_parameters(d, momentum, device):
     assert kept.isnan().all()
 
 
+@pytest.mark.parametrize("weight", [None, "rows", "elements"])
 @pytest.mark.parametrize("shape", [(60, 2, 1), (60, 20, 2), (3000, 1, 1)], ids=str)
-def test_validation_after_every_epoch(shape, device):
-    problem, rows = (Problem.random(*shape, DTYPES["float32"], device=device) for _ in range(2))
+def test_validation_after_every_epoch(shape, weight, device):
+    problem, rows = (Problem.random(*shape, DTYPES["float32"], weight=v, device=device) for v in (None, weight))
     x, w, y, b, _ = vars(problem).values()
     twin, twin_bias = w.clone(), b.clone()
     epoch = -(-len(x) // 16)
     rates = torch.linspace(0.01, 0.001, 3 * epoch)
     steps = range(2, 3 * epoch)  # begins within an epoch and ends with one
     parts = part_of_a_run(x, w, y, b, steps=steps, sizes=(16, False, 3), rule=[0.0] * 6, lr=rates,
-                          validation=[rows.input, rows.target])  # fmt: skip
+                          validation=[rows.input, rows.target, rows.weight])  # fmt: skip
     validation = torch.cat([part[1] for part in parts])
     expected = []
     for step in steps:
         batch = slice(step % epoch * 16, step % epoch * 16 + 16)
         linreg_ext.sgd_step_(x[batch], twin, y[batch], linear_bias=twin_bias, lr=rates[step].item())
         if (step + 1) % epoch == 0:
-            expected.append(linreg_ext.linear_mse_loss(rows.input, twin, rows.target, linear_bias=twin_bias))
+            options = {"linear_bias": twin_bias, "weight": rows.weight}
+            expected.append(linreg_ext.linear_mse_loss(rows.input, twin, rows.target, **options))
     assert_same([[validation], [torch.stack(expected)]])
 
 

@@ -65,7 +65,8 @@ def test_a_callback_sees_every_epoch_and_can_end_the_run(implementation):
         assert len(history.step_loss) == 4 * epoch
         assert history.val_loss is None
         seen.append((epoch, history.epoch_loss[-1].item()))
-        return epoch == 7
+        if epoch == 7:
+            raise linreg_ext.StopTraining
 
     model, optimizer, loader = start()
     history = implementation(100, model, nn.MSELoss(), optimizer, loader, on_epoch_end=on_epoch_end, progress=False)
@@ -79,7 +80,7 @@ def test_a_callback_sees_every_epoch_and_can_end_the_run(implementation):
 
 def test_bad_patience():
     model, optimizer, loader = start()
-    with pytest.raises(ValueError, match="fit: patience must be >= 1 or None, got 0"):
+    with pytest.raises(ValueError, match="fit: patience must be >= 1, got 0"):
         linreg_ext.fit(1, model, nn.MSELoss(), optimizer, loader, patience=0)
 
 

@@ -343,7 +343,7 @@ def test_a_parameter_with_the_negative_bit_trains_as_it_is():
     model, twin = nn.Linear(1, 1), nn.Linear(1, 1)
     model.weight = nn.Parameter(torch._neg_view(-twin.weight.detach()))  # a copy of the model would have no such bit
     model.bias.data.copy_(twin.bias.detach())
-    with pytest.warns(UserWarning, match="^eager: a parameter has the negative bit$"):
+    with pytest.warns(UserWarning, match="^linreg_ext: eager: a parameter has the negative bit$"):
         step = make_train_step(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     fused = make_train_step(twin, nn.MSELoss(), torch.optim.SGD(twin.parameters(), lr=0.1))
     for _ in range(2):
@@ -592,7 +592,7 @@ def test_a_device_without_kernels_is_left_to_pytorch():
     assert linear_mse_loss(*arguments).device.type == "meta"  # the fake kernel's
 
 
-@pytest.mark.filterwarnings("ignore:eager")
+@pytest.mark.filterwarnings("ignore:linreg_ext")
 def test_reasons_are_sentences():
     for cls, words in ((nn.ReLU, "a ReLU"), (nn.LSTM, "an LSTM"), (nn.Unfold, "an Unfold"), (nn.ELU, "an ELU")):
         model = nn.Sequential(nn.Linear(3, 1), cls(1, 1) if cls in (nn.LSTM, nn.Unfold) else cls())
@@ -610,7 +610,7 @@ def test_the_warning_comes_once():
         step = make_train_step(model, nn.MSELoss(), optimizer)
         for _ in range(5):
             step(torch.randn(6, 3), torch.randn(6, 2))
-    assert [str(w.message) for w in caught] == [step.explain()]
+    assert [str(w.message) for w in caught] == [f"linreg_ext: {step.explain()}"]
     assert caught[0].filename == __file__
 
 

@@ -117,7 +117,7 @@ struct Binding {
   std::vector<Hooks> module_hooks, optimizer_hooks;
   Layout layout;
   bool flat, flattens;
-  std::string loss, reduction, not_sgd;
+  std::string op, loss, reduction, not_sgd;
   double delta;
 
   const at::Tensor* tensor(size_t i) const { return parameters[i] ? &THPVariable_Unpack(parameters[i]) : nullptr; }
@@ -133,7 +133,7 @@ struct Binding {
 };
 
 // Why forward and backward have to run as the user wrote them; empty if they need not.
-std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y) {
+std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y, const at::Tensor* v) {
   for (const Hooks& hooks : b.module_hooks)
     if (PyDict_GET_SIZE(hooks.dict) > 0) return hooks.reason;
   const at::Tensor& w = *b.tensor(0);
@@ -155,16 +155,21 @@ std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y
   const auto fits = [&](at::ScalarType dtype) {
     return dtype == data || (c10::elementSize(data) == 2 && dtype == at::kFloat);
   };
-  if (x->requires_grad() || y->requires_grad()) return "a batch requires grad";
-  if (x->layout() != at::kStrided || y->layout() != at::kStrided) return "a batch is not dense";
+  for (const at::Tensor* const tensor : {x, y, v}) {
+    if (!tensor) continue;
+    if (tensor->requires_grad()) return "a batch requires grad";
+    if (tensor->layout() != at::kStrided) return "a batch is not dense";
+    if (tensor->is_inference()) return "a batch was made in inference mode";
+  }
   if (!fits(y->scalar_type()) || !fits(w.scalar_type()))
     return "a batch of " + word(data) + " and " + word(y->scalar_type()) + " meets parameters of " +
            word(w.scalar_type());
+  if (v && v->scalar_type() != y->scalar_type())
+    return "a target of " + word(y->scalar_type()) + " meets weights of " + word(v->scalar_type());
   if ((b.flat || b.layout == Layout::scalar) && x->dim() != 2)
     return "the input is " + std::to_string(x->dim()) +
            "-dimensional, where only 2 dimensions are known to mean the same";
   if (b.layout == Layout::scalar && x->size(1) != 1) return "the model multiplies several features by one number";
-  if (x->is_inference() || y->is_inference()) return "a batch was made in inference mode";
 
   if (at::autocast::is_autocast_enabled(x->device().type())) return "autocast is on";
   if (torch::autograd::AnomalyMode::is_enabled()) return "anomaly detection is on";
@@ -175,7 +180,7 @@ std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y
   if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return "a TorchDispatchMode is active";
   if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return "hooks on saved tensors are active";
   if (transforming()) return "a transform of torch.func or forward-mode AD is active";
-  if (!plain({x, y, b.tensor(0), b.tensor(1)}))
+  if (!plain({x, y, v, b.tensor(0), b.tensor(1)}))
     return "tracing is active, or a tensor is of a subclass or on an unsupported device";
   return "";
 }
@@ -338,27 +343,37 @@ const at::Tensor& as_bias(const at::Tensor& tensor, at::Tensor& view) {
   return tensor.dim() == 1 ? tensor : view = tensor.reshape({1});
 }
 
+// Checks the batch in the user's terms: the operators' own checks speak of linear_weight.
 const at::Tensor& as_target(const Binding& b, const at::Tensor& x, const at::Tensor& y, const at::Tensor& w,
                             at::Tensor& view) {
-  const auto rows = x.sizes().slice(0, x.dim() > 0 ? size_t(x.dim() - 1) : 0);
+  const int64_t features = w.size(-1);
+  TORCH_CHECK(x.dim() >= 1 && x.size(-1) == features, b.op, ": input must have ", features,
+              features == 1 ? " feature" : " features", ", as the model has, got shape ", x.sizes());
+  const auto rows = x.sizes().slice(0, size_t(x.dim() - 1)), outputs = w.sizes().slice(0, size_t(w.dim() - 1));
   if (b.flattens) {
     std::vector<int64_t> shape(rows.begin(), rows.end());
-    for (int64_t i = 0; i + 1 < w.dim(); ++i) shape.push_back(w.size(i));
+    shape.insert(shape.end(), outputs.begin(), outputs.end());
     return view = y.reshape(shape);
   }
-  TORCH_CHECK(!b.flat || y.sizes() == rows, "step: target must have shape ", rows, ", got ", y.sizes());
+  check_target(b.op, rows, b.flat ? at::IntArrayRef() : outputs, y);
   return b.flat && b.layout != Layout::vector ? view = y.unsqueeze(-1) : y;
+}
+
+// Weights in the shape of y are given that of the target.
+const at::Tensor* as_weight(const at::Tensor* v, const at::Tensor& y, const at::Tensor& target, at::Tensor& view) {
+  const bool reshapes = v && v->sizes() == y.sizes() && y.dim() != target.dim();
+  return reshapes ? &(view = v->reshape(target.sizes())) : v;
 }
 
 // What the operators are given. The caller's grad mode decides whether the views join a graph.
 struct Views {
-  Views(const Binding& b, const at::Tensor& x, const at::Tensor& y)
+  Views(const Binding& b, const at::Tensor& x, const at::Tensor& y, const at::Tensor* v)
       : w(as_rows(b.layout, *b.tensor(0), copies[0])),
         bias(b.tensor(1) ? &as_bias(*b.tensor(1), copies[1]) : nullptr),
         target(as_target(b, x, y, w, copies[2])),
-        operands{x, w, target, bias, nullptr} {}
+        operands{x, w, target, bias, as_weight(v, y, target, copies[3])} {}
 
-  at::Tensor copies[3];
+  at::Tensor copies[4];
   const at::Tensor& w;
   const at::Tensor* bias;
   const at::Tensor& target;
@@ -417,7 +432,7 @@ struct BoundStep {
   Binding* binding;
 };
 
-// A tensor that a batch may be made of; nullptr for another type.
+// A tensor of a batch; nullptr for another type.
 const at::Tensor* plain_tensor(PyObject* object) {
   return reinterpret_cast<PyObject*>(Py_TYPE(object)) == THPVariableClass ? &THPVariable_Unpack(object) : nullptr;
 }
@@ -425,19 +440,20 @@ const at::Tensor* plain_tensor(PyObject* object) {
 // Looks at everything. The level of a step on a batch, or, where that `may_be_none`, of one on data of which nothing is
 // known; nullptr where the step is outdated.
 struct Look {
-  Look(const Binding& b, PyObject* input, PyObject* target, bool may_be_none = false) {
+  Look(const Binding& b, PyObject* input, PyObject* target, PyObject* weight, bool may_be_none = false) {
     if (b.is_outdated()) return;
     level = "eager";
     if (!may_be_none || input != Py_None) {
       x = plain_tensor(input);
       y = plain_tensor(target);
-      if (!x || !y) {
-        reason = std::string("a batch consists of ") + Py_TYPE(input)->tp_name + " and " + Py_TYPE(target)->tp_name +
-                 ", not of two tensors";
+      v = plain_tensor(weight);
+      if (!x || !y || (!v && weight != Py_None)) {
+        PyObject* const wrong = !x ? input : !y ? target : weight;
+        reason = std::string("a batch contains ") + Py_TYPE(wrong)->tp_name + ", not tensors alone";
         return;
       }
     }
-    reason = why_eager(b, x, y);
+    reason = why_eager(b, x, y, v);
     if (!reason.empty()) return;
     level = "gradients";
     reason = why_gradients(b, found);
@@ -462,7 +478,7 @@ struct Look {
     return Py_BuildValue("ss", level, is_fused() ? fused.c_str() : reason.c_str());
   }
 
-  const at::Tensor *x = nullptr, *y = nullptr;
+  const at::Tensor *x = nullptr, *y = nullptr, *v = nullptr;
   const char* level = nullptr;
   std::string reason;
   Found found;
@@ -476,15 +492,15 @@ void expect(Py_ssize_t count, Py_ssize_t expected) {
 
 PyObject* bound_step(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect(count, 3);
+  expect(count, 4);
   const Binding& b = binding_of(self);
-  Look look(b, items[0], items[1]);
+  Look look(b, items[0], items[1], items[2]);
   if (!look.is_fused()) return look.result(b);
-  const bool skip_nonfinite = items[2] == Py_True;
+  const bool skip_nonfinite = items[3] == Py_True;
   at::Tensor value;
   {
     const at::NoGradGuard no_grad;
-    const Views views(b, *look.x, *look.y);
+    const Views views(b, *look.x, *look.y, look.v);
     Buffers buffers(b, look.found);
     if (!look.may_write(views.operands)) return look.result(b);
     look.found.sgd.skip_nonfinite = skip_nonfinite;
@@ -504,12 +520,12 @@ PyObject* bound_step(PyObject* self, PyObject* const* items, Py_ssize_t count) {
 
 PyObject* bound_level(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect(count, 2);
+  expect(count, 3);
   const Binding& b = binding_of(self);
-  Look look(b, items[0], items[1], true);
+  Look look(b, items[0], items[1], items[2], true);
   if (look.is_fused() && look.x) {
     const at::NoGradGuard no_grad;
-    const Views views(b, *look.x, *look.y);
+    const Views views(b, *look.x, *look.y, look.v);
     const Buffers buffers(b, look.found);
     look.may_write(views.operands);
   }
@@ -519,10 +535,10 @@ PyObject* bound_level(PyObject* self, PyObject* const* items, Py_ssize_t count) 
 
 PyObject* bound_loss(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect(count, 2);
+  expect(count, 3);
   const Binding& b = binding_of(self);
+  const Views views(b, THPVariable_Unpack(items[0]), THPVariable_Unpack(items[1]), plain_tensor(items[2]));
   set_training(b);
-  const Views views(b, THPVariable_Unpack(items[0]), THPVariable_Unpack(items[1]));
   std::optional<pybind11::gil_scoped_release> released;
   if (takes_long(views.operands.input, views.w)) released.emplace();
   at::Tensor value =
@@ -534,32 +550,36 @@ PyObject* bound_loss(PyObject* self, PyObject* const* items, Py_ssize_t count) {
 
 PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect(count, 11);
+  expect(count, 14);
   const Binding& b = binding_of(self);
-  Look look(b, items[0], items[1]);
-  TORCH_CHECK(look.is_fused(), "fit: steps are no longer fused: ", look.level ? look.reason : "the model has changed");
+  Look look(b, items[0], items[1], items[2]);
+  TORCH_CHECK(look.is_fused(), b.op,
+              ": steps are no longer fused: ", look.level ? look.reason : "the model has changed");
   const auto tensor = [&](Py_ssize_t i) { return items[i] == Py_None ? nullptr : &THPVariable_Unpack(items[i]); };
   const auto integer = [&](Py_ssize_t i) { return pybind11::handle(items[i]).cast<int64_t>(); };
-  const RunArguments order{tensor(2), integer(5), items[6] == Py_True, integer(7), integer(8), integer(9)};
+  const RunArguments order{tensor(3), integer(8), items[9] == Py_True, integer(10), integer(11), integer(12)};
+  const bool stop_nonfinite = items[13] == Py_True;
   RunResults results;
   {
     const at::NoGradGuard no_grad;
-    const Views views(b, *look.x, *look.y);
+    const Views views(b, *look.x, *look.y, look.v);
     std::optional<Views> validation;
-    if (const at::Tensor* const input = tensor(3)) validation.emplace(b, *input, *tensor(4));
+    if (const at::Tensor* const input = tensor(4)) validation.emplace(b, *input, *tensor(5), tensor(6));
     Buffers buffers(b, look.found);
-    look.found.sgd.skip_nonfinite = items[10] == Py_True;
+    look.found.sgd.skip_nonfinite = stop_nonfinite;
+    if (const at::Tensor* const rates = tensor(7)) look.found.sgd.lr_tensor = rates;
     set_training(b);
     {
       const pybind11::gil_scoped_release released;
       results = recorded("linreg_ext::sgd_run_", [&] {
+        const Operands* const v = validation ? &validation->operands : nullptr;
         return sgd_run(views.operands, b.objective(), look.found.sgd, order,
-                       validation ? &validation->operands.input : nullptr, validation ? &validation->target : nullptr);
+                       v ? Validation{&v->input, &v->target, v->weight} : Validation{});
       });
     }
     // If the run took no step, only its last loss shows it.
     const at::Tensor& losses = std::get<0>(results);
-    if (losses.numel() > 0) buffers.keep(losses[0], items[10] == Py_True);
+    if (losses.numel() > 0) buffers.keep(losses[0], stop_nonfinite);
     mark_step(b);
   }
   return to_python(std::move(results));
@@ -583,13 +603,12 @@ void deallocate(PyObject* self) {
 
 PyObject* bound_step_type() {
   static PyMethodDef methods[] = {
-      method("step", &bound_step, "step(x, y, skip_nonfinite): the loss of a fused step, else as level."),
-      method("level", &bound_level, "level(x, y): (level, reason) of a step; None: bind it again."),
-      method("loss", &bound_loss, "loss(x, y): the model's loss in one pass, with its derivative."),
+      method("step", &bound_step, "step(x, y, weight, skip_nonfinite): the loss of a fused step, else as level."),
+      method("level", &bound_level, "level(x, y, weight): (level, reason) of a step; None: bind it again."),
+      method("loss", &bound_loss, "loss(x, y, weight): the model's loss in one pass, with its derivative."),
       method("run", &bound_run,
-             "run(x, y, order, validation_input, validation_target, batch_size, drop_last, epochs, begin, end, "
-             "stop_nonfinite): "
-             "what sgd_run_ returns, of fused steps."),
+             "run(x, y, weight, order, validation_input, validation_target, validation_weight, rates, batch_size, "
+             "drop_last, epochs, begin, end, stop_nonfinite): what sgd_run_ returns, of fused steps."),
       {nullptr, nullptr, 0, nullptr}};
   static PyType_Slot slots[] = {{Py_tp_methods, methods},
                                 {Py_tp_traverse, reinterpret_cast<void*>(&traverse)},
@@ -603,12 +622,12 @@ PyObject* bound_step_type() {
 
 }  // namespace
 
-// bind_step(match): of match.py's Match as a tuple.
+// bind_step(op, *match): of match.py's Match, for a function of that name in messages.
 PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   namespace py = pybind11;
-  expect(count, 12);
-  const auto item = [&](Py_ssize_t i) { return py::reinterpret_borrow<py::object>(items[i]); };
+  expect(count, 13);
+  const auto item = [&](Py_ssize_t i) { return py::reinterpret_borrow<py::object>(items[i + 1]); };
   py::list held;
   const auto hold = [&](const py::object& object) {
     held.append(object);
@@ -616,6 +635,7 @@ PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   };
   const auto dict_of = [&](const py::handle& object) { return hold(object.attr("__dict__")); };
   auto b = std::make_unique<Binding>();
+  b->op = py::str(py::handle(items[0]));
   b->model = hold(item(0));
   b->optimizer = hold(item(2));
   b->optimizer_dict = dict_of(item(2));

@@ -84,7 +84,7 @@ void check_shapes(std::string_view op, const Operands& o) {
   if (w.dim() < 1 || w.dim() > 2 || w.size(-1) != d)
     wrong_shape(op, "linear_weight", "[out_features, " + std::to_string(d) + "] or [" + std::to_string(d) + "]", w);
   const at::IntArrayRef outputs = w.sizes().slice(0, w.dim() - 1);  // [K] or []
-  if (!is(o.target.sizes(), rows, outputs)) wrong_shape(op, "target", word(joined(rows, outputs)), o.target);
+  check_target(op, rows, outputs, o.target);
   if (o.linear_bias) {
     const auto shape = o.linear_bias->sizes();
     if (!outputs.empty() && shape != outputs) wrong_shape(op, "linear_bias", word(outputs), *o.linear_bias);
@@ -171,6 +171,13 @@ bool overlapping(Extent a, Extent b) {
 }
 
 }  // namespace
+
+void check_target(std::string_view op, at::IntArrayRef rows, at::IntArrayRef outputs, const at::Tensor& target) {
+  if (is(target.sizes(), rows, outputs)) return;
+  // A vector beside a column is the mistake that PyTorch broadcasts to a square matrix.
+  const char* const cure = is(joined(rows, outputs), target.sizes(), {1}) ? "; pass target.unsqueeze(-1)" : "";
+  TORCH_CHECK(false, op, ": target must have shape ", word(joined(rows, outputs)), ", got ", target.sizes(), cure);
+}
 
 std::string_view threshold_of(std::string_view loss) {
   for (size_t i = 0; i < kLossNames.size(); ++i)
@@ -373,7 +380,8 @@ Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Dev
     check_dtype(op, "order", order, at::kLong, at::kLong);
     TORCH_CHECK(order.dim() == 1 || (order.dim() == 2 && order.size(0) == a.epochs), op,
                 ": order must have shape [rows] or [", a.epochs, ", rows], got ", order.sizes());
-    TORCH_CHECK(order.is_contiguous(), op, ": order must be contiguous");
+    TORCH_CHECK(order.is_contiguous(), op, ": order must be contiguous, got strides ", order.strides(),
+                "; pass order.contiguous()");
     TORCH_CHECK(order.device() == device || (order.is_cpu() && !device.is_cpu()), op, ": order must be on ", device,
                 device.is_cpu() ? "" : " or cpu", ", got ", order.device());
     run.rows = order.size(-1);

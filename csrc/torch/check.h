@@ -44,6 +44,9 @@ struct Objective {
 
 Checked check_problem(std::string_view op, const Operands& operands, const Objective& objective);
 
+// Raises unless a target has the shape of `rows` followed by `outputs`.
+void check_target(std::string_view op, at::IntArrayRef rows, at::IntArrayRef outputs, const at::Tensor& target);
+
 // The keyword of a loss's own number.
 std::string_view threshold_of(std::string_view loss);
 

@@ -154,7 +154,7 @@ at::Tensor rates_of(const at::Tensor& lr, const Run& run) {
 }  // namespace
 
 RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArguments sgd, const RunArguments& order,
-                   const at::Tensor* validation_input, const at::Tensor* validation_target) {
+                   const Validation& validation) {
   constexpr std::string_view op = "sgd_run_";
   at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
   Checked checked = check_problem(op, operands, objective);
@@ -164,15 +164,19 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
   Run run = check_run(op, order, checked.problem.n, device);
   sgd.steps = run.epoch_steps * order.epochs;
   check_sgd(op, operands, objective, sgd,
-            {{"order", order.order}, {"validation_input", validation_input}, {"validation_target", validation_target}});
-  const bool validates = validation_input;
-  TORCH_CHECK_VALUE(validates == (validation_target != nullptr), op,
+            {{"order", order.order},
+             {"validation_input", validation.input},
+             {"validation_target", validation.target},
+             {"validation_weight", validation.weight}});
+  const bool validates = validation.input;
+  TORCH_CHECK_VALUE(validates == (validation.target != nullptr) && (validates || !validation.weight), op,
                     ": validation_input and validation_target must be given together");
   Checked validated;
   if (validates)
     validated = check_problem(
         "sgd_run_: validation",
-        {*validation_input, operands.linear_weight, *validation_target, operands.linear_bias, nullptr}, objective);
+        {*validation.input, operands.linear_weight, *validation.target, operands.linear_bias, validation.weight},
+        objective);
 
   const Backend& backend = *backend_of(device.type());
   const int64_t epochs_ended = run.epoch_steps == 0 ? 0 : run.end / run.epoch_steps - run.begin / run.epoch_steps;
@@ -273,11 +277,12 @@ RunResults sgd_run_op(const at::Tensor& input, const at::Tensor& target, at::Ten
                       const OptionalTensor& weight, const OptionalTensor& lr, std::string_view reduction,
                       int64_t first_step, int64_t frozen, bool stop_nonfinite, const OptionalTensor& order,
                       const OptionalTensor& validation_input, const OptionalTensor& validation_target,
-                      int64_t batch_size, bool drop_last, int64_t epochs, int64_t begin, int64_t end) {
+                      const OptionalTensor& validation_weight, int64_t batch_size, bool drop_last, int64_t epochs,
+                      int64_t begin, int64_t end) {
   StepArguments a("sgd_run_", input, target, parameters, momentum_buffers, rule, weight, lr);
   a.set(first_step, frozen, stop_nonfinite);
   return sgd_run(a.operands, {loss, delta, reduction}, a.sgd, {given(order), batch_size, drop_last, epochs, begin, end},
-                 given(validation_input), given(validation_target));
+                 {given(validation_input), given(validation_target), given(validation_weight)});
 }
 
 const Backend*& slot(c10::DeviceType type) {
@@ -314,9 +319,9 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
   m.def(
       "sgd_run_(Tensor input, Tensor target, Tensor(a!)[] parameters, Tensor(b!)[] momentum_buffers, float[] rule, "
       "str loss, float delta, Tensor? weight, Tensor? lr, str reduction, int first_step, int frozen, "
-      "bool stop_nonfinite, Tensor? order, Tensor? validation_input, Tensor? validation_target, SymInt batch_size, "
-      "bool drop_last, SymInt epochs, "
-      "SymInt begin, SymInt end) -> (Tensor, Tensor, Tensor)");
+      "bool stop_nonfinite, Tensor? order, Tensor? validation_input, Tensor? validation_target, "
+      "Tensor? validation_weight, SymInt batch_size, bool drop_last, SymInt epochs, SymInt begin, SymInt end) -> "
+      "(Tensor, Tensor, Tensor)");
 }
 
 PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {

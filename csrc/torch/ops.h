@@ -23,13 +23,18 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands
 // Takes one step and returns the loss before it.
 at::Tensor sgd_step(const Operands& operands, const Objective& objective, const SgdArguments& sgd);
 
+// The rows on which a run computes the loss after every epoch; without an input there are none.
+struct Validation {
+  const at::Tensor *input = nullptr, *target = nullptr, *weight = nullptr;
+};
+
 // The losses, the validation losses and how many steps were taken.
 using RunResults = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Takes the steps [begin, end) of a run, so that whoever calls can do a run in stretches, to be interrupted or to show
 // progress between them.
 RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArguments sgd, const RunArguments& order,
-                   const at::Tensor* validation_input, const at::Tensor* validation_target);
+                   const Validation& validation);
 
 // The loss with its derivative, recorded by autograd.
 at::Tensor differentiable_loss(const Operands& operands, const Objective& objective);

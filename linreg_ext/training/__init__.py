@@ -2,8 +2,8 @@
 """Training loops that fuse the models, losses and optimizers they recognise and run everything else as it is."""
 
 from .evaluate import evaluate
-from .fit import fit
+from .fit import StopTraining, fit
 from .history import DivergenceError, History
 from .train_step import TrainStep, make_train_step
 
-__all__ = ["DivergenceError", "History", "TrainStep", "evaluate", "fit", "make_train_step"]
+__all__ = ["DivergenceError", "History", "StopTraining", "TrainStep", "evaluate", "fit", "make_train_step"]

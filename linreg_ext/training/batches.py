@@ -28,42 +28,86 @@ from torch.utils.data import (
     default_collate,
 )
 
+Batch = tuple[Tensor, Tensor, Tensor | None]  # input, target and weight
+
 
 class Batches:
-    """The batches that a loader yields, on a device, to be gone through once an epoch."""
+    """The batches that a loader yields, on a device, to be gone through once an epoch.
 
-    def __init__(self, name: str, loader: Iterable[tuple[Tensor, Tensor]] | None, device: Any) -> None:
+    Raises:
+        ValueError: the loader yields no batch, as is known of some at once.
+    """
+
+    def __init__(self, name: str, loader: Iterable[Any] | None, device: Any) -> None:
         self._name, self._loader, self._device = name, loader, device
         self._had_some = False
+        if isinstance(loader, (DataLoader, list, tuple)) and length_of(loader) == 0:
+            raise ValueError(f"fit: {name} must yield at least one batch, {_why_empty(loader)}")
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device, has_some = self._device, False
-        for x, y in pairs("fit", self._loader):
+    def __iter__(self) -> Iterator[Batch]:
+        has_some = False
+        for batch in batches_of("fit", self._loader):
             has_some = True
-            yield (x, y) if device is None else (x.to(device, non_blocking=True), y.to(device, non_blocking=True))
-        if self._had_some and not has_some:
-            raise ValueError(
-                f"fit: {self._name} must yield its batches in every epoch, got none after an epoch that had some: an "
-                "iterator can be gone through only once (the parameters are as trained so far)"
-            )
-        self._had_some = has_some
+            yield batch if self._device is None else to_device(batch, self._device)
+        if not has_some:
+            why = _why_empty(self._loader)
+            if self._had_some:
+                why = (
+                    "got none after an epoch that had some: an iterator can be gone through only once (the parameters "
+                    "are as trained so far)"
+                )
+            raise ValueError(f"fit: {self._name} must yield at least one batch in every epoch, {why}")
+        self._had_some = True
 
 
-def pairs(op: str, loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a loader yields, which must be pairs."""
+def batches_of(op: str, loader: Iterable[Any]) -> Iterator[Batch]:
+    """What a loader yields: pairs, or triples with weights."""
     for batch in loader:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-            raise ValueError(f"{op}: a loader must yield (input, target) pairs, got {got}")
-        x, y = batch
-        yield x, y
+        count = len(batch) if isinstance(batch, (tuple, list)) else 0
+        if count not in (2, 3):
+            got = f"{count} items" if count else type(batch).__name__
+            raise ValueError(f"{op}: a loader must yield (input, target) or (input, target, weight), got {got}")
+        yield batch[0], batch[1], batch[2] if count == 3 else None
+
+
+def to_device(batch: Batch, device: Any) -> Batch:
+    """A batch on a device."""
+    return tuple([None if part is None else part.to(device, non_blocking=True) for part in batch])
+
+
+def rows_of(batch: Batch) -> int | Tensor:
+    """By what the loss of a batch counts in a mean over batches: its rows, or their weights (0-dim float64)."""
+    x, _, weight = batch
+    return len(x) if weight is None else weight_by_row(weight).sum()
+
+
+def weight_by_row(weight: Tensor) -> Tensor:
+    """[rows], float64: each row's mean weight."""
+    return weight.detach().double().reshape(len(weight), -1).mean(1)
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader yields in an epoch, if it says so."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def _why_empty(loader: Any) -> str:
+    if isinstance(loader, DataLoader):
+        rows, size = length_of(loader.dataset), loader.batch_size
+        if rows and size and loader.drop_last and rows < size:
+            return f"but drop_last=True leaves out the only one: {rows} rows are fewer than batch_size={size}"
+        return "but its data set is empty" if rows == 0 else "got none"
+    return "got none"
 
 
 class BatchOrder:
     """How a DataLoader goes through tensors in memory.
 
     Attributes:
-        x, y: the tensors.
+        tensors: the input, the target and, where there are any, the weights.
         length: the rows of an epoch.
         batch_size, drop_last: of the loader.
         is_static: every epoch has the same order, `static`; None there is every row in turn.
@@ -72,13 +116,13 @@ class BatchOrder:
             drawn at once; None if it draws anything else from it.
     """
 
-    def __init__(self, loader: DataLoader[Any], x: Tensor, y: Tensor, rows: Tensor | None) -> None:
+    def __init__(self, loader: DataLoader[Any], tensors: tuple[Tensor, ...], rows: Tensor | None) -> None:
         batches = loader.batch_sampler
         sampler = batches.sampler
-        self.x, self.y, self.batch_size, self.drop_last = x, y, batches.batch_size, batches.drop_last
-        self._loader, self._rows, self._seeded = loader, rows, torch.Generator()
+        self.tensors, self.batch_size, self.drop_last = tensors, batches.batch_size, batches.drop_last
+        self._loader, self._rows, self._seeded = loader, rows, torch.Generator(device="cpu")
         kind, own = type(sampler), getattr(sampler, "generator", None)
-        size = len(x) if rows is None else len(rows)
+        size = len(tensors[0]) if rows is None else len(rows)
         self.length = len(sampler)
         if kind is SubsetRandomSampler:
             population = _row_numbers(sampler.indices, size)
@@ -86,13 +130,13 @@ class BatchOrder:
             count = len(sampler.weights if kind is WeightedRandomSampler else sampler.data_source)
             if count > size:  # an index will be out of range, which iterating says better
                 raise NotInMemoryError
-            population = None if count == size else torch.arange(count)
+            population = None if count == size else torch.arange(count, device="cpu")
         if rows is not None:
             population = rows if population is None else rows[population]
 
         self.is_static = kind is SequentialSampler
         if self.is_static and rows is None and population is not None:  # rows in turn, of fewer
-            self.x, self.y, population = x[: self.length], y[: self.length], None
+            self.tensors, population = tuple([t[: self.length] for t in tensors]), None
         self.static: Tensor | None = population if self.is_static else None
         self._permutes = kind is RandomSampler and not sampler.replacement and self.length == count
         self._once = (self.is_static or self._permutes or kind is SubsetRandomSampler) and not self.drop_last
@@ -114,12 +158,16 @@ class BatchOrder:
         """The batches of an epoch."""
         return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
 
-    def whole(self) -> tuple[Tensor, Tensor] | None:
+    def batch(self) -> Batch:
+        """All rows that there are."""
+        return (*self.tensors, None)[:3]
+
+    def whole(self) -> Batch | None:
         """The rows of an epoch in any order, if every epoch goes through the same ones, each of them once."""
         if not self._once:
             return None
         rows = self._population
-        return (self.x, self.y) if rows is None else (self.x[rows], self.y[rows])
+        return (*(t if rows is None else t[rows] for t in self.tensors), None)[:3]
 
     def draw(self, numbers: list[int] | None, wanted: bool) -> Tensor | None:
         """Draw what an epoch draws, and return its order, [length]; None for every row in turn.
@@ -130,7 +178,7 @@ class BatchOrder:
         """
         numbers = list(numbers or ())
         if self._loader.generator is not None or not numbers:
-            torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
+            _draw(self._loader.generator)
         else:
             numbers.pop(0)
         if self.is_static:
@@ -138,28 +186,41 @@ class BatchOrder:
         if self._permutes:
             generator = self._own
             if generator is None:
-                seed = numbers.pop() if numbers else int(torch.empty((), dtype=torch.int64).random_().item())
+                seed = numbers.pop() if numbers else int(_draw(None))
                 if not wanted:
                     return None
                 generator = self._seeded.manual_seed(seed)
-            order = torch.randperm(self.length, generator=generator)
+            order = torch.randperm(self.length, generator=generator, device="cpu")
             if generator is self._own:
-                torch.randperm(self.length, generator=generator)  # as the sampler does at its end
+                torch.randperm(self.length, generator=generator, device="cpu")  # as the sampler does at its end
         else:
-            order = torch.tensor([row for batch in self._loader.batch_sampler for row in batch], dtype=torch.int64)
-            order = torch.where(order < 0, order + (len(self.x) if self._rows is None else len(self._rows)), order)
+            order = [row for batch in self._loader.batch_sampler for row in batch]
+            order = torch.tensor(order, dtype=torch.int64, device="cpu")
+            size = len(self.tensors[0]) if self._rows is None else len(self._rows)
+            order = torch.where(order < 0, order + size, order)
         return order if self._rows is None else self._rows[order]
 
     def resume(self, batches: int) -> None:
         """Draw what going through the first `batches` batches of an epoch draws."""
         sampled = iter(self._loader.batch_sampler)
-        torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
+        _draw(self._loader.generator)
         for _ in range(batches):
             next(sampled)
 
+    def batch_at(self, order: Tensor | None, i: int) -> Batch:
+        """Batch `i` of an epoch of that order."""
+        rows: Any = slice(i * self.batch_size, min((i + 1) * self.batch_size, self.length))
+        if order is not None:
+            rows = order[rows].to(self.tensors[0].device)
+        return (*(t[rows] for t in self.tensors), None)[:3]
+
+
+def _draw(generator: torch.Generator | None) -> Tensor:
+    return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator)
+
 
 def order_of(loader: Any, device: torch.device | None = None) -> BatchOrder | None:
-    """The order of a loader whose batches are rows of two tensors, taken as they are; None for any other.
+    """The order of a loader whose batches are rows of tensors, taken as they are; None for any other.
 
     A sampler or batch sampler of the user's own has no order: what it yields may depend on the training so far, so it
     has to be asked batch by batch.
@@ -168,6 +229,8 @@ def order_of(loader: Any, device: torch.device | None = None) -> BatchOrder | No
         device: where the batches are to go. A loader may pin those that go to a GPU.
     """
     if type(loader) is not DataLoader or loader.num_workers != 0 or loader.timeout != 0:
+        return None
+    if torch.get_default_device().type != "cpu":  # where a DataLoader would draw its random numbers
         return None
     if loader.pin_memory and (device is None or device.type != "cuda"):
         return None
@@ -180,7 +243,7 @@ def order_of(loader: Any, device: torch.device | None = None) -> BatchOrder | No
         order = BatchOrder(loader, *_tensors_of(loader.dataset))
     except NotInMemoryError:
         return None
-    return None if loader.pin_memory and order.x.device.type != "cpu" else order
+    return None if loader.pin_memory and order.tensors[0].device.type != "cpu" else order
 
 
 def draw_epochs(count: int, train: BatchOrder, val: BatchOrder | None) -> Tensor | None:
@@ -192,7 +255,7 @@ def draw_epochs(count: int, train: BatchOrder, val: BatchOrder | None) -> Tensor
     numbers = [0 if order is None else order.numbers for order in (train, val)]
     drawn: Iterator[Any] = itertools.repeat(None)
     if None not in numbers and _draws_one_by_one():
-        bulk = torch.empty(count * sum(numbers), dtype=torch.int64).random_()
+        bulk = torch.empty(count * sum(numbers), dtype=torch.int64, device="cpu").random_()
         if train.is_static and not train.generators and (val is None or not val.generators):
             return train.static  # nothing else is drawn
         rest = iter(bulk.tolist())
@@ -211,10 +274,10 @@ def draw_epochs(count: int, train: BatchOrder, val: BatchOrder | None) -> Tensor
 @functools.cache
 def _draws_one_by_one() -> bool:
     """Whether many numbers that are drawn at once are those that are drawn one by one."""
-    together, alone = (torch.Generator().manual_seed(0) for _ in range(2))
+    together, alone = (torch.Generator(device="cpu").manual_seed(0) for _ in range(2))
     for count in (3, 64):
-        numbers = torch.empty(count, dtype=torch.int64).random_(generator=together).tolist()
-        if numbers != [int(torch.empty((), dtype=torch.int64).random_(generator=alone)) for _ in range(count)]:
+        numbers = torch.empty(count, dtype=torch.int64, device="cpu").random_(generator=together).tolist()
+        if numbers != [int(_draw(alone)) for _ in range(count)]:
             return False
     return torch.equal(together.get_state(), alone.get_state())
 
@@ -223,24 +286,27 @@ class DeviceCache:
     """Copies of data sets on the run's device, made again when their tensors have changed."""
 
     def __init__(self, device: Any) -> None:
-        self._device = None if device is None else torch.empty(0, device=device).device  # with its index
-        self._copies: dict[str, tuple[tuple[Any, ...], Tensor, Tensor]] = {}
+        self._device = (
+            None if device is None else torch.empty(0, dtype=torch.float32, device=device).device
+        )  # with its index
+        self._copies: dict[tuple[str, int], tuple[tuple[Any, ...], Tensor, Tensor]] = {}
 
     def order_of(self, name: str, loader: Any) -> BatchOrder | None:
         """The order of a loader through rows on the device; None also if copies would take half of its free memory."""
         order = order_of(loader, self._device)
         if order is None or self._device is None:
             return order
-        pair = {f"{name} input": order.x, f"{name} target": order.y}
-        stale = {key: t for key, t in pair.items() if t.device != self._device and not self._holds(key, t)}
+        tensors = {(name, i): t for i, t in enumerate(order.tensors)}
+        stale = {key: t for key, t in tensors.items() if t.device != self._device and not self._holds(key, t)}
         if any(t.is_inference() for t in stale.values()) or not _has_room(stale.values(), self._device):
             return None
         for key, t in stale.items():
             self._copies[key] = _identity(t), t, t.to(self._device)
-        order.x, order.y = (t if t.device == self._device else self._copies[key][2] for key, t in pair.items())
+        copies = [t if t.device == self._device else self._copies[key][2] for key, t in tensors.items()]
+        order.tensors = tuple(copies)
         return order
 
-    def _holds(self, key: str, tensor: Tensor) -> bool:
+    def _holds(self, key: tuple[str, int], tensor: Tensor) -> bool:
         return key in self._copies and not tensor.is_inference() and self._copies[key][0] == _identity(tensor)
 
 
@@ -256,35 +322,36 @@ def _has_room(tensors: Iterable[Tensor], device: torch.device) -> bool:
 
 
 class NotInMemoryError(Exception):
-    """The items are not known to be rows of two tensors."""
+    """The items are not known to be rows of tensors."""
 
 
-def _tensors_of(dataset: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(x, y, rows) of a data set whose item i is (x[rows[i]], y[rows[i]]); rows is None for i itself."""
+def _tensors_of(dataset: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """(tensors, rows) of a data set whose item i holds row rows[i] of each tensor; rows is None for i itself."""
     if type(dataset) is Subset:
-        x, y, rows = _tensors_of(dataset.dataset)
-        indices = _row_numbers(dataset.indices, len(x) if rows is None else len(rows))
-        return x, y, indices if rows is None else rows[indices]
-    pair = dataset.tensors if type(dataset) is TensorDataset else _attributes_of(dataset)
-    if len(pair) != 2 or any(type(t) is not Tensor or t.dim() == 0 for t in pair):
+        tensors, rows = _tensors_of(dataset.dataset)
+        indices = _row_numbers(dataset.indices, len(tensors[0]) if rows is None else len(rows))
+        return tensors, indices if rows is None else rows[indices]
+    tensors = dataset.tensors if type(dataset) is TensorDataset else _attributes_of(dataset)
+    if len(tensors) not in (2, 3) or any(type(t) is not Tensor or t.dim() == 0 for t in tensors):
         raise NotInMemoryError
-    x, y = pair
     count = len(dataset)
-    if x.device != y.device or x.device.type not in ("cpu", "cuda") or count > min(len(x), len(y)):
+    if len({t.device for t in tensors}) > 1 or tensors[0].device.type not in ("cpu", "cuda"):
         raise NotInMemoryError
-    return (x, y, None) if count == len(x) == len(y) else (x[:count], y[:count], None)
+    if count > min(len(t) for t in tensors):
+        raise NotInMemoryError
+    return tuple([t if len(t) == count else t[:count] for t in tensors]), None
 
 
 def _row_numbers(indices: Any, size: int) -> Tensor:
     """Indices into `size` rows as a tensor, none of them negative."""
     if isinstance(indices, range) and indices.step == 1 and 0 <= indices.start <= indices.stop <= size:
-        return torch.arange(indices.start, indices.stop)
+        return torch.arange(indices.start, indices.stop, device="cpu")
     try:
-        rows = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices))
+        rows = indices if isinstance(indices, Tensor) else torch.tensor(list(indices), device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise NotInMemoryError from None
     if rows.numel() == 0 and rows.dim() == 1:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     if rows.dim() != 1 or rows.dtype != torch.int64 or rows.device.type != "cpu" or type(rows) is not Tensor:
         raise NotInMemoryError
     low, high = (int(bound) for bound in rows.aminmax())

@@ -4,29 +4,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batches import pairs
+from .batch_loss import BatchLoss
+from .batches import batches_of, rows_of
 from .match import reduction_of
 
 
-def evaluate(
-    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], dataloader: Iterable[tuple[Tensor, Tensor]]
-) -> float:
+def evaluate(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], dataloader: Iterable[Any]) -> float:
     """The mean of `loss_fn` over the rows of `dataloader`, in eval mode and without gradients.
 
     Args:
         model: put in eval mode for the pass, and every module of it back into its mode after it.
         loss_fn: called as ``loss_fn(model(x), y)``; a loss with ``reduction="sum"`` is divided by the rows.
-        dataloader: yields (x [N, D], y [N, K]) on the model's device.
+        dataloader: yields (x [N, D], y [N, K]) or (x, y, weight) on the model's device, as for :func:`fit`.
 
     Returns:
-        The mean over all rows, so that a short last batch counts by its size; nan if there are none.
+        The mean over all rows, each by its weight, so that a short last batch counts by its size;
+        nan if there are none.
 
     Raises:
-        ValueError: `dataloader` yields something else than pairs, or the loss of a batch is not one number.
+        ValueError: `dataloader` yields anything other than pairs or triples, or the loss of a batch is not one number.
+        RuntimeError: the target does not have the prediction's shape, and the loss would broadcast them.
 
     Equivalent to:
         ``model.eval()``, then under ``torch.no_grad()`` the sum over batches of ``len(x) * loss_fn(model(x), y)``, by
@@ -35,34 +37,32 @@ def evaluate(
     Example:
         >>> evaluate(model, nn.MSELoss(), DataLoader(dataset, batch_size=20))
     """
+    return mean_loss("evaluate", model, loss_fn, batches_of("evaluate", dataloader))
+
+
+def mean_loss(op: str, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Any]) -> float:
+    """What `evaluate` returns, for the function that messages are to name."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    summed = reduction_of(loss_fn) == "sum"
+    batch_loss, summed = BatchLoss(op, model, loss_fn), reduction_of(loss_fn) == "sum"
     losses: list[Tensor] = []
-    rows: list[int] = []
+    rows: list[int | Tensor] = []
     try:
         with torch.no_grad():
-            for x, y in pairs("evaluate", dataloader):
-                loss = loss_fn(model(x), y)
-                require_one_number("evaluate", loss)
-                losses.append(loss.detach())
-                rows.append(len(x))
+            for batch in batches:
+                losses.append(batch_loss(*batch).detach())
+                rows.append(rows_of(batch))
     finally:
         for module, training in modes:
             module.training = training
     return mean_over_rows(losses, rows, summed)
 
 
-def require_one_number(op: str, loss: Tensor) -> None:
-    """Raise unless the loss of a batch is reduced."""
-    if loss.numel() != 1:
-        raise ValueError(f"{op}: the loss must be one number, got shape {list(loss.shape)}")
-
-
-def mean_over_rows(losses: list[Tensor], rows: list[int], summed: bool) -> float:
+def mean_over_rows(losses: list[Tensor], rows: list[int | Tensor], summed: bool) -> float:
     """The mean over rows of batch losses that are means (or, if `summed`, sums) over their own rows."""
-    if sum(rows) == 0:
+    weights = torch.tensor([float(r) for r in rows], dtype=torch.float64, device="cpu")
+    total = weights.sum().item()
+    if total == 0:
         return float("nan")
     values = torch.stack(losses).flatten().double().cpu()
-    weights = torch.ones(len(rows), dtype=torch.float64) if summed else torch.tensor(rows, dtype=torch.float64)
-    return float(values @ weights) / sum(rows)
+    return float(values.sum() if summed else values @ weights) / total

@@ -4,18 +4,25 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
-from .batches import Batches, BatchOrder, DeviceCache, draw_epochs
-from .evaluate import evaluate
+from .batches import Batch, Batches, BatchOrder, DeviceCache, draw_epochs, length_of, rows_of, weight_by_row
+from .evaluate import mean_loss
 from .history import History, Recorder
+from .schedule import Schedule
 from .train_step import TrainStep
+
+
+class StopTraining(Exception):  # noqa: N818 - as StopIteration
+    """Raised by `on_epoch_end` to end a run after that epoch."""
 
 
 def fit(
@@ -23,16 +30,17 @@ def fit(
     model: nn.Module,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     opt: torch.optim.Optimizer,
-    train_dl: Iterable[tuple[Tensor, Tensor]],
+    train_dl: Iterable[Any],
     *,
-    val_dl: Iterable[tuple[Tensor, Tensor]] | None = None,
+    val_dl: Iterable[Any] | None = None,
     scheduler: Any = None,
+    scheduler_interval: str = "epoch",
     device: torch.device | str | None = None,
     log_every: int | None = None,
     progress: bool | None = None,
     on_divergence: str = "stop",
     patience: int | None = None,
-    on_epoch_end: Callable[[int, History], bool | None] | None = None,
+    on_epoch_end: Callable[[int, History], None] | None = None,
 ) -> History:
     """Train `model` for `num_epochs` passes over `train_dl`, each batch with the step of :func:`make_train_step`.
 
@@ -45,10 +53,13 @@ def fit(
     Args:
         num_epochs: how many times to go through `train_dl`; >= 0.
         model, loss_fn, opt: as in :func:`make_train_step`.
-        train_dl: yields (x [N, D], y [N, K]); a DataLoader or any other iterable that can be gone through repeatedly.
+        train_dl: yields (x [N, D], y [N, K]) or (x, y, weight), weighted as :func:`make_train_step` says; a DataLoader
+            or any other iterable that can be gone through repeatedly.
         val_dl: validation data, evaluated after every epoch as :func:`evaluate` does.
-        scheduler: a learning-rate scheduler of `opt`, stepped after every epoch (ReduceLROnPlateau with the
-            validation loss, or without validation data the training loss).
+        scheduler: a learning-rate scheduler of `opt`. ReduceLROnPlateau is given the validation loss, or without
+            validation data the training loss.
+        scheduler_interval: when it is stepped: after every ``"epoch"``, or after every batch (``"step"``), as
+            OneCycleLR is meant to be.
         device: moves the model there and every batch; None leaves both where they are.
         log_every: print ``Epoch [10/100], Loss: 12.3456`` every `log_every` epochs, with the loss of the epoch's last
             batch (and ``Val loss`` where there is validation data).
@@ -58,15 +69,16 @@ def fit(
         patience: stop after this many consecutive epochs without a lower validation loss (without validation data,
             training loss), and restore the best epoch's parameters; None: never.
         on_epoch_end: called with the number of the epoch that has ended (from 1) and the history so far, which must not
-            be changed; the run ends when it returns True.
+            be changed. It ends the run by raising :class:`StopTraining`; what it returns has no meaning.
 
     Returns:
         The :class:`History` of the run.
 
     Raises:
-        ValueError: num_epochs, log_every, on_divergence or patience is out of range; a loader yields anything
-            other than pairs, or nothing in a later epoch, as an exhausted iterator does (the parameters are then as
-            trained so far); or the loss of a batch is not one number.
+        TypeError: model, loss_fn or opt is of the wrong kind, or a count is not an int.
+        ValueError: an argument is out of range; a loader yields anything other than pairs or triples, or no batch at
+            all; or the loss of a batch is not one number, or is not known where there are weights.
+        RuntimeError: a shape, dtype or device does not fit.
         DivergenceError: see `on_divergence`.
 
     Equivalent to:
@@ -77,57 +89,64 @@ def fit(
         >>> loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
         >>> history = fit(100, model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), loader, log_every=10)
     """
-    if num_epochs < 0:
-        raise ValueError(f"fit: num_epochs must be >= 0, got {num_epochs}")
-    if log_every is not None and log_every < 1:
-        raise ValueError(f"fit: log_every must be >= 1 or None, got {log_every}")
+    num_epochs = _count("num_epochs", num_epochs, 0)
+    log_every = None if log_every is None else _count("log_every", log_every, 1)
+    patience = None if patience is None else _count("patience", patience, 1)
     if on_divergence not in ("stop", "continue"):
-        raise ValueError(f"fit: on_divergence must be 'stop' or 'continue', got '{on_divergence}'")
-    if patience is not None and patience < 1:
-        raise ValueError(f"fit: patience must be >= 1 or None, got {patience}")
+        raise ValueError(f"fit: on_divergence must be 'stop' or 'continue', got {on_divergence!r}")
+    if scheduler_interval not in ("epoch", "step"):
+        raise ValueError(f"fit: scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}")
+    step, stop = TrainStep(model, loss_fn, opt, "fit"), on_divergence == "stop"
+    train_batches, val_batches = Batches("train_dl", train_dl, device), Batches("val_dl", val_dl, device)
     if device is not None:
         model.to(device)
-    step, stop = TrainStep(model, loss_fn, opt), on_divergence == "stop"
+    schedule = Schedule(scheduler, scheduler_interval, opt)
+    schedule.warn_if_longer(num_epochs, length_of(train_dl))
     recorder = Recorder(summed=step.reduction == "sum", stop=stop, validated=val_dl is not None)
     stopping = None if patience is None else _EarlyStopping(model, patience)
-    watched = scheduler is not None or stopping is not None or on_epoch_end is not None
 
     bar = _progress_bar(num_epochs, progress)
-    cache, most = DeviceCache(device), math.inf if bar is None else 1  # epochs in one call
-    train_batches, val_batches = Batches("train_dl", train_dl, device), Batches("val_dl", val_dl, device)
-    epoch = 0
+    cache = DeviceCache(device)
+    most = math.inf if bar is None and log_every is None else 1  # epochs in one call, so that a reader sees them pass
+    epoch, over, warned = 0, False, False
     try:
-        while epoch < num_epochs:
+        while epoch < num_epochs and not over:
             fused = _fused_epochs(step, train_dl, val_dl, cache)
-            validated = fused is not None and fused.validates
+            count = 1
             if fused is None:
-                count = 1
-                _train_epoch(step, train_batches, opt, recorder, stop)
+                _train_epoch(step, train_batches, recorder, stop, schedule)
             else:
-                alone = watched or (val_dl is not None and not validated)
-                until_log = num_epochs if log_every is None else log_every - epoch % log_every
-                count = 1 if alone else min(num_epochs - epoch, until_log, fused.limit or num_epochs, most)
+                alone = on_epoch_end is not None or stopping is not None or (val_dl is not None and not fused.validates)
                 started = time.perf_counter()
-                fused.take(count, recorder, stop)
-                if time.perf_counter() - started < 0.025:  # so that the bar moves some twenty times a second
-                    most *= 2
+                count = fused.take(1 if alone else min(num_epochs - epoch, most), recorder, stop, schedule)
+                if most < math.inf:  # so that the bar moves some forty times a second
+                    most = max(1, min(16, 0.025 / (time.perf_counter() - started)) * count)
             epoch += count
-            if val_dl is not None and not validated:
-                recorder.val_loss.append(evaluate(model, loss_fn, val_batches))
-            if scheduler is not None:
-                _step_scheduler(scheduler, recorder)
+            if val_dl is not None and len(recorder.val_loss) < epoch:
+                recorder.val_loss.append(mean_loss("fit", model, loss_fn, val_batches))
+            schedule.end_epoch((recorder.val_loss or recorder.epoch_loss)[-1])
             if bar is not None:
                 bar.set_postfix(loss=f"{recorder.epoch_loss[-1]:.4g}", refresh=False)
                 bar.update(count)
-            if log_every is not None and epoch % log_every == 0:
-                last = recorder.step_loss[-1] if len(recorder.step_loss) else math.nan
-                validation = f", Val loss: {recorder.val_loss[-1]:.4f}" if val_dl is not None else ""
-                print(f"Epoch [{epoch}/{num_epochs}], Loss: {last:.4f}{validation}", flush=True)
-            over = on_epoch_end is not None and on_epoch_end(epoch, recorder.look())
+            if log_every is not None:
+                for ended in range(epoch - count + 1, epoch + 1):
+                    if ended % log_every == 0:
+                        print(recorder.line(ended, num_epochs), flush=True)
+            if on_epoch_end is not None:
+                try:
+                    returned = on_epoch_end(epoch, recorder.look())
+                except StopTraining:
+                    over, returned = True, None
+                if returned is not None and not warned:
+                    warned = True
+                    warnings.warn(
+                        f"linreg_ext: fit: on_epoch_end returned {returned!r}, which has no meaning; raise "
+                        "linreg_ext.StopTraining to end the run",
+                        UserWarning,
+                        stacklevel=2,
+                    )
             if stopping is not None and stopping.is_over((recorder.val_loss or recorder.epoch_loss)[-1]):
                 over = True
-            if over:
-                break
         if stopping is not None:
             stopping.restore()
     finally:
@@ -136,15 +155,30 @@ def fit(
     return recorder.history()
 
 
-def _train_epoch(step: TrainStep, batches: Batches, opt: Any, recorder: Recorder, stop: bool) -> None:
-    """Go through the loader once, batch by batch."""
-    for x, y in batches:
-        rate = opt.param_groups[0]["lr"]
-        recorder.add(step.step(x, y, skip_nonfinite=stop), len(x), rate)
+def _count(name: str, value: Any, least: int) -> int:
+    """An argument that counts something."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        order = "; the order is fit(num_epochs, model, loss_fn, opt, train_dl)" if name == "num_epochs" else ""
+        raise TypeError(f"fit: {name} must be an int, got {type(value).__name__}{order}") from None
+    if number < least:
+        raise ValueError(f"fit: {name} must be >= {least}, got {number}")
+    return number
+
+
+def _train_epoch(step: TrainStep, batches: Iterable[Batch], recorder: Recorder, stop: bool, schedule: Schedule) -> None:
+    """Go through the batches once, one by one."""
+    for batch in batches:
+        rate = step.optimizer.param_groups[0]["lr"]
+        loss = step.step(*batch, skip_nonfinite=stop)
+        recorder.add(loss, batch, rate)
+        schedule.end_step(loss)
     recorder.end_epoch()
 
 
-_ORDER_NUMBERS = 1 << 17  # 1 MB of row numbers at once, unless one epoch has more
+_FLOAT64 = {"dtype": torch.float64, "device": "cpu"}
+_ORDER_NUMBERS = 1 << 17  # 1 MB of row numbers or rates at once, unless one epoch has more
 
 
 def _fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, cache: DeviceCache) -> _FusedEpochs | None:
@@ -153,17 +187,17 @@ def _fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, cache: DeviceCach
     Validation on `val_dl` is part of them where it goes through the same rows every time.
     """
 
-    def is_fused(x: Tensor, y: Tensor) -> bool:
-        return x.dim() == 2 and step.level_of(x, y)[0] == "fused"
+    def is_fused(batch: Batch) -> bool:
+        return batch[0].dim() == 2 and step.level_of(*batch)[0] == "fused"
 
     if step.bound is None:
         return None
     train = cache.order_of("train", train_dl)
-    if train is None or train.epoch_steps == 0 or not is_fused(train.x, train.y):
+    if train is None or train.epoch_steps == 0 or not is_fused(train.batch()):
         return None
     val = None if val_dl is None else cache.order_of("validation", val_dl)
     rows = None if val is None else val.whole()
-    return _FusedEpochs(step, train, *((val, rows) if rows and is_fused(*rows) else (None, None)))
+    return _FusedEpochs(step, train, *((val, rows) if rows and is_fused(rows) else (None, None)))
 
 
 class _FusedEpochs:
@@ -171,58 +205,96 @@ class _FusedEpochs:
 
     Attributes:
         validates: they include validation.
-        limit: how many can be taken at once; None is any number.
     """
 
-    def __init__(
-        self, step: TrainStep, train: BatchOrder, val: BatchOrder | None, val_rows: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def __init__(self, step: TrainStep, train: BatchOrder, val: BatchOrder | None, val_rows: Batch | None) -> None:
         self._step, self._train, self._val, self._val_rows = step, train, val, val_rows
         self.validates = val is not None
-        self.limit = None if train.is_static else max(1, _ORDER_NUMBERS // train.length)
 
-    def take(self, count: int, recorder: Recorder, stop: bool) -> None:
-        """Take the steps of `count` epochs.
+    def take(self, most: float, recorder: Recorder, stop: bool, schedule: Schedule) -> int:
+        """Take the steps of epochs, `most` at most, and return how many epochs these were.
 
-        With `stop` the first whose loss is nan or inf is not taken, and DivergenceError is raised. Then, and when the
-        user interrupts, the random generators are left as going through the loaders up to that batch would leave them.
+        With `stop` the first step whose loss is nan or inf is not taken, and DivergenceError is raised. Then, and when
+        the user interrupts, the random generators and the scheduler are left as going through the loaders up to that
+        batch would leave them.
         """
         step, train = self._step, self._train
-        x = train.x if train.x.stride(1) == 1 else train.x.contiguous()  # else every chunk of a run would copy it
-        rate = step.optimizer.param_groups[0]["lr"]
-        rate = rate.item() if isinstance(rate, Tensor) else rate
+        numbers = max(0 if train.is_static else train.length, train.epoch_steps if schedule.changes else 0)
+        count = int(most if numbers == 0 else max(1, min(most, _ORDER_NUMBERS // numbers)))
+        rates = schedule.rates(count, train.epoch_steps)
+        if rates is None and schedule.each_step:
+            self._take_one_by_one(recorder, stop, schedule)
+            return 1
+        if rates is None:
+            count, rates = 1, torch.full((train.epoch_steps,), float(step.optimizer.param_groups[0]["lr"]), **_FLOAT64)
+        x, y, weight = train.batch()
+        x = x if x.stride(1) == 1 else x.contiguous()  # else every chunk of a run would copy it
         chunks: list[functional.Chunk] = []
         steps, before = count * train.epoch_steps, self._generator_states()
         try:
             order = draw_epochs(count, train, self._val)
-            rest = (x, train.y, order, *(self._val_rows or (None, None)), train.batch_size, train.drop_last, count)
+            rest = (x, y, weight, order, *(self._val_rows or (None, None, None)), rates if schedule.changes else None)
+            rest = (*rest, train.batch_size, train.drop_last, count)
             size = min(train.batch_size, train.length) * (sum(p.numel() for p in step.model.parameters()) + 1)
             functional.run_in_chunks(
                 step.bound.run, lambda begin, end: (*rest, begin, end, stop), steps, size, x.device, chunks
             )
         except BaseException:
-            self._rewind(before, functional.steps_taken(chunks), 0)
+            self._rewind(before, functional.steps_taken(chunks), 0, schedule)
             raise
         taken = functional.steps_taken(chunks)
         if taken < steps:
-            self._rewind(before, taken, 1)
+            self._rewind(before, taken, 1, schedule)
         losses, val_losses = (torch.cat(tensors) for tensors in list(zip(*chunks, strict=True))[:2])
         if self._val_rows is not None and step.reduction == "sum":
-            val_losses = val_losses.double() / len(self._val_rows[0])
-        recorder.add_epochs(losses[: taken + 1], self._batch_rows(), rate, val_losses)
+            val_losses = val_losses.double() / rows_of(self._val_rows)
+        orders = order if order is not None and order.dim() == 2 else [order] * count
 
-    def _batch_rows(self) -> Tensor:
-        train = self._train
-        rows = torch.full((train.epoch_steps,), float(train.batch_size), dtype=torch.float64)
-        rows[-1] = min(train.batch_size, train.length - train.batch_size * (train.epoch_steps - 1))
-        return rows
+        def batch_at(i: int) -> Batch:
+            return train.batch_at(orders[i // train.epoch_steps], i % train.epoch_steps)
+
+        recorder.add_epochs(losses[: taken + 1], self._batch_rows(order), rates, val_losses, batch_at)
+        return count
+
+    def _take_one_by_one(self, recorder: Recorder, stop: bool, schedule: Schedule) -> None:
+        """Take the steps of one epoch whose scheduler has to see each, without its validation."""
+        train, before, begun = self._train, self._generator_states(), 0
+        self.validates = False
+
+        def batches() -> Iterator[Batch]:
+            nonlocal begun
+            for begun in range(1, train.epoch_steps + 1):
+                yield train.batch_at(order, begun - 1)
+
+        try:
+            order = draw_epochs(1, train, None)
+            order = order if order is None or order.dim() == 1 else order[0]
+            _train_epoch(self._step, batches(), recorder, stop, schedule)
+        except BaseException:
+            self._rewind(before, 0, begun, None)
+            raise
+
+    def _batch_rows(self, order: Tensor | None) -> Tensor:
+        """[1 or epochs, steps of an epoch], by what each batch counts in the mean of an epoch."""
+        train, weight = self._train, self._train.batch()[2]
+        if weight is None:
+            rows = torch.ones(train.length, **_FLOAT64)
+        else:
+            rows = weight_by_row(weight).cpu()
+            rows = rows[: train.length] if order is None else rows[order]
+        size = min(train.batch_size, train.length)
+        rows = nn.functional.pad(rows.reshape(-1, train.length), (0, size))
+        return rows[:, : train.epoch_steps * size].reshape(len(rows), train.epoch_steps, size).sum(2)
 
     def _generator_states(self) -> list[tuple[torch.Generator, Tensor]]:
         generators = [torch.default_generator, *self._train.generators, *(self._val.generators if self._val else ())]
         return [(generator, generator.get_state()) for generator in {id(g): g for g in generators}.values()]
 
-    def _rewind(self, states: list[tuple[torch.Generator, Tensor]], steps: int, more: int) -> None:
-        """Leave the generators as they are after so many steps and with the batches of `more` further ones drawn."""
+    def _rewind(
+        self, states: list[tuple[torch.Generator, Tensor]], steps: int, more: int, schedule: Schedule | None
+    ) -> None:
+        """Leave the generators and the scheduler as they are after so many steps, and with the batches of `more`
+        further ones drawn."""
         for generator, state in states:
             generator.set_state(state)
         epochs, batches = divmod(steps, self._train.epoch_steps)
@@ -230,6 +302,8 @@ class _FusedEpochs:
             draw_epochs(epochs, self._train, self._val)
         if batches + more:
             self._train.resume(batches + more)
+        if schedule is not None:
+            schedule.rewind(steps if schedule.each_step else epochs)
 
 
 class _EarlyStopping:
@@ -277,10 +351,3 @@ def _progress_bar(num_epochs: int, progress: bool | None) -> Any:
         return None
     bar = tqdm(total=num_epochs, desc="fit", unit="epoch", disable=None if progress is None else False)
     return None if bar.disable else bar
-
-
-def _step_scheduler(scheduler: Any, recorder: Recorder) -> None:
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        scheduler.step(recorder.val_loss[-1] if recorder.val_loss else recorder.epoch_loss[-1])
-    else:
-        scheduler.step()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batches import Batch, rows_of
 from .evaluate import mean_over_rows
 
 
@@ -19,8 +21,9 @@ class History:
     """The losses and learning rates of a run, as float64 tensors on the CPU.
 
     Attributes:
-        step_loss: [steps], each batch's loss as the loss function gave it, before that batch's update.
-        epoch_loss: [epochs], the mean of those over the epoch's rows.
+        step_loss: [steps], each batch's loss as the loss function gave it (with weights, the weighted mean or sum),
+            before that batch's update.
+        epoch_loss: [epochs], the mean of those over the epoch's rows, each by its weight.
         val_loss: [epochs], the mean over the validation rows after each epoch; None without validation data.
         lr: [steps], the learning rate of the first parameter group at each step.
     """
@@ -68,7 +71,7 @@ class _Numbers:
     """A growable array of float64 numbers; `so_far()` returns a view, not a copy."""
 
     def __init__(self) -> None:
-        self._memory, self._count = torch.empty(64, dtype=torch.float64), 0
+        self._memory, self._count = torch.empty(64, dtype=torch.float64, device="cpu"), 0
 
     def __len__(self) -> int:
         return self._count
@@ -79,17 +82,21 @@ class _Numbers:
     def extend(self, more: Tensor) -> None:
         end = self._count + len(more)
         if end > len(self._memory):
-            grown = torch.empty(max(end, 2 * len(self._memory)), dtype=torch.float64)
+            grown = torch.empty(max(end, 2 * len(self._memory)), dtype=torch.float64, device="cpu")
             grown[: self._count] = self.so_far()
             self._memory = grown
         self._memory[self._count : end] = more
         self._count = end
 
     def append(self, number: float) -> None:
-        self.extend(torch.tensor([number], dtype=torch.float64))
+        self.extend(_numbers([number]))
 
     def so_far(self) -> Tensor:
         return self._memory[: self._count]
+
+
+def _numbers(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 class Recorder:
@@ -107,36 +114,52 @@ class Recorder:
     def __init__(self, *, summed: bool, stop: bool, validated: bool) -> None:
         self._summed, self._stop, self._validated = summed, stop, validated
         self.step_loss, self.epoch_loss, self.val_loss, self._lr = (_Numbers() for _ in range(4))
-        self._steps: list[tuple[Tensor, int, float | Tensor]] = []  # loss, rows and rate, of the current epoch
+        self._ends: list[int] = []  # how many steps there were at the end of each epoch
+        self._steps: list[tuple[Tensor, int | Tensor, float | Tensor]] = []  # loss, rows and rate, of the current epoch
 
-    def add(self, loss: Tensor, rows: int, lr: float | Tensor) -> None:
+    def add(self, loss: Tensor, batch: Batch, lr: float | Tensor) -> None:
         """Record one step."""
-        self._steps.append((loss, rows, lr.detach().clone() if isinstance(lr, Tensor) else lr))
+        self._steps.append((loss, rows_of(batch), lr.detach().clone() if isinstance(lr, Tensor) else lr))
         if self._stop and not math.isfinite(loss.item()):  # also on a GPU: no later step may be taken
-            self._read_steps()
+            self._read_steps(batch)
 
     def end_epoch(self) -> None:
         """Close the epoch formed by the steps added since the last one ended."""
         rows = [step[1] for step in self._steps]
         losses = self._read_steps()
         self.epoch_loss.append(mean_over_rows(list(losses), rows, self._summed))
+        self._ends.append(len(self.step_loss))
 
-    def add_epochs(self, losses: Tensor, rows: Tensor, lr: float | Tensor, validation: Tensor) -> None:
+    def add_epochs(
+        self, losses: Tensor, rows: Tensor, lr: Tensor, validation: Tensor, batch_at: Callable[[int], Batch]
+    ) -> None:
         """Record the steps of several epochs, the last of which may be incomplete.
 
         Args:
             losses: of the steps.
-            rows: [steps of an epoch], of each batch.
-            lr: of every step.
+            rows: [1 or epochs, steps of an epoch], by what each batch counts.
+            lr: of the steps.
             validation: the losses on the validation rows after the epochs that have ended; empty without.
+            batch_at: the batch of one of the steps, by its number from 0.
         """
-        losses = losses.double().cpu()
+        losses, size = losses.double().cpu(), rows.shape[1]
         bad = self._bad(losses)
-        epochs = (len(losses) if bad is None else bad) // len(rows)
-        by_epoch = losses[: epochs * len(rows)].view(epochs, len(rows))
-        self.epoch_loss.extend((by_epoch.sum(1) if self._summed else by_epoch @ rows) / rows.sum())
+        epochs = (len(losses) if bad is None else bad) // size
+        by_epoch, rows = losses[: epochs * size].view(epochs, size), rows[:epochs]
+        self.epoch_loss.extend((by_epoch if self._summed else by_epoch * rows).sum(1) / rows.sum(1))
         self.val_loss.extend(validation[:epochs].double().cpu())
-        self._read(losses, torch.full((len(losses),), float(lr), dtype=torch.float64))
+        begin = len(self.step_loss)
+        self._ends.extend(range(begin + size, begin + epochs * size + 1, size))
+        if bad is None:
+            self._read(losses, lr)
+        else:
+            self._read(losses, lr[: len(losses)], bad % size + 1, batch_at(bad))
+
+    def line(self, epoch: int, num_epochs: int) -> str:
+        """What is printed of an epoch (from 1): the loss of its last batch."""
+        loss = self.step_loss[self._ends[epoch - 1] - 1]
+        validation = f", Val loss: {self.val_loss[epoch - 1]:.4f}" if self._validated else ""
+        return f"Epoch [{epoch}/{num_epochs}], Loss: {loss:.4f}{validation}"
 
     def history(self) -> History:
         """Everything so far."""
@@ -147,11 +170,11 @@ class Recorder:
         val_loss = self.val_loss.so_far() if self._validated else None
         return History(self.step_loss.so_far(), self.epoch_loss.so_far(), val_loss, self._lr.so_far())
 
-    def _read_steps(self) -> Tensor:
+    def _read_steps(self, batch: Batch | None = None) -> Tensor:
         losses, rates = [step[0] for step in self._steps], [float(step[2]) for step in self._steps]
         self._steps = []
-        read = torch.stack(losses).flatten().double().cpu() if losses else torch.empty(0, dtype=torch.float64)
-        self._read(read, torch.tensor(rates, dtype=torch.float64))
+        read = torch.stack(losses).flatten().double().cpu() if losses else _numbers([])
+        self._read(read, _numbers(rates), len(losses), batch)
         return read
 
     def _bad(self, losses: Tensor) -> int | None:
@@ -159,8 +182,12 @@ class Recorder:
         finite = losses.isfinite()
         return None if not self._stop or bool(finite.all()) else int((~finite).nonzero()[0])
 
-    def _read(self, losses: Tensor, rates: Tensor) -> None:
-        """Record steps; raise DivergenceError at the first one that ends the run."""
+    def _read(self, losses: Tensor, rates: Tensor, number: int = 0, batch: Batch | None = None) -> None:
+        """Record steps; raise DivergenceError at the first one that ends the run.
+
+        Args:
+            number, batch: of the batch in its epoch, where there is such a step.
+        """
         bad = self._bad(losses)
         end = len(losses) if bad is None else bad + 1
         self.step_loss.extend(losses[:end])
@@ -169,8 +196,21 @@ class Recorder:
             return
         step = len(self.step_loss)
         raise DivergenceError(
-            f"fit: the loss is {losses[bad].item()} at step {step}: training diverges; scale the features or lower "
-            "the learning rate (the parameters are those before that step)",
+            f"fit: the loss is {losses[bad].item()} at step {step} (epoch {len(self.epoch_loss) + 1}, batch {number}): "
+            f"{_cause(batch)} (the parameters are those before that step)",
             step,
             self.history(),
         )
+
+
+def _cause(batch: Batch) -> str:
+    """Why a batch's loss is nan or inf."""
+    for name, tensor in zip(("input", "target", "weight"), batch, strict=True):
+        if isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.is_floating_point():
+            bad = (~tensor.isfinite()).nonzero()
+            if len(bad):
+                place = ", ".join(map(str, bad[0].tolist()))
+                return f"{name}[{place}] of that batch is {tensor[tuple(bad[0])].item()}; clean the data"
+    if isinstance(batch[2], Tensor) and batch[2].sum() == 0:
+        return "the weights of that batch add up to 0"
+    return "training diverges; scale the features or lower the learning rate"

@@ -6,6 +6,7 @@ A fused step enters C++ at `bound_step` in ``csrc/torch/bound_step.cpp`` and is 
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -13,15 +14,15 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from .._extension import _C, REFERENCE
-from .evaluate import require_one_number
-from .match import NotFusable, match, reduction_of
+from .batch_loss import BatchLoss
+from .match import NotFusable, match, reduction_of, with_article
 
 
 def make_train_step(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: Optimizer) -> TrainStep:
-    """A function that takes one training step: ``step(x, y) -> loss``.
+    """A function that takes one training step: ``step(x, y) -> loss``, or ``step(x, y, weight)``.
 
     Works with any model, loss and optimizer, and is fast for those it recognises:
 
@@ -46,10 +47,14 @@ def make_train_step(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor
 
     Returns:
         The step. ``step(x, y)`` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss before the update,
-        without waiting for the device.
+        without waiting for the device. With `weight`, of y's shape, [N] or [N, 1], the loss is the weighted mean (or
+        sum) of ``F.mse_loss(…, weight=weight)``; this needs a loss that is recognised.
 
     Raises:
-        ValueError: raised by the step if the loss is not a single number; nothing is changed.
+        TypeError: an argument is of the wrong kind, or the optimizer's step needs a closure.
+        ValueError: raised by the step if the loss is not a single number, or not known where there are weights.
+        RuntimeError: raised by the step if the target does not have the prediction's shape, and the loss would
+            broadcast them. Nothing is changed.
 
     Equivalent to:
         ``model.train(); loss = loss_fn(model(x), y); loss.backward(); optimizer.step(); optimizer.zero_grad()``
@@ -70,8 +75,12 @@ class TrainStep:
         bound: the step in C++; None where model and loss are not recognised.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: Optimizer) -> None:
-        self._parts = model, loss_fn, optimizer
+    def __init__(
+        self, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: Optimizer, op: str = "step"
+    ) -> None:
+        _check("make_train_step" if op == "step" else op, model, loss_fn, optimizer)
+        self._parts, self._op = (model, loss_fn, optimizer), op
+        self._eager_loss = BatchLoss(op, model, loss_fn)
         self._warned: set[str] = set()
         self._bind()
         self._say(*self.level_of())
@@ -81,17 +90,17 @@ class TrainStep:
     optimizer: Optimizer = property(lambda self: self._parts[2], doc="The optimizer.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._parts  # a copy is bound to copies
+        return type(self), (*self._parts, self._op)  # a copy is bound to copies
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.step(x, y)
+    def __call__(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self.step(x, y, weight)
 
-    def step(self, x: Tensor, y: Tensor, *, skip_nonfinite: bool = False) -> Tensor:
+    def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None, *, skip_nonfinite: bool = False) -> Tensor:
         """Take one step; with `skip_nonfinite`, change nothing when the loss is nan or inf."""
         bound = self.bound
-        found = None if bound is None else bound.step(x, y, skip_nonfinite)
+        found = None if bound is None else bound.step(x, y, weight, skip_nonfinite)
         if found is None:
-            found = self._ask("step", x, y, skip_nonfinite)
+            found = self._ask("step", x, y, weight, skip_nonfinite)
         if type(found) is Tensor:
             if self.level != "fused":
                 self._say(*self.level_of())
@@ -100,11 +109,10 @@ class TrainStep:
         if (level, reason) != (self.level, self._reason):
             self._say(level, reason)
         if level == "gradients":
-            loss = self.bound.loss(x, y)
+            loss = self.bound.loss(x, y, weight)
         else:
             self.model.train()
-            loss = self.loss_fn(self.model(x), y)
-            require_one_number("step", loss)
+            loss = self._eager_loss(x, y, weight)
             if self._lazy:  # has become a layer of another class
                 self._bind()
         if not (skip_nonfinite and not math.isfinite(loss.detach().sum().item())):
@@ -113,9 +121,11 @@ class TrainStep:
             self.optimizer.zero_grad()
         return loss.detach()
 
-    def level_of(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[str, str]:
-        """The level of a step on `x` and `y`, or of one on data of which nothing is known, and why."""
-        return self._ask("level", x, y)
+    def level_of(
+        self, x: Tensor | None = None, y: Tensor | None = None, weight: Tensor | None = None
+    ) -> tuple[str, str]:
+        """The level of a step on a batch, or of one on data of which nothing is known, and why."""
+        return self._ask("level", x, y, weight)
 
     def explain(self) -> str:
         """One sentence: the level of the last step (before the first: of the next), a colon, and the reason."""
@@ -140,7 +150,7 @@ class TrainStep:
         self._lazy = isinstance(self.model, nn.Module) and any(is_lazy(p) for p in self.model.parameters())
         if not REFERENCE:
             try:
-                bound = _C.bind_step(*match(*self._parts))
+                bound = _C.bind_step(self._op, *match(*self._parts))
             except NotFusable as reason:
                 self._not_fusable = str(reason)
         self.bound = bound
@@ -150,4 +160,36 @@ class TrainStep:
         sentence = self.explain()
         if level != "fused" and sentence not in self._warned:
             self._warned.add(sentence)
-            warnings.warn(sentence, UserWarning, stacklevel=4)
+            warnings.warn(f"linreg_ext: {sentence}", UserWarning, stacklevel=4)
+
+
+def _check(op: str, model: Any, loss_fn: Any, optimizer: Any) -> None:
+    """Raise TypeError for what cannot be a model, a loss and an optimizer."""
+    order = "fit(num_epochs, model, loss_fn, opt, train_dl)" if op == "fit" else f"{op}(model, loss_fn, optimizer)"
+    name = "opt" if op == "fit" else "optimizer"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be an nn.Module, got {_named(model)}; the order is {order}")
+    if isinstance(loss_fn, type) or not callable(loss_fn):
+        cure = f"pass {loss_fn.__name__}()" if isinstance(loss_fn, type) else f"the order is {order}"
+        raise TypeError(f"{op}: loss_fn must be a function of (prediction, target), got {_named(loss_fn)}; {cure}")
+    if isinstance(optimizer, type) or not all(callable(getattr(optimizer, m, None)) for m in ("step", "zero_grad")):
+        raise TypeError(f"{op}: {name} must be an optimizer, got {_named(optimizer)}; the order is {order}")
+    if type(optimizer) is not SGD and _needs_closure(optimizer.step):
+        raise TypeError(
+            f"{op}: {name} must be an optimizer whose step needs no closure, got {type(optimizer).__name__}; call its "
+            "step(closure) in a loop of your own"
+        )
+
+
+def _named(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else with_article(type(value))
+
+
+def _needs_closure(step: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(step).bind()
+    except TypeError:
+        return True
+    except ValueError:  # it has no signature
+        return False
+    return False

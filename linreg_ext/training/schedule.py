@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""When a learning-rate scheduler is stepped, and the rates of steps that are taken in one call."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+
+class Schedule:
+    """A scheduler stepped after every epoch or after every batch.
+
+    Args:
+        scheduler: None: the optimizer's settings stay as they are.
+        interval: "epoch" or "step".
+        optimizer: whose settings it changes.
+
+    Attributes:
+        changes: there is a scheduler.
+        each_step: it is stepped after every batch.
+    """
+
+    def __init__(self, scheduler: Any, interval: str, optimizer: torch.optim.Optimizer) -> None:
+        self._scheduler, self._optimizer = scheduler, optimizer
+        self.changes = scheduler is not None
+        self.each_step = self.changes and interval == "step"
+        self._foresees = not self.changes or _is_foreseeable(scheduler)
+        self._is_ahead = False
+
+    def warn_if_longer(self, epochs: int, epoch_steps: int | None) -> None:
+        """Warn if the scheduler was made for more steps than a run will take.
+
+        Args:
+            epoch_steps: the batches of an epoch, if that is known.
+        """
+        length = getattr(self._scheduler, "total_steps", getattr(self._scheduler, "total_size", None))
+        steps = epochs if not self.each_step else None if epoch_steps is None else epochs * epoch_steps
+        if not isinstance(length, (int, float)) or steps is None:
+            return
+        begun = getattr(self._scheduler, "last_epoch", 0)
+        if length > begun + steps:
+            cure = "" if self.each_step else "; scheduler_interval='step' steps it after every batch"
+            warnings.warn(
+                f"linreg_ext: fit: {type(self._scheduler).__name__} was made for {length:g} steps, but only {steps} "
+                f"follow{cure}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def end_step(self, loss: Tensor) -> None:
+        """Step the scheduler if it is stepped after every batch."""
+        if self.each_step:
+            self._step(loss)
+
+    def end_epoch(self, loss: float) -> None:
+        """Step the scheduler if it is stepped after every epoch and not ahead."""
+        if self.changes and not self.each_step and not self._is_ahead:
+            self._step(loss)
+        self._is_ahead = False
+
+    def _step(self, loss: float | Tensor) -> None:
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(float(loss))
+        else:
+            self._scheduler.step()
+
+    def rates(self, epochs: int, epoch_steps: int) -> Tensor | None:
+        """Step the scheduler ahead through some epochs.
+
+        Returns:
+            [epochs * epoch_steps], the learning rate of each step; None, with nothing changed, where more than one rate
+            changes or it depends on the training.
+        """
+        groups = self._optimizer.param_groups
+        if not self._foresees:
+            return None
+        if not self.changes:
+            return torch.full((epochs * epoch_steps,), float(groups[0]["lr"]), dtype=torch.float64, device="cpu")
+        self._before = copy.deepcopy(self._scheduler.state_dict()), [_settings(group) for group in groups]
+        if "step" in vars(self._optimizer):
+            self._optimizer._opt_called = True  # or the scheduler warns that it is stepped first
+        others = [operator.itemgetter(*(name for name in group if name not in ("params", "lr"))) for group in groups]
+        were = [other(group) for other, group in zip(others, groups, strict=True)]
+        rates: list[float] = []
+        try:
+            for i in range(epochs * (epoch_steps if self.each_step else 1) + 1):
+                if i > 0:
+                    self._scheduler.step()
+                rate = float(groups[0]["lr"])
+                are = [other(group) for other, group in zip(others, groups, strict=True)]
+                if rate < 0 or are != were or any(group["lr"] != rate for group in groups[1:]):
+                    self._foresees = False
+                    break
+                rates.append(rate)
+        except BaseException:
+            self._foresees = False
+            raise
+        finally:
+            if not self._foresees:
+                self._restore()
+        if not self._foresees:
+            return None
+        self._is_ahead = True
+        column = torch.tensor(rates[:-1], dtype=torch.float64, device="cpu")
+        return column if self.each_step else column.repeat_interleave(epoch_steps)
+
+    def rewind(self, steps: int) -> None:
+        """Leave the scheduler as it is after so many steps of those that the last `rates` took."""
+        if not self._is_ahead:
+            return
+        self._restore()
+        for _ in range(steps):
+            self._scheduler.step()
+
+    def _restore(self) -> None:
+        state, settings = self._before
+        self._scheduler.load_state_dict(copy.deepcopy(state))
+        for group, before in zip(self._optimizer.param_groups, settings, strict=True):
+            for name, value in before.items():
+                if isinstance(group[name], Tensor):
+                    with torch.no_grad():
+                        group[name].copy_(value)
+                else:
+                    group[name] = value
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a parameter group without its parameters."""
+    return {name: value.detach().clone() if isinstance(value, Tensor) else value
+            for name, value in group.items() if name != "params"}  # fmt: skip
+
+
+def _is_foreseeable(scheduler: Any) -> bool:
+    """Whether its steps depend on nothing but how many there were."""
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+        return False
+    is_pytorchs = type(scheduler).__module__.startswith("torch.optim.")
+    return is_pytorchs and all(map(_is_foreseeable, getattr(scheduler, "_schedulers", ())))
