@@ -139,16 +139,20 @@ def targets():
 
 
 def check_make(words, where):
-    for word in words:
-        name, is_variable, value = word.partition("=")
-        if not is_variable:
-            assert name in targets(), f"{where}: make has no target {name}"
-        elif name == "ARGS" and "bench" in words:
-            check_benchmarks(shlex.split(value), where)
-        else:
-            assert name in ("ARGS", "PYTHON"), f"{where}: make has no variable {name}"
-            for path in re.findall(r"tests/\S+", value):
-                assert (ROOT / path).exists(), f"{where}: there is no {path}"
+    arguments = {name: value for name, is_set, value in (word.partition("=") for word in words) if is_set}
+    goals = [word for word in words if "=" not in word]
+    assert {*arguments} <= {"ARGS", "PYTHON"}, f"{where}: make has no such variable"
+    for goal in goals:
+        assert goal in targets(), f"{where}: make has no target {goal}"
+    given = shlex.split(arguments.get("ARGS", ""))
+    if goals == ["bench"]:
+        check_benchmarks(given, where)
+    elif given:
+        assert goals in (["test"], ["mutants"]), f"{where}: the test knows no ARGS of {goals}"
+        known = (ROOT / "tests" / "mutation.py").read_text()
+        for word in given:
+            assert not word.startswith("--") or f'"{word}"' in known, f"{where}: there is no {word}"
+            assert not word.startswith("tests/") or (ROOT / word).exists(), f"{where}: there is no {word}"
 
 
 def check_benchmarks(words, where):
