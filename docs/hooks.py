@@ -43,11 +43,13 @@ def markdown(text: str) -> str:
     text = re.sub(r"\.\. math::\n((?:\n|[ ]+.*\n?)+)", lambda found: f"{_formula(found[1], 'block')}\n\n", text)
     text = re.sub(r":math:`([^`]*)`", lambda found: _formula(found[1], "inline"), text)
     text = re.sub(r":(?:func|class|meth|mod):`([^`]*)`", lambda found: _reference(found[1]), text)
-    return re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+    # The text before a colon is not a type, and the asterisk of a shape does not begin emphasis.
+    text = re.sub(r"^Returns:\n(?:    .*\n)+", lambda found: found[0].replace(": ", "&#58; "), text, flags=re.MULTILINE)
+    return re.sub(r"^Example:$", "Examples:", text.replace("[*", "[\\*"), flags=re.MULTILINE)
 
 
 def _formula(latex: str, display: str) -> str:
-    return convert(" ".join(latex.split()), display=display)
+    return convert(" ".join(latex.replace(r"\_", "_").split()), display=display)
 
 
 def _reference(name: str) -> str:

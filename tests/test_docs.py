@@ -24,8 +24,11 @@ import linreg_ext
 from linreg_ext import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tests/README.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = r"`((?:make|pip|python|torchrun|source|\.venv/bin/python|[A-Z_]+=[^\s`]+) [^`]+)`"
 FILE = re.compile(r"# (\S+\.py)\n")
