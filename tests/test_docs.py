@@ -46,7 +46,8 @@ def printed_commands(page):
     """(line, command, whether it stands in a block) of each command of a page, also of those within its sentences."""
     for line, language, block in blocks(page):
         if language == "sh":
-            yield from ((line + i, command, True) for i, command in enumerate(block.splitlines(), 1) if command)
+            for i, command in enumerate(block.replace("\\\n", "").splitlines(), 1):
+                yield line + i, command, True
     prose = FENCE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text())
     for found in re.finditer(COMMAND, prose):
         yield prose.count("\n", 0, found.start()) + 1, found[1], False
