@@ -47,7 +47,8 @@ def printed_commands(page):
     for line, language, block in blocks(page):
         if language == "sh":
             for i, command in enumerate(block.replace("\\\n", "").splitlines(), 1):
-                yield line + i, command, True
+                if command and not command.startswith("#"):
+                    yield line + i, command, True
     prose = FENCE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text())
     for found in re.finditer(COMMAND, prose):
         yield prose.count("\n", 0, found.start()) + 1, found[1], False
