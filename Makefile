@@ -16,6 +16,7 @@ LEND := import site, sys; print("\n".join([*site.getsitepackages(), *([site.getu
 NEEDED := setuptools numpy ninja pybind11 pytest
 WANTED := tqdm matplotlib safetensors pyarrow hypothesis scikit-learn pytest-xdist
 LINTERS := ruff clang-format
+DOCUMENTERS := mkdocs-material mkdocstrings[python] latex2mathml
 MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", "clang-format": "clang_format", "pytest-xdist": "xdist"}; \
 	print(*(n for n in sys.argv[1:] if not u.find_spec(names.get(n, n))))
 # The tests on all cores where pytest-xdist is there; a file's tests share what they build. Threads that wait by spinning
@@ -53,7 +54,7 @@ export PROGRESS
 SHOW := $(PYTHON) -c "$$PROGRESS"
 PIP := -m pip install --disable-pip-version-check --progress-bar off --retries 1
 
-.PHONY: help train test test-long mutants bench examples lint format build sanitize versions cuda-compile gpu-check clean
+.PHONY: help train test test-long mutants bench examples docs lint format build sanitize versions cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -93,6 +94,9 @@ cuda-compile: ## compile the CUDA kernels for every architecture and report regi
 
 gpu-check: $(VENV)/.torch ## on a machine with a GPU: build for it, test, sanitize and measure, in some ten minutes
 	$(RUN) -m benchmarks.gpu_check $(ARGS)
+
+docs: $(VENV)/.documenters ## build the documentation into build/docs
+	NO_MKDOCS_2_WARNING=1 LINREG_EXT_REFERENCE=1 $(RUN) -m mkdocs build --strict --quiet
 
 lint: $(VENV)/.linters ## check style and formatting
 	$(LINT) ruff check .
@@ -137,6 +141,10 @@ $(VENV)/.installed: $(VENV)/bin/python Makefile
 	@missing="$$($(RUN) -c '$(MISSING)' $(WANTED))"; test -z "$$missing" || { \
 		echo "installing what is optional; build/wanted.log has the details"; \
 		$(SHOW) build/wanted.log $(RUN) $(PIP) $$missing || echo "going on without: $$missing"; }
+	@touch $@
+
+$(VENV)/.documenters: $(VENV)/.installed
+	@mkdir -p build; $(SHOW) build/documenters.log $(RUN) $(PIP) $(DOCUMENTERS) || { cat build/documenters.log; exit 1; }
 	@touch $@
 
 $(VENV)/.linters: $(VENV)/bin/python

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m benchmarks [workload …]`` measures, ``python -m benchmarks report`` makes README's table and plots."""
+"""``python -m benchmarks [workload …]`` measures, ``python -m benchmarks report`` makes tables and plots of them."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ def measure(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Times the fused step beside what users would otherwise pick, after checking every answer.",
-        epilog="`python -m benchmarks report [CSV …]` writes the table of README.md and the plots from result files.",
+        epilog="`python -m benchmarks report [CSV …]` writes tables and plots of README.md and docs/performance.md.",
     )
     parser.add_argument("workload", nargs="*", metavar="workload", help="default: all; --list names them")
     parser.add_argument("--list", action="store_true", help="name the workloads")
@@ -73,15 +73,14 @@ def measure(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Write what README.md and docs/ show of the results."""
+    """Write what README.md and docs/performance.md show of the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks report",
-        description="Writes the table of README.md and the plots in docs/ from files of results.",
+        description="Writes the tables and plots of README.md and docs/performance.md from files of results.",
     )
     parser.add_argument("csv", nargs="*", type=Path, help="default: all of benchmarks/results")
-    root = Path(__file__).parents[1]
-    parser.add_argument("--readme", type=Path, default=root / "README.md")
-    parser.add_argument("--plots", type=Path, default=root / "docs", metavar="FOLDER")
+    repository = Path(__file__).parents[1]
+    parser.add_argument("--root", type=Path, default=repository, metavar="FOLDER", help="where README.md and docs/ lie")
     options = parser.parse_args(arguments)
     paths = options.csv or sorted(RESULTS.glob("*.csv"))
     if not paths:
@@ -89,7 +88,7 @@ def report(arguments: list[str]) -> int:
 
     from .report import write
 
-    write(paths, options.readme, options.plots)
+    write(paths, options.root)
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What README.md shows of the results: a table, where a peer is faster, memory, and plots."""
+"""What the documentation shows of the results: README's figures, and the tables and plots of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from . import plots, targets
 from .results import Row, duration, read
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+FIGURES = {  # README's: (workload, case, our way in)
+    ("program", "150 epochs of 80 × 1 in batches of 16", "fit"): "`fit`: 150 epochs of 80 rows in batches of 16",
+    ("tiny", "32 × 8", "TrainStep"): "one step on 32 rows of 8 features",
+    ("large", "4,194,304 × 64", ""): "one step on 4,194,304 rows of 64 features",
+}
+ALT = "left: share of the read bandwidth over features; right: speed-up over eager PyTorch over rows"
 PEERS = ("eager", "compiled", "by hand", "NumPy", "numba", "JAX", "scikit-learn")
 LOSES = 1.05  # a peer that is so many times as fast as ours is named
 WORK = {  # what a case of a workload is, where its name alone does not say it
@@ -21,23 +27,42 @@ LEFT_OUT = ("sizes", "bits", "constants", "order", "memory")
 Case = targets.Case
 
 
-def write(paths: list[Path], readme: Path, folder: Path) -> None:
-    """Write the section between README's markers, and the plots into `folder`."""
-    text = readme.read_text()
+def write(paths: list[Path], root: Path) -> None:
+    """Write the sections between the markers of README.md and docs/performance.md, and the plots beside the latter."""
+    machines = _machines(read(paths))
+    sections, plotted = [], set()
+    for rows in machines:
+        device = rows[0]["device"]
+        plot = root / "docs" / f"how_fast_{device}.png"
+        has_plot = device not in plotted and plots.draw(rows, plot)
+        plotted.add(device)
+        sections.append(section(rows) + (f"\n\n![{ALT}]({plot.name})" if has_plot else ""))
+    _fill(root / "docs" / "performance.md", sections)
+    _fill(root / "README.md", [figures(machines[0]), f"![{ALT}](docs/how_fast_{machines[0][0]['device']}.png)"])
+
+
+def _fill(page: Path, parts: list[str]) -> None:
+    """Replace what stands between the markers of a page."""
+    text = page.read_text()
     if BEGIN not in text or END not in text:
-        raise SystemExit(f"{readme}: has no line {BEGIN} with a line {END} after it")
+        raise SystemExit(f"{page}: has no line {BEGIN} with a line {END} after it")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for rows in _machines(read(paths)):
-        device = rows[0]["device"]
-        parts.append(section(rows))
-        plot = folder / f"how_fast_{device}.png"
-        if plots.draw(rows, plot):
-            where = plot.resolve().relative_to(readme.resolve().parent) if _is_under(plot, readme) else plot
-            parts.append(f"![share of the read bandwidth, and speed beside eager PyTorch]({where})")
-    readme.write_text(f"{before}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{after}")
+
+
+def figures(rows: list[Row]) -> str:
+    """README's table: three cases, beside eager PyTorch."""
+    cases = {(_first(case)["workload"], _first(case)["case"]): case for case in targets.cases(rows)}
+    machine = f"{rows[0]['machine']}, {max(int(row['threads']) for row in rows)} threads"
+    lines = [[machine, "linreg_ext", "plain PyTorch", "speed-up"], [":--", "--:", "--:", "--:"]]
+    for (workload, name, way), words in FIGURES.items():
+        case = cases.get((workload, name), {})
+        ours, eager = case.get(f"linreg_ext {way}".strip()), case.get("eager")
+        if ours and eager:
+            gain = _gain(_seconds(eager) / _seconds(ours))
+            lines.append([words, duration(_seconds(ours)), duration(_seconds(eager)), gain])
+    return _markdown(lines)
 
 
 def section(rows: list[Row]) -> str:
@@ -49,26 +74,24 @@ def section(rows: list[Row]) -> str:
 
 
 def _machines(rows: list[Row]) -> list[list[Row]]:
-    """The rows of each machine under its widest instruction set, CPUs first."""
+    """The rows of each machine under its widest instruction set: CPUs first, and first the one with the most rows."""
     widths = {"DEFAULT": 0, "AVX2": 1, "AVX512": 2}
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row["device"], row["machine"]), []).append(row)
     widest = {key: max((row["isa"] for row in all_), key=lambda isa: widths.get(isa, 3)) for key, all_ in found.items()}
-    return [[row for row in found[key] if row["isa"] == widest[key]] for key in sorted(found)]
+    machines = [[row for row in found[key] if row["isa"] == widest[key]] for key in sorted(found)]
+    return sorted(machines, key=lambda rows: (rows[0]["device"], -len(rows)))
 
 
 def _machine(rows: list[Row]) -> str:
     row = max(rows, key=lambda row: int(row["threads"]))
+    about = f"## {row['machine']}\n\nPython {row['python']}, torch {row['torch']}; "
     if row["device"] == "cuda":
         return (
-            f"**{row['machine']}**, driver {row['driver']}; Python {row['python']}, torch {row['torch']}. "
-            "Times are of the GPU, from replays of captured graphs (JAX: from Python)."
+            f"{about}driver {row['driver']}. Times are of the GPU, from replays of captured graphs (JAX: from Python)."
         )
-    return (
-        f"**{row['machine']}**, {row['isa']}, {row['threads']} threads; Python {row['python']}, torch {row['torch']}. "
-        "float32 unless named."
-    )
+    return f"{about}{row['isa']}, {row['threads']} threads. float32 unless named."
 
 
 def _table(cases: list[Case]) -> str:
@@ -86,7 +109,7 @@ def _table(cases: list[Case]) -> str:
             times = [_peer(case, peer) for peer in peers]
             gains = [_gain(float(other["seconds"]) / float(row["seconds"])) if other else "" for other in times]
             lines.append([_label(row), duration(float(row["seconds"])), share, *gains])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return _markdown(lines)
 
 
 def _losses(cases: list[Case]) -> str:
@@ -98,10 +121,10 @@ def _losses(cases: list[Case]) -> str:
         for row in sorted(faster, key=_seconds)[:1]:
             ratio = _seconds(best) / _seconds(row)
             gain = f"{_gain(ratio)} as fast ({duration(_seconds(row))})"
-            lines.append(f"{_label(best)}, where {row['variant']} is {gain}")
+            lines.append(f"{_label(best)}: {row['variant']} is {gain}")
     if not lines:
         return "No peer is more than 5 % faster than the fastest way in."
-    return f"**Where it loses** by its fastest way in, by more than 5 % to the fastest peer: {'; '.join(lines)}."
+    return "**A peer is more than 5 % faster** than the fastest way in:\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _memory(cases: list[Case]) -> str:
@@ -113,9 +136,9 @@ def _memory(cases: list[Case]) -> str:
         mine = next((row for row in case.values() if row["role"] == "ours"), None)
         if mine:
             what = "loss and `backward()` on " if mine["id"] else ""
-            other = f"; eager: {int(case['eager']['memory_bytes']) / 1e6:,.0f} MB" if "eager" in case else ""
-            lines.append(f"{what}{mine['case']}: {int(mine['memory_bytes']) / 1e6:,.0f} MB{other}")
-    return f"Memory beyond the data: {'. '.join(lines)}." if lines else ""
+            other = f" (eager: {int(case['eager']['memory_bytes']) / 1e6:,.0f} MB)" if "eager" in case else ""
+            lines.append(f"- {what}{mine['case']}: {int(mine['memory_bytes']) / 1e6:,.0f} MB{other}")
+    return "\n".join(["**Memory** beyond the data:\n", *lines]) if lines else ""
 
 
 def _label(row: Row) -> str:
@@ -131,6 +154,10 @@ def _peer(case: Case, name: str) -> Row | None:
     return min(ways, key=_seconds, default=None)
 
 
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _gain(ratio: float) -> str:
     text = f"{ratio:,.0f}×" if ratio >= 9.95 else f"{ratio:.1f}×" if ratio >= 2 else f"{ratio:.2f}×"
     return f"**{text}**" if ratio * LOSES < 1 else text
@@ -142,7 +169,3 @@ def _seconds(row: Row) -> float:
 
 def _first(case: Case) -> Row:
     return next(iter(case.values()))
-
-
-def _is_under(plot: Path, readme: Path) -> bool:
-    return readme.resolve().parent in plot.resolve().parents

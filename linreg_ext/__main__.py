@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
 from .cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())

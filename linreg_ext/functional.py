@@ -298,8 +298,8 @@ def sgd_run_(
         drop_last: leaves a last batch out that is shorter.
         epochs: how often to go through the rows; None is once, or once for every row of `order`.
         lr: a float, a 1-element tensor, or a tensor of shape [steps] with one for every step.
-        linear_weight, linear_bias, weight, loss, delta, beta, quantile, momentum, dampening, weight_decay, nesterov,
-            maximize, momentum_buffers: as in :func:`sgd_step_`.
+        linear_weight, linear_bias, weight, loss, delta, beta, quantile: as in :func:`sgd_step_`.
+        momentum, dampening, weight_decay, nesterov, maximize, momentum_buffers: as in :func:`sgd_step_`.
         stop_nonfinite: end at the first step whose loss is nan or inf, with the parameters as that step found them.
 
     Returns:

@@ -68,7 +68,7 @@ _ROWS = (
         title="Mean squared error",
         formula="r^2",
         derivative=(
-            r"The factor is PyTorch's: :math:`dW = \tfrac{2}{NK} R^T X` for ``\"mean\"``; scikit-learn halves the loss."
+            r"The factor is PyTorch's: :math:`dW = \tfrac{2}{NK} R^T X` for a mean; scikit-learn halves the loss."
         ),
         plain=lambda p, y, _: F.mse_loss(p, y, reduction="none"),
         dloss=lambda r, _: 2 * r,

@@ -13,6 +13,7 @@ from benchmarks import gpu_check, machine, ours, peers, probe, results, targets,
 from benchmarks.clocks import Variant
 from benchmarks.harness import Bench, Case
 from benchmarks.problem import Problem
+from benchmarks.report import FIGURES
 from benchmarks.results import Results
 
 ABOUT = {**dict.fromkeys(results.ABOUT, "x"), "machine": "Some CPU", "threads": "2", "isa": "AVX2"}
@@ -158,45 +159,71 @@ def test_targets_are_judged(tmp_path):
     }
 
 
-def report(tmp_path, text):
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
-    arguments = ["--readme", str(readme), "--plots", str(tmp_path / "docs")]
-    assert command.main(["report", str(tmp_path / "results.csv"), *arguments]) == 0
-    return readme.read_text()
-
-
 MARKED = "# Before\n\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\n\nAfter.\n"
 
 
-def test_the_report_makes_table_and_plots(tmp_path):
+def report(tmp_path, page=MARKED, readme=MARKED):
+    """The pages after a report: docs/performance.md and README.md."""
+    (tmp_path / "docs").mkdir(exist_ok=True)
+    pages = tmp_path / "docs" / "performance.md", tmp_path / "README.md"
+    for path, text in zip(pages, (page, readme), strict=True):
+        path.write_text(text)
+    assert command.main(["report", str(tmp_path / "results.csv"), "--root", str(tmp_path)]) == 0
+    return [path.read_text() for path in pages]
+
+
+def test_the_report_makes_tables_and_plots(tmp_path):
     rows_of(tmp_path, 5e-4)
-    text = report(tmp_path, MARKED)
-    assert text.startswith("# Before\n\n<!-- benchmarks:begin -->\n**Some CPU**, AVX2, 2 threads")
-    assert text.endswith("\n<!-- benchmarks:end -->\n\nAfter.\n")
-    assert "old" not in text
-    assert "| 1048576 × 128 | 500 µs | 0.80 | 2.0× |" in text
-    assert "No peer is more than 5 % faster than the fastest way in." in text
-    assert "](docs/how_fast_cpu.png)" in text
+    pages = report(tmp_path)
+    for text in pages:
+        assert text.startswith("# Before\n\n<!-- benchmarks:begin -->\n")
+        assert text.endswith("\n<!-- benchmarks:end -->\n\nAfter.\n")
+        assert "old" not in text
+    page, readme = pages
+    assert "\n## Some CPU\n\nPython x, torch x; AVX2, 2 threads. float32 unless named.\n" in page
+    assert "| 1048576 × 128 | 500 µs | 0.80 | 2.0× |" in page
+    assert "No peer is more than 5 % faster than the fastest way in." in page
+    assert "](how_fast_cpu.png)" in page
+    assert "](docs/how_fast_cpu.png)" in readme
     assert (tmp_path / "docs" / "how_fast_cpu.png").read_bytes().startswith(b"\x89PNG")
-    assert report(tmp_path, text) == text
+    assert report(tmp_path, *pages) == pages
+
+
+def test_figures_of_the_readme(tmp_path):
+    written = Results(tmp_path / "results.csv", ABOUT)
+    for workload, case, way in FIGURES:
+        about = {"workload": workload, "case": case, "n": 8, "d": 8, "k": 1, "dtype": "float32", "device": "cpu"}
+        written.add(**about, variant=f"{NAME} {way}".strip(), role="ours", seconds=2e-6)
+        written.add(**about, variant="eager", role="peer", seconds=1e-3)
+    _, readme = report(tmp_path)
+    assert "| Some CPU, 2 threads | linreg_ext | plain PyTorch | speed-up |" in readme
+    assert readme.count("| 2.00 µs | 1.00 ms | 500× |") == len(FIGURES) == 3
+
+
+def test_the_machine_with_the_most_results_comes_first(tmp_path):
+    written = rows_of(tmp_path, 5e-4)
+    other = Results(tmp_path / "results.csv", ABOUT | {"machine": "Another CPU"})
+    other.add(**{name: written.rows[0][name] for name in results.MEASURED})
+    page, readme = report(tmp_path)
+    assert page.index("## Some CPU") < page.index("## Another CPU")
+    assert "| Some CPU, 2 threads |" in readme
+    assert page.count("how_fast_cpu.png") == 1
 
 
 def test_the_report_says_where_it_loses(tmp_path):
     rows_of(tmp_path, 5e-4, eager_seconds=4e-4)
-    text = report(tmp_path, MARKED)
-    assert "| **0.80×** |" in text
+    page, _ = report(tmp_path)
+    assert "| **0.80×** |" in page
     assert (
-        "by its fastest way in, by more than 5 % to the fastest peer: 1048576 × 128, where eager is 1.25× as fast (400 µs)."
-        in text
-    )
+        "**A peer is more than 5 % faster** than the fastest way in:\n\n- 1048576 × 128: eager is 1.25× as fast (400 µs)"
+    ) in page
 
 
-def test_a_readme_without_markers_is_left_alone(tmp_path):
+def test_a_page_without_markers_is_left_alone(tmp_path):
     rows_of(tmp_path, 5e-4)
     with pytest.raises(SystemExit, match="benchmarks:begin"):
-        report(tmp_path, "# Nothing here\n")
-    assert (tmp_path / "README.md").read_text() == "# Nothing here\n"
+        report(tmp_path, page="# Nothing here\n")
+    assert (tmp_path / "docs" / "performance.md").read_text() == "# Nothing here\n"
 
 
 def test_an_unknown_workload_is_named(capsys):
