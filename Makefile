@@ -19,9 +19,10 @@ LINTERS := ruff clang-format
 DOCUMENTERS := mkdocs-material mkdocstrings[python] latex2mathml
 MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", "clang-format": "clang_format", "pytest-xdist": "xdist"}; \
 	print(*(n for n in sys.argv[1:] if not u.find_spec(names.get(n, n))))
-# The tests on all cores where pytest-xdist is there; a file's tests share what they build. Threads that wait by spinning
-# would take the cores from other tests: twice as many 16-bit steps a second without.
-WORKERS := import importlib.util as u; print("-n auto --maxprocesses 8 --dist loadfile" if u.find_spec("xdist") else "")
+# The tests on all cores where pytest-xdist is there: each worker has half of the files, and who is done first takes tests
+# from the other. Threads that wait by spinning would take the cores from other tests: twice as many 16-bit steps a second
+# without.
+WORKERS := import importlib.util as u; print("-n auto --maxprocesses 8 --dist worksteal" if u.find_spec("xdist") else "")
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 # Runs a command: all that it prints goes to a log, and what it installs or compiles is shown with the seconds since it
@@ -54,7 +55,7 @@ export PROGRESS
 SHOW := $(PYTHON) -c "$$PROGRESS"
 PIP := -m pip install --disable-pip-version-check --progress-bar off --retries 1
 
-.PHONY: help train test test-long mutants bench examples docs lint format build sanitize versions cuda-compile gpu-check clean
+.PHONY: help train test test-all mutants bench examples docs lint format build sanitize versions cuda-compile gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,19 +64,16 @@ help: ## list the targets
 train: build ## fit the shipped table: progress, coefficients, weights, history and plot in runs/
 	$(RUN) -m linreg_ext fit
 
-test: build ## pass the tests
-	OMP_WAIT_POLICY=passive $(RUN) -m pytest $$($(RUN) -c '$(WORKERS)') $(ARGS)
+PYTEST := OMP_WAIT_POLICY=passive $(RUN) -m pytest $$($(RUN) -c '$(WORKERS)')
+
+test: build ## pass the tests, in two or three minutes
+	$(PYTEST) -m "not extended" $(ARGS)
+
+test-all: build ## pass all tests: also every combination, thousands of random problems, and the CUDA kernels on the CPU
+	$(PYTEST) $(ARGS)
 
 mutants: $(VENV)/.torch ## plant small faults in copies of the sources: every one must fail a test; ARGS='--only TEXT', '--list'
 	$(RUN) tests/mutation.py $(ARGS)
-
-LONG := LINREG_EXT_LONG=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest --hypothesis-profile long
-RANDOM := tests/test_properties.py tests/test_switching.py
-
-test-long: build ## pass them at full length: every dtype and size, and 18000 random problems and orders of steps
-	$(LONG) $$($(RUN) -c '$(WORKERS)') $(ARGS)
-	ATEN_CPU_CAPABILITY=avx2 $(LONG) $(RANDOM)
-	ATEN_CPU_CAPABILITY=default $(LONG) $(RANDOM)
 
 examples: build ## run the five tutorial programs, eager and fused side by side
 	$(RUN) -m linreg_ext.examples

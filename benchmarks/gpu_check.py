@@ -29,8 +29,6 @@ from .results import aligned, read
 
 ROOT = machine.ROOT
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Long, and what a GPU shows better.
-WITHOUT_GPU = ("tests/test_simt.py", "tests/test_cuda_source.py", "tests/test_cuda_source_sanitized.py")
 WORKERS = 6  # of pytest, where pytest-xdist is there; each has a context on the GPU
 BUILT = "import linreg_ext; assert linreg_ext.build_info()['cuda'], linreg_ext.build_info()"
 
@@ -68,7 +66,7 @@ def stages(csv: Path) -> list[list[Stage]]:
     build_for = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "LINREG_EXT_CUDA": "1"}
     build = f"'{python}' setup.py build_ext --inplace && '{python}' -c \"{BUILT}\""
     device_tests = [*_pytest(1), "tests/test_cuda.py"]
-    suite = [*_pytest(WORKERS), "--ignore=tests/test_cuda.py", *(f"--ignore={path}" for path in WITHOUT_GPU)]
+    suite = [*_pytest(WORKERS), "-m", "not extended", "--ignore=tests/test_cuda.py"]
     if not _has("xdist"):
         suite += ["-k", "cuda"]  # one process has time for the device's tests only
     return [

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import itertools
 import math
 import os
 import signal
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -18,14 +20,37 @@ try:
     from hypothesis import settings
 except ImportError:  # the tests that need it are skipped
     pass
-else:  # the same examples at every run, or with `--hypothesis-profile long`, as `make test-long` has it, new ones
+else:  # the same examples in every run, or new ones with `--hypothesis-profile long`
     settings.register_profile("short", deadline=None, max_examples=50, stateful_step_count=30, derandomize=True)
-    settings.register_profile("long", deadline=None, max_examples=1000, stateful_step_count=50, print_blob=True)
+    settings.register_profile("long", deadline=None, max_examples=300, stateful_step_count=50, print_blob=True)
     settings.load_profile("short")
 
 # A job that a script has put into the background ignores Ctrl-C, and what the tests press it in would never end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def cases(core: Iterable = (), extended: Iterable = ()) -> list:
+    """The values of a parameter, of which `make test` leaves out the extended ones."""
+    return [*core, *(pytest.param(value, marks=pytest.mark.extended) for value in extended)]
+
+
+def crossed(every: int, /, **values: Iterable) -> pytest.MarkDecorator:
+    """Parametrize by every combination of values. `make test` takes those whose indices add up to a multiple of `every`:
+    all values are among them, and all pairs of values if there are more than two lists."""
+    named = [v.items() if isinstance(v, dict) else [(str(value), value) for value in v] for v in values.values()]
+    sizes, core, parameters = [len(v) for v in named], [], []
+    for chosen in itertools.product(*map(enumerate, named)):
+        indices, pairs = zip(*chosen, strict=True)
+        names, arguments = zip(*pairs, strict=True)
+        is_core = sum(indices) % every == 0
+        core += [indices] * is_core
+        parameters.append(pytest.param(*arguments, id="-".join(names), marks=() if is_core else pytest.mark.extended))
+    for lists in itertools.combinations(range(len(sizes)), min(2, len(sizes) - 1)):
+        kept = {tuple(indices[i] for i in lists) for indices in core}
+        assert len(kept) == math.prod(sizes[i] for i in lists), f"every {every} is too few for {tuple(values)}"
+    return pytest.mark.parametrize(tuple(values), parameters)
+
 
 HAS_CUDA = torch.cuda.is_available() and linreg_ext.build_info()["cuda"] is not None
 

@@ -31,10 +31,10 @@ PLACE = ROOT / "build" / "mutants"
 NOT_COPIED = (".git", ".venv", "build", "dist", "runs", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "*.so")
 SECONDS = 1800  # of a process, which is hanging after them
 
-# What else is asked when the tests that a mutant names have not noticed. The interpreter and what compiles or measures
-# is left out, as are tests that read the sources.
-REST = ["tests", *(f"--ignore=tests/test_{name}.py" for name in (
-    "benchmarks", "cuda", "cuda_compile", "cuda_launches", "cuda_source", "cuda_source_sanitized", "mutants", "setup", "simt",
+# What else is asked when the tests that a mutant names have not noticed: the core. What compiles or measures is left out,
+# as are tests that read the sources.
+REST = ["-m", "not extended", "tests", *(f"--ignore=tests/test_{name}.py" for name in (
+    "benchmarks", "cuda", "cuda_compile", "cuda_launches", "mutants", "setup",
 ))]  # fmt: skip
 REST_OF_CUDA = ["tests/test_values.py", "tests/test_parity.py", "tests/test_training.py", "tests/test_run.py"]
 # In the interpreter one dtype, and no shapes that take it minutes.

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, LOSSES, Problem, option, threshold
+from conftest import crossed
 
 import linreg_ext
 from linreg_ext import autograd, functional
@@ -27,10 +28,7 @@ def call(loss, x, w, y, b=None, v=None, reduction="mean"):
     return getattr(linreg_ext, f"linear_{loss}_loss")(x, w, y, linear_bias=b, weight=v, reduction=reduction, **options)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("weight", [None, "elements", "rows"])
-@pytest.mark.parametrize("bias", [True, False])
+@crossed(4, bias=(True, False), weight=(None, "elements", "rows"), reduction=("mean", "sum", "none"), loss=LOSSES)
 def test_gradcheck_and_gradgradcheck(loss, reduction, weight, bias, device):
     p = Problem.random(5, 3, 2, FLOAT64, bias=bias, weight=weight, device=device)
     operands = [t.requires_grad_() for t in p.operands().values()]
@@ -339,8 +337,8 @@ def test_modules(device):
         assert fused(4, 2, bias=False, dtype=torch.float64, **options).linear.bias is None
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("recorder", ["direct"], indirect=True)
+@crossed(5, loss=LOSSES, dtypes=DTYPES)
 def test_both_recorders_give_the_same_bits(loss, dtypes, device):
     """Of the loss and its gradients, for few and for many elements, scaled and not, once and twice differentiated."""
     for n, reduction, weight, create_graph in itertools.product(
@@ -358,11 +356,10 @@ def test_both_recorders_give_the_same_bits(loss, dtypes, device):
             assert torch.equal(a, e)
 
 
+@pytest.mark.parametrize("recorder", ["direct"], indirect=True)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gradcheck_of_the_operators_themselves(loss, recorder, device):
+def test_gradcheck_of_the_operators_themselves(loss, device):
     """Of the loss, and of the gradients beside it, which are differentiable themselves."""
-    if recorder == "LinearLoss":  # one is enough: the operators know nothing of recorders
-        return
     p = Problem.random(4, 3, 2, FLOAT64, weight="rows", device=device)
     operands = [t.requires_grad_() for t in p.operands().values()]
     ops = torch.ops.linreg_ext

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import cases
 
 from benchmarks import __main__ as command
 from benchmarks import gpu_check, machine, ours, peers, probe, results, targets, workloads_cpu, workloads_gpu
@@ -24,7 +25,10 @@ def bench(path=None, **how):
     return Bench(Results(path, ABOUT), quick=True, **how)
 
 
-@pytest.mark.parametrize("workload", workloads_cpu.WORKLOADS)
+SLOW = ("memory", "program")
+
+
+@pytest.mark.parametrize("workload", cases(core=[w for w in workloads_cpu.WORKLOADS if w not in SLOW], extended=SLOW))
 def test_every_workload_writes_whole_rows(workload, tmp_path, capsys):
     names = "NumPy" if workload == "memory" else "eager,NumPy"
     out = tmp_path / "results.csv"

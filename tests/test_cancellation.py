@@ -22,6 +22,7 @@ from accuracy import (
     oracle,
     plain_loss,
 )
+from conftest import cases, crossed
 from test_parity import fused_loss
 
 import linreg_ext
@@ -102,8 +103,7 @@ def losses(problem):
     return alone, linreg_ext.sgd_step_(x, w, y, linear_bias=b, lr=0.0), plain, exact
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("regime", REGIMES)
+@crossed(5, regime=list(REGIMES), dtypes=DTYPES)
 def test_errors_are_not_above_those_of_pytorch(regime, dtypes):
     for i, (d, k) in enumerate(SHAPES):
         for n in (30, 1000) if d <= 8 and k <= 4 else (max(7, 60_000 // (d * k)),):  # 30 rows are a small step
@@ -111,8 +111,7 @@ def test_errors_are_not_above_those_of_pytorch(regime, dtypes):
 
 
 @pytest.mark.products
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("regime", REGIMES)
+@crossed(5, regime=list(REGIMES), dtypes=DTYPES)
 def test_losses_of_many_targets(regime, dtypes):
     for d, k in SHAPES:
         if k >= MANY_TARGETS:
@@ -122,7 +121,7 @@ def test_losses_of_many_targets(regime, dtypes):
                 assert_as_accurate_over_seeds(name, ours, plain, exact)
 
 
-@pytest.mark.parametrize("regime", ["residuals near 0", "means far above spreads"])
+@pytest.mark.parametrize("regime", cases(core=["means far above spreads"], extended=["residuals near 0"]))
 def test_ten_million_rows(regime):
     """Beside float64, in which sums of so many numbers are exact enough."""
     problem = problem_of(10_000_000, 1, 1, DTYPES["float32"], **REGIMES[regime])

@@ -12,6 +12,7 @@ import reference_twins
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, LOSSES, Problem, loss_and_grads, option, plain_loss
+from conftest import crossed
 from torch import nn
 
 import linreg_ext
@@ -55,17 +56,13 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_losses_in_one_graph(loss, device):
+@crossed(5, case=CASES, loss=LOSSES)
+def test_losses_in_one_graph(case, loss, device):
     """Fails where what is compiled is another loss, or has another gradient, than plain PyTorch."""
-    for reduction, weight, bias in CASES:
-        problem = Problem.random(9, 5, 2, DTYPES["float32"], bias=bias, weight=weight, device=device)
-        torch._dynamo.reset()
-
-        def function(p, reduction=reduction):
-            return fused_loss(p, loss, reduction)
-
-        assert_is_plain(torch.compile(function, fullgraph=True, backend="aot_eager"), problem, loss, reduction)
+    reduction, weight, bias = case
+    problem = Problem.random(9, 5, 2, DTYPES["float32"], bias=bias, weight=weight, device=device)
+    compiled = torch.compile(lambda p: fused_loss(p, loss, reduction), fullgraph=True, backend="aot_eager")
+    assert_is_plain(compiled, problem, loss, reduction)
 
 
 def test_what_is_compiled_are_the_kernels(device):
@@ -300,6 +297,7 @@ def test_an_exported_loss_is_trained_like_the_plain_one(strict, device):
     torch.testing.assert_close(list(loaded.parameters()), list(network.parameters()))
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PyTorch, about itself
 def test_aot_inductor_is_packaged_loaded_and_run(tmp_path):
     """A step that is not plain PyTorch's, or is taken on a copy of the buffer, would fail."""

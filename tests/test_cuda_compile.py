@@ -30,6 +30,7 @@ WRONG = "int x = ;"
 RIGHT = "__global__ void twice(float* p) { *p *= 2; }"
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(cuda_compile.find_nvcc() is None, reason="needs nvcc")
 @pytest.mark.parametrize(
     ("source", "code", "says"),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Are the CUDA kernels right? Their own source, run on the CPU by tests/simt in place of the CPU kernels, has to pass the
-tests that judge those, with a detector of races.
+tests that judge those, with a detector of races or with AddressSanitizer and UBSan.
 
 Would these runs notice a fault? tests/mutants/cuda.py has what they have to notice."""
 
@@ -12,7 +12,10 @@ import pytest
 from simt.build import ROOT, sanitizer_environment
 from simt.module import build_module
 
-pytestmark = pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="runs inside of itself")
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.skipif("LINREG_EXT_SIMT" in os.environ, reason="runs inside of itself"),
+]
 
 
 def run_tests(*arguments, sanitize=False, **settings):
@@ -33,14 +36,13 @@ def passed(run):
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-8000:]
 
 
-LONG = "LINREG_EXT_LONG" in os.environ  # every dtype then, where one or two see what is not a conversion's
 WIDE = "131072 or 70001 or 40000 or million"  # a sanitizer takes minutes over these; the others see them
 VALUES = "near_convergence or far_from_zero or float32_targets"  # of many rows, for their rounding
 
 
 def test_parity_without_races():
     chosen = f"(test_shapes or far_apart) and float32 or (test_shapes or million) and bfloat16 and ({WIDE})"
-    values = f"{VALUES}" if LONG else "far_from_zero or 0.0001 and (float32 or bfloat16) or float32_targets and None"
+    values = "far_from_zero or 0.0001 and (float32 or bfloat16) or float32_targets and None"  # others see conversions
     tests = ("tests/test_parity.py", "tests/test_size.py", "-k", f"{chosen} or {values}")
     passed(run_tests(*tests, SIMT_SEED="1", SIMT_MULTIPROCESSORS="5"))
 
@@ -51,8 +53,7 @@ def test_parity_on_a_device_of_another_size():
 
 
 def test_every_option_of_sgd():
-    dtypes = "float32 or bfloat16" if LONG else "float32"
-    passed(run_tests("tests/test_training.py", "-k", f"every_step and ({dtypes}) or many_targets"))
+    passed(run_tests("tests/test_training.py", "-k", "every_step and (float32 or bfloat16) or many_targets"))
 
 
 # Every kernel of a run: of one block, and those of steps that are launched one by one.
@@ -62,3 +63,13 @@ RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (d
 def test_runs_without_races():
     passed(run_tests("tests/test_run.py", "-k", RUNS, SIMT_SEED="3", SIMT_MULTIPROCESSORS="3"))
     passed(run_tests("tests/test_loader_order.py", "-k", "every_loader and float64"))
+
+
+def test_values_and_parity_within_bounds():
+    chosen = f"not ({WIDE} or {VALUES} or test_shapes and bfloat16)"
+    passed(run_tests("tests/test_values.py", "tests/test_parity.py", "-k", chosen, sanitize=True))
+
+
+def test_runs_within_bounds():
+    chosen = "parts or weights or times or otherwise or stops or no_block"
+    passed(run_tests("tests/test_run.py", "-k", chosen, sanitize=True))

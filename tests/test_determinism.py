@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from accuracy import DTYPES, Problem
+from conftest import crossed
 
 import linreg_ext
 
@@ -27,8 +28,7 @@ def results(problem):
     return [value, *grads, w, b, *buffers, *losses]
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@crossed(6, shape=SHAPES, dtypes=DTYPES)
 def test_same_bits_for_any_number_of_threads(shape, dtypes, device):
     problem = Problem.random(*shape, dtypes, weight="elements", device=device)
     torch.set_num_threads(1)

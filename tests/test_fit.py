@@ -299,6 +299,7 @@ def test_a_loader_that_raises_leaves_a_model_that_can_go_on():
     linreg_ext.fit(1, model, nn.MSELoss(), optimizer, [(X, Y)])
 
 
+@pytest.mark.extended
 def test_training_a_large_matrix_does_not_grow_the_process():
     """256 MB here, 2 GB with `python -m benchmarks memory`: at most 1 % more than the data."""
     import subprocess

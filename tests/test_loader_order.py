@@ -549,6 +549,7 @@ def test_drawing_epoch_by_epoch_is_the_same(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(together.draws, alone.draws, strict=True))
 
 
+@pytest.mark.extended
 def test_a_million_rows_need_less_memory_than_they_are():
     script = """
 import resource, torch

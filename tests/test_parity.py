@@ -22,6 +22,7 @@ from accuracy import (
     plain_loss,
     residuals,
 )  # fmt: skip
+from conftest import cases, crossed
 
 import linreg_ext
 
@@ -33,6 +34,9 @@ SHAPES += [(41, 300, 1), (19, 1026, 2), (6, 5000, 1), (3, 70001, 1), (2, 131072,
 SHAPES += [(n, d, k) for n, d in ((7, 9), (8, 16), (129, 33), (400, 131)) for k in (4, 6, 9, 15)]
 # Targets, and work, from which a device takes PyTorch's matrix products: one block of rows, several, several chunks.
 SHAPES += [(1, 1100, 33), (77, 130, 16), (64, 64, 64), (300, 65, 257), (513, 33, 40), (5003, 9, 34), (70, 1025, 100)]
+
+WEIGHTS = (None, "elements", "rows", "row columns")
+NOISES = (1e-2, 1e-4, 0.0)
 
 
 def fused_loss(problem, loss, delta, reduction):
@@ -53,17 +57,12 @@ def check(problem, loss="mse", delta=1.0, reduction="mean", grad_loss=1.0):
     assert_as_accurate("loss alone", fused_loss(problem, loss, delta, reduction), plain["loss"], exact["loss"])
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@crossed(6, shape=SHAPES, dtypes=DTYPES)
 def test_shapes(shape, dtypes, device):
     check(Problem.random(*shape, dtypes, device=device))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("weight", [None, "elements", "rows", "row columns"])
-@pytest.mark.parametrize("bias", [True, False])
+@crossed(6, bias=(True, False), weight=WEIGHTS, reduction=("mean", "sum", "none"), loss=LOSSES, dtypes=DTYPES)
 def test_losses_reductions_weights(loss, reduction, weight, bias, dtypes, device):
     for shape in ((45, 6, 1), (130, 21, 3), (90, 11, 36)):
         problem = Problem.random(*shape, dtypes, bias=bias, weight=weight, device=device)
@@ -76,8 +75,7 @@ def test_every_element_of_many_rows(shape, device):
     check(Problem.random(*shape, DTYPES["float32"], device=device), reduction="none")
 
 
-@pytest.mark.parametrize("name", [name for name in DTYPES if "16" in name])
-@pytest.mark.parametrize("weight", [None, "elements", "rows"])
+@crossed(3, weight=WEIGHTS[:3], name=[name for name in DTYPES if "16" in name])
 def test_float32_targets_beside_16_bit_rows(name, weight, device):
     """Targets and weights that 16 bits cannot hold; the loss is float32 then, as PyTorch promotes it."""
     for shape in ((45, 6, 1), (3001, 3, 1), (130, 21, 3), (300, 64, 1), (70, 1025, 1), (90, 11, 36), (21, 4096, 2)):
@@ -101,23 +99,21 @@ def test_float32_targets_beside_16_bit_rows(name, weight, device):
             torch.testing.assert_close(ours.double().cpu(), stepped, rtol=8 * eps, atol=8 * eps)
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("noise", [1e-2, 1e-4, 0.0])
-@pytest.mark.parametrize("shape", [(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3), (4000, 31, 9)], ids=str)
+@crossed(3, shape=[(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3), (4000, 31, 9)], noise=NOISES, dtypes=DTYPES)
 def test_near_convergence(shape, noise, dtypes, device):
     """The residual is what is left of large numbers: nothing may be rounded before the subtraction."""
     check(Problem.random(*shape, dtypes, noise=noise, device=device))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("noise", [1e-2, 1e-4, 0.0])
-@pytest.mark.parametrize("shape", [(300, 12, 40)], ids=str)  # two chunks of rows, two groups of targets
-def test_near_convergence_by_products(shape, noise, dtypes, device):
+@pytest.mark.products
+@crossed(3, noise=NOISES, dtypes=DTYPES)
+def test_near_convergence_by_products(noise, dtypes, device):
     """A float32 product rounds the prediction itself, as PyTorch's does; which of the two is nearer is luck."""
     ours, plain, exact = [], [], []
     for seed in range(SEEDS):
         torch.manual_seed(seed)
-        problem = Problem.random(*shape, dtypes, noise=noise, device=device)
+        # Two chunks of rows, two groups of targets.
+        problem = Problem.random(300, 12, 40, dtypes, noise=noise, device=device)
         if noise == 0.0 and dtypes[0] == torch.float64:  # PyTorch's own product is no judge of PyTorch's product
             nearest = extended(problem)[2] + residuals(problem)[0]
             problem.target = torch.from_numpy(nearest.astype("float64")).to(device)
@@ -159,9 +155,9 @@ def test_a_residual_of_16_bit_rows_keeps_its_digits(shape, dtypes, device):
             assert error < 0.01, f"{way} {name}: {error}"
 
 
-@pytest.mark.parametrize("dtypes", [DTYPES["float32"], DTYPES["bfloat16"]], ids=["float32", "bfloat16"])
-def test_a_million_rows(dtypes, device):
-    check(Problem.random(1_000_003, 3, 1, dtypes, device=device))
+@pytest.mark.parametrize("dtype", cases(core=["bfloat16"], extended=["float32"]))
+def test_a_million_rows(dtype, device):
+    check(Problem.random(1_000_003, 3, 1, DTYPES[dtype], device=device))
 
 
 @pytest.mark.products
@@ -236,9 +232,9 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(70, 6, 2), (70, 40, 1), (70, 40, 3), (300, 40, 37), (3000, 1, 16)], ids=str)
+@crossed(
+    5, shape=[(70, 6, 2), (70, 40, 1), (70, 40, 3), (300, 40, 37), (3000, 1, 16)], layout=list(LAYOUTS), dtypes=DTYPES
+)
 def test_layouts_give_the_bits_of_contiguous_operands(layout, shape, dtypes, device):
     """Of our own kernels and, since their operands are packed, of PyTorch's matrix products."""
     problem = Problem.random(*shape, dtypes, weight="elements", device=device)
@@ -367,10 +363,13 @@ def test_a_power_of_two_scales_exactly(device):
     assert torch.equal(again["linear_weight"], once["linear_weight"] * 32)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e-42, -0.0])
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("where", ["input", "target", "linear_weight", "linear_bias", "weight"])
-@pytest.mark.parametrize("shape", [(37, 5, 2), (100, 9, 40)], ids=str)
+@crossed(
+    5,
+    shape=[(37, 5, 2), (100, 9, 40)],
+    where=["input", "target", "linear_weight", "linear_bias", "weight"],
+    loss=LOSSES,
+    value=[math.nan, math.inf, -math.inf, 1e-42, -0.0],
+)
 def test_special_values_travel_as_in_pytorch(value, loss, where, shape, device):
     problem = Problem.random(*shape, DTYPES["float32"], weight="elements", device=device)
     getattr(problem, where).flatten()[3 % getattr(problem, where).numel()] = value

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What holds for any operands: hypothesis chooses sizes, layouts, dtypes, settings and special values, and the accuracy
-rule judges.
-
-`make test-long` tries thousands of each; a failure prints how to see it again."""
+rule judges."""
 
 import functools
 import math

@@ -2,11 +2,10 @@
 """Does PyTorch believe us? opcheck on every operator, and what a direct entry owes those that have none."""
 
 import itertools
-import os
 
-import pytest
 import torch
 from accuracy import DTYPES, LOSSES, Problem
+from conftest import crossed
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -15,47 +14,44 @@ import linreg_ext
 OPS = torch.ops.linreg_ext
 
 
-def samples(dtypes, device, requires_grad):
-    """With and without bias and weights; the losses take turns, or with LINREG_EXT_LONG=1 meet each of them."""
-    turns = itertools.islice(itertools.cycle(LOSSES), list(DTYPES.values()).index(dtypes), None)
-    for bias, weight in itertools.product((True, False), (None, "elements", "rows")):
-        for loss in LOSSES if "LINREG_EXT_LONG" in os.environ else (next(turns),):
-            yield sample(dtypes, device, requires_grad, loss, bias, weight)
+# (bias, weight), each with a loss.
+KINDS = dict(zip(itertools.product((True, False), (None, "elements", "rows")), itertools.cycle(LOSSES), strict=False))
 
 
-def sample(dtypes, device, requires_grad, loss, bias, weight):
+def sample(kind, dtypes, device, requires_grad):
+    """The loss and the operands of a problem."""
+    bias, weight = kind
     p = Problem.random(9, 5, 2, dtypes, bias=bias, weight=weight, device=device)
     if weight == "rows" and dtypes[0].itemsize == 2:
         p.target = p.target.float()
     if requires_grad:
         for operand in p.operands().values():
             operand.requires_grad_()
-    return loss, (p.input, p.linear_weight, p.target, p.linear_bias, p.weight)
+    return KINDS[kind], (p.input, p.linear_weight, p.target, p.linear_bias, p.weight)
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck_of_the_losses(dtypes, requires_grad, device):
-    for loss, operands in samples(dtypes, device, requires_grad):
+@crossed(6, kind=list(KINDS), dtypes=DTYPES)
+def test_opcheck_of_the_losses(kind, dtypes, device):
+    for requires_grad in (False, True):
+        loss, operands = sample(kind, dtypes, device, requires_grad)
         for reduction in ("mean", "none"):
             torch.library.opcheck(OPS.linear_loss.default, (*operands, loss, 0.5, reduction))
         wanted = [True, True, operands[3] is not None, True]
         torch.library.opcheck(OPS.linear_loss_grads.default, (*operands, loss, 0.5, "sum", wanted))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_opcheck_of_the_step(dtypes, momentum, device):
-    for loss, operands in samples(dtypes, device, requires_grad=momentum != 0):
+@crossed(6, kind=list(KINDS), dtypes=DTYPES)
+def test_opcheck_of_the_step(kind, dtypes, device):
+    for momentum, lr_tensor in ((0.0, None), (0.9, torch.tensor(0.01, device=device))):
+        loss, operands = sample(kind, dtypes, device, requires_grad=momentum != 0)
         x, w, y, b, v = operands
         parameters = [w] if b is None else [w, b]
         buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
-        for lr_tensor in (None, torch.tensor(0.01, device=device)):
-            torch.library.opcheck(
-                OPS.sgd_step_.default,
-                (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",
-                 0, 0, False),
-            )  # fmt: skip
+        torch.library.opcheck(
+            OPS.sgd_step_.default,
+            (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",
+             0, 0, False),
+        )  # fmt: skip
 
 
 def test_arguments_of_the_step_may_be_left_out(device):
@@ -68,36 +64,39 @@ def test_arguments_of_the_step_may_be_left_out(device):
     torch.library.opcheck(OPS.sgd_step_.default, (p.input, p.target, [p.linear_weight], [], rule))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_opcheck_of_the_run(dtypes, momentum):
-    for loss, operands in itertools.islice(samples(dtypes, "cpu", requires_grad=momentum != 0), 1, None, 2):
+@crossed(6, kind=list(KINDS), dtypes=DTYPES)
+def test_opcheck_of_the_run(kind, dtypes):
+    order = torch.stack([torch.randperm(9), torch.randperm(9)])
+    for momentum, lr_tensor in ((0.0, None), (0.9, torch.rand(6) / 10)):
+        loss, operands = sample(kind, dtypes, "cpu", requires_grad=momentum != 0)
         x, w, y, b, v = operands
         parameters = [w] if b is None else [w, b]
         buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
-        order = torch.stack([torch.randperm(9), torch.randperm(9)])
-        rows = order, x[:4].detach().clone(), y[:4].detach().clone(), None if v is None else v[:4].clone()
-        for more, lr_tensor in (((None, None, None, None), None), (rows, torch.rand(6) / 10)):
-            torch.library.opcheck(
-                OPS.sgd_run_.default,
-                (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",
-                 0, 0, True, *more, 4, False, 2, 1, 6),
-            )  # fmt: skip
+        more = (
+            (order, x[:4].detach().clone(), y[:4].detach().clone(), None if v is None else v[:4].clone())
+            if momentum
+            else (None,) * 4
+        )
+        torch.library.opcheck(
+            OPS.sgd_run_.default,
+            (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, lr_tensor, "mean",
+             0, 0, True, *more, 4, False, 2, 1, 6),
+        )  # fmt: skip
 
 
 def test_fake_tensors_have_the_metadata_of_the_results(device):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    for dtypes in DTYPES.values():
-        for _, (x, w, y, b, v) in samples(dtypes, device, False):
-            wanted = [True, True, b is not None, True]
-            arguments = (x.t().contiguous().t(), w, y, b, v, "mse", 1.0, "mean", wanted)
-            real = OPS.linear_loss_grads(*arguments)
-            with FakeTensorMode() as mode:
-                to_fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-                fake = OPS.linear_loss_grads(*to_fake)
-            for a, f in zip([real[0], *real[1]], [fake[0], *fake[1]], strict=True):
-                assert (a.shape, a.dtype, a.device, a.stride()) == (f.shape, f.dtype, f.device, f.stride())
+    for kind, dtypes in itertools.product(KINDS, DTYPES.values()):
+        _, (x, w, y, b, v) = sample(kind, dtypes, device, False)
+        wanted = [True, True, b is not None, True]
+        arguments = (x.t().contiguous().t(), w, y, b, v, "mse", 1.0, "mean", wanted)
+        real = OPS.linear_loss_grads(*arguments)
+        with FakeTensorMode() as mode:
+            to_fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+            fake = OPS.linear_loss_grads(*to_fake)
+        for a, f in zip([real[0], *real[1]], [fake[0], *fake[1]], strict=True):
+            assert (a.shape, a.dtype, a.device, a.stride()) == (f.shape, f.dtype, f.device, f.stride())
 
 
 def test_the_direct_entry_sees_transforms_and_subclasses():

@@ -504,6 +504,7 @@ def test_ctrl_c_ends_a_run_between_two_steps():
     assert [buffer.item() for buffer in buffers] == [-1, -1]
 
 
+@pytest.mark.extended
 def test_nothing_is_allocated_for_the_steps():
     """A million rows in batches of 256: memory grows by the losses and one batch."""
     script = """

@@ -11,6 +11,8 @@ import pytest
 from simt.build import HERE, ROOT, SAMPLES, build, sanitizer_environment
 from simt.samples import FAULTS, Samples
 
+pytestmark = pytest.mark.extended
+
 SEEDS = range(8)
 KERNELS = ["blocks", "grid"]
 

@@ -2,21 +2,19 @@
 """Sizes that 32 bits do not count: rows, elements and offsets beyond 2³¹ and 2³²; rows of 131072 features; 4096 targets.
 
 On a CPU only address space is taken: pages that nobody has written to are one page of zeros. What distinguishes a row
-lies at the end, where an offset that has lost its upper bits does not reach. LINREG_EXT_LONG=1 adds the sizes that take
-minutes or 5 GB.
+lies at the end, where an offset that has lost its upper bits does not reach.
 """
 
 import mmap
-import os
 
 import pytest
 import torch
 from accuracy import DTYPES, Problem
+from conftest import crossed
 from test_parity import check
 
 import linreg_ext
 
-LONG = pytest.mark.skipif("LINREG_EXT_LONG" not in os.environ, reason="takes minutes or 5 GB: LINREG_EXT_LONG=1")
 NORESERVE = 0x4000  # of Linux's mmap, which Python 3.10 does not name
 
 
@@ -54,8 +52,7 @@ def results(problem, order):
 
 
 # On a CPU: a small step; lanes along rows; along features, of one target and of several; matrix products.
-@pytest.mark.parametrize("shape", [(70, 5, 1), (500, 3, 2), (70, 20, 3), (70, 40, 8), (300, 40, 37)], ids=str)
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@crossed(5, dtypes=DTYPES, shape=[(70, 5, 1), (500, 3, 2), (70, 20, 3), (70, 40, 8), (300, 40, 37)])
 def test_rows_that_are_far_apart(dtypes, shape, device):
     problem = Problem.random(*shape, dtypes, weight="elements", device=device)
     order = torch.randperm(shape[0])[None]
@@ -76,12 +73,12 @@ def ended(n, d, k, device):
     return x, y
 
 
-SHAPES = [(2**31 + 5, 1, 1)]
-for d, k in ((5, 2), (64, 1), (64, 8), (64, 16), (1025, 1), (1, 40)):  # more elements of the input, and of the target
-    SHAPES.append(pytest.param((2**31 // max(d, k) + 5, d, k), marks=LONG))
+# More elements of the input, and of the target.
+SIZES = [(1, 1), (5, 2), (64, 1), (64, 8), (64, 16), (1025, 1), (1, 40)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.extended
+@pytest.mark.parametrize("shape", [(2**31 // max(d, k) + 5, d, k) for d, k in SIZES], ids=str)
 def test_more_elements_than_32_bits_count(shape, device):
     n, d, k = shape
     x, y = ended(n, d, k, device)
@@ -104,6 +101,7 @@ def test_a_run_that_picks_rows_beyond_32_bits(device):
     assert losses.tolist() == [1, 0, 9, 9]
 
 
+@pytest.mark.extended
 def test_more_rows_than_32_bits_count_in_one(device):
     """A row and a target, expanded."""
     n = 2**31 + 5
@@ -116,7 +114,7 @@ def test_more_rows_than_32_bits_count_in_one(device):
     assert grads[0].item() == pytest.approx(12 * n, rel=1e-7)
 
 
-@LONG
+@pytest.mark.extended
 def test_results_of_more_elements_than_32_bits_count(device):
     """4.3 GB of losses, and of gradients."""
     x, y = ended(2**31 + 5, 1, 1, device)
@@ -131,8 +129,7 @@ def test_results_of_more_elements_than_32_bits_count(device):
     assert grad.count_nonzero() == 3
 
 
-@pytest.mark.parametrize("dtypes", [DTYPES["float32"], DTYPES["bfloat16"]], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(2, 131072, 5), (1, 131072, 17), (1, 7, 4096), (70, 9, 4096)], ids=str)
-def test_many_features_or_targets(shape, dtypes, device):
+@crossed(2, shape=[(2, 131072, 5), (1, 131072, 17), (1, 7, 4096), (70, 9, 4096)], dtype=["float32", "bfloat16"])
+def test_many_features_or_targets(shape, dtype, device):
     # So much noise that the rounding of matrix products, which may cancel in one loss by luck, does not decide.
-    check(Problem.random(*shape, dtypes, noise=300.0, device=device))
+    check(Problem.random(*shape, DTYPES[dtype], noise=300.0, device=device))

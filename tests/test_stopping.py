@@ -110,6 +110,7 @@ torch.save({"states": states, "random": torch.get_rng_state(), "generator": gene
 """
 
 
+@pytest.mark.extended
 def test_a_run_that_is_saved_and_goes_on_elsewhere_is_one_run(tmp_path):
     """Bit for bit, the order of the batches included."""
 

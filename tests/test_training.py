@@ -11,6 +11,7 @@ import reference_twins
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, LOSSES, PLAIN, Exact, Problem, assert_as_accurate, option, oracle
+from conftest import crossed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -76,8 +77,7 @@ class Plain:
         return [self.optimizer.state[p].get("momentum_buffer") for p in self.parameters]
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@crossed(6, options=OPTIONS, dtypes=DTYPES)
 def test_every_step_of_every_option(options, dtypes):
     """Each step from our own state: ours, PyTorch's and the exact one."""
     options = settings(options)
@@ -86,7 +86,7 @@ def test_every_step_of_every_option(options, dtypes):
     plain = Plain(problem, options)
     w, b = problem.linear_weight, problem.linear_bias
     buffers = [None, None]
-    for step in range(STEPS):
+    for step in range(100):
         with torch.no_grad():
             for theirs, ours in zip(plain.parameters, (w, b), strict=True):
                 theirs.copy_(ours)
@@ -111,8 +111,7 @@ def test_every_step_of_every_option(options, dtypes):
                 assert_as_accurate(f"buffer of {name} at step {step}", our, their, Exact(value, terms))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@crossed(6, options=OPTIONS, dtypes=DTYPES)
 def test_the_trajectory_of_every_option(options, dtypes):
     """Left to run, ours strays from the exact trajectory no further than PyTorch's, at any step."""
     options = settings(options)
@@ -314,17 +313,16 @@ def test_steps_of_many_parameters(shape, device):
     torch.testing.assert_close(buffers[0][0], buffers[1][0], rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize(
-    "options",
-    [
+@crossed(
+    5,
+    options=[
         {},
         {"weight_decay": 0.1, "maximize": True},
         {"momentum": 0.9, "nesterov": True},
         {"lr": torch.tensor(0.05)},
         {"loss": "huber", "weight": "rows"},
     ],
-    ids=str,
+    dtypes=DTYPES,
 )
 def test_steps_towards_many_targets(options, dtypes, device):
     """From some number of targets on, a device may take PyTorch's matrix products."""
