@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @EACH_PAGE
-@pytest.mark.filterwarnings("ignore:(eager|gradients). :UserWarning")  # which the guide says
+@pytest.mark.filterwarnings("ignore:linreg_ext. (eager|gradients)")  # which the guide says
 def test_python_blocks_print_what_the_page_says(page, folder):
     namespace = {"__name__": "__main__"}
     for line, language, text in blocks(page):
