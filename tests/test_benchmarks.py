@@ -219,7 +219,7 @@ def test_the_report_says_where_it_loses(tmp_path):
     page, _ = report(tmp_path)
     assert "| **0.80×** |" in page
     assert (
-        "**A peer is more than 5 % faster** than the fastest way in:\n\n- 1048576 × 128: eager is 1.25× as fast (400 µs)"
+        "**Where a peer is more than 5 % faster** than even our fastest call:\n\n- 1048576 × 128: eager is 1.25× as fast (400 µs)"
     ) in page
 
 
