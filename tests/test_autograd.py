@@ -307,7 +307,7 @@ def test_a_linear_layer_that_does_more_is_refused(device):
     hook.remove()
     model(x, y)
     model.linear.forward = lambda x: x
-    with pytest.raises(RuntimeError, match="a forward of its own, got Linear with its own;"):
+    with pytest.raises(RuntimeError, match="a custom forward, got Linear with a custom forward;"):
         model(x, y)
     del model.linear.forward
     torch.nn.utils.parametrizations.weight_norm(model.linear)

@@ -281,7 +281,7 @@ def test_a_figure_that_is_off_fails_the_run(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["F"], "there is no program 'F'"),
+        (["F"], "PROGRAM must be one of A, B, C, D, E, got 'F'"),
         (["--device", "tpu"], "--device"),
         (["--device", "cuda"], "finds no CUDA device"),
     ],

@@ -59,9 +59,7 @@ def test_a_compiled_part_for_another_torch(copied):
     version = torch.__version__.encode()
     other = b"1" + version[1:]
     loads = file.read_bytes().replace(version + b"\0", other + b"\0")
-    expected = (
-        f"the compiled part was built for torch {other.decode()}, found torch {torch.__version__}; rebuild it with"
-    )
+    expected = f"the compiled part must match torch {torch.__version__}, got one built for torch {other.decode()}; rebuild it with"
     for content in (loads, b"no library, but linreg_ext built for torch " + other + b"\0"):
         file.write_bytes(content)
         result = run("-c", "import linreg_ext")
