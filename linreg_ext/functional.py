@@ -68,8 +68,8 @@ _ARGUMENTS = """
         reduction: `"mean"`, `"sum"` or `"none"`.
 
     Returns:
-        The loss: 0-dim, or of target's shape with `reduction="none"`; its dtype is the one that linear_weight's and
-        target's promote to. Twice differentiable in `input`, `linear_weight`, `linear_bias` and `target`.
+        The loss: 0-dim, or of target's shape with `reduction="none"`; of the dtype to which those of linear_weight and
+        target promote. Twice differentiable in `input`, `linear_weight`, `linear_bias` and `target`.
 
     Raises:
         TypeError: an argument is not a tensor, a threshold is not a number, or `reduction` is not a str.
@@ -208,7 +208,7 @@ def sgd_step_(
         target: Y, of shape [*, K], or [*] if `linear_weight` is [D].
         linear_bias: b, of shape [K]; updated in place.
         weight: one per element of `target` or one per row; the mean divides by their sum.
-        loss: the name of a loss: `"mse"`, or that of another function `linear_<loss>_loss`.
+        loss: the `<loss>` of a function `linear_<loss>_loss`, such as `"mse"`.
         delta, beta, quantile: the threshold of the loss that has one of this name; None is its default.
         lr: a float, or a 1-element float32 or float64 tensor, which is read on its device. torch.compile recompiles
             for every float, but not for every value of a tensor.
@@ -217,13 +217,13 @@ def sgd_step_(
             from step to step. None marks a parameter that has not stepped yet; the call replaces it with a new buffer.
 
     Returns:
-        The loss before the update: a new 0-dim tensor of the dtype that linear_weight's and target's promote to.
+        The loss before the update: a new 0-dim tensor, with the dtype of the loss in `linear_mse_loss`.
 
     Raises:
         TypeError: as in `linear_mse_loss`, or a hyper-parameter is not a number.
         ValueError: as in `linear_mse_loss`, a hyper-parameter is out of range, or a threshold belongs to another loss.
         RuntimeError: as in `linear_mse_loss`, a tensor has the negative bit, a tensor to be written overlaps itself or
-            another argument in memory, or a torch.func transform is active. No error changes an argument.
+            another argument in memory, or a torch.func transform is active. An error leaves all arguments unchanged.
 
     Equivalent to:
         `loss = F.mse_loss(F.linear(input, linear_weight, linear_bias), target); loss.backward()`, then `step()` and
@@ -290,7 +290,7 @@ def sgd_run_(
             the CPU or on input's device. None takes all rows in sequence, in place.
         batch_size: the rows of a step; the last batch of an epoch may be smaller. None takes them all.
         drop_last: whether to drop a smaller last batch.
-        epochs: the number of epochs; None is 1, or as many as `order` has rows.
+        epochs: the number of epochs; None is 1, or the number of orders in `order`.
         lr: a float, a 1-element tensor, or a tensor of shape [steps] with a learning rate for each step.
         stop_nonfinite: whether to end the run before the first step whose loss is nan or inf.
 
