@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Do the CUDA kernels stay in bounds? Their own source, run on the CPU by tests/simt with AddressSanitizer and UBSan; a file
-of its own beside test_cuda_source.py, since each takes minutes."""
+"""The source of the CUDA kernels stays in bounds: run on the CPU by tests/simt with AddressSanitizer and UBSan. A
+separate file from test_cuda_source.py, since each takes minutes."""
 
 import os
 

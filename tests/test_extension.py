@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The compiled part: what it says of itself, and what is said when it cannot be used."""
+"""The compiled part: its build information, and the errors if it cannot be used."""
 
 import os
 import re
@@ -53,7 +53,7 @@ def test_a_missing_compiled_part(copied):
 
 
 def test_a_compiled_part_for_another_torch(copied):
-    """Found by asking it where it loads, and by its stamp where it does not."""
+    """Detected by asking it if it loads, and by its stamp if it does not."""
     package, run = copied
     (file,) = package.glob("_C*.so")
     version = torch.__version__.encode()
@@ -99,12 +99,12 @@ print(torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1]
 
 
 CAPABILITIES = ["default", "avx2", "avx512"]
-OWN = torch.backends.cpu.get_cpu_capability().lower()  # what all other tests run with
+OWN = torch.backends.cpu.get_cpu_capability().lower()  # the one that all other tests use
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES[: CAPABILITIES.index(OWN)] if OWN in CAPABILITIES else CAPABILITIES)
 def test_every_lesser_instruction_set_passes_the_values(capability):
-    """The capability is read once a process, so each has one of its own, whose fresh memory is not zeros."""
+    """The capability is read once per process, so each runs in its own, where fresh memory is not zero."""
     tests = Path(__file__).parent
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests / "test_values.py",
@@ -122,8 +122,8 @@ HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text().split()
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch multiplies without MKL")
 @pytest.mark.parametrize("setting", ["COMPATIBLE", "AVX2", *(["AVX512"] if HAS_AVX512 else [])])
 def test_products_pass_as_other_processors_compute_them(setting):
-    """MKL chooses its kernels by the processor, unless the user's MKL_CBWR names others: what passes here alone, by the
-    luck of one set of bits, shows. The setting is read once a process."""
+    """MKL chooses its kernels by the processor, or by the user's MKL_CBWR. Fails if results pass only by the luck of
+    one choice. The setting is read once per process."""
     tests = Path(__file__).parent
     files = ("parity", "cancellation", "determinism", "run")
     result = subprocess.run(
