@@ -1,32 +1,31 @@
-# Every target sets up what it needs and is safe to run again. `make help` lists them.
+# Every target sets up what it needs and can be repeated. `make help` lists them.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-# The build is in place, and the virtual environment has this folder on its path.
+# The build is in place, and this folder is on the path of the virtual environment.
 #
-# A Python that has a suitable torch lends it, and all else that it has, to the virtual environment; this also works
-# without a network. Otherwise torch is installed: the version that the project is tested with.
+# If $(PYTHON) has a suitable torch, the virtual environment sees all its packages and works without a network. Otherwise
+# the version of torch that the project is tested with is installed.
 TORCH := torch==2.13.0
 HAS_TORCH := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))
 LEND := import site, sys; print("\n".join([*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]))
-# What must be there and what makes `make train` nicer: plots, Parquet, safetensors, a progress bar, more tests.
+# Required packages; and optional ones, for plots, Parquet, safetensors, a progress bar and more tests.
 NEEDED := setuptools numpy ninja pybind11 pytest
 WANTED := tqdm matplotlib safetensors pyarrow hypothesis scikit-learn pytest-xdist
 LINTERS := ruff clang-format
 DOCUMENTERS := mkdocs-material mkdocstrings[python] latex2mathml
 MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", "clang-format": "clang_format", "pytest-xdist": "xdist"}; \
 	print(*(n for n in sys.argv[1:] if not u.find_spec(names.get(n, n))))
-# The tests on all cores where pytest-xdist is there: each worker has half of the files, and who is done first takes tests
-# from the other. Threads that wait by spinning would take the cores from other tests: twice as many 16-bit steps a second
-# without.
+# With pytest-xdist, tests run on all cores: each worker begins with its share, and idle workers take tests from busy ones.
+# Threads wait passively, since spinning takes the cores from other tests and halves the rate of 16-bit steps.
 WORKERS := import importlib.util as u; print("-n auto --maxprocesses 8 --dist worksteal" if u.find_spec("xdist") else "")
 LINT := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-# Runs a command: all that it prints goes to a log, and what it installs or compiles is shown with the seconds since it
-# began. Its exit status is the command's.
+# Run a command with its output in a log, and show what it installs or compiles, with the elapsed seconds. The exit
+# status is the command's.
 define PROGRESS
 import re, signal, subprocess, sys, time
 log, *command = sys.argv[1:]
@@ -72,25 +71,25 @@ test: build ## pass the tests, in two or three minutes
 test-all: build ## pass all tests: also every combination, thousands of random problems, and the CUDA kernels on the CPU
 	$(PYTEST) $(ARGS)
 
-mutants: $(VENV)/.torch ## plant small faults in copies of the sources: every one must fail a test; ARGS='--only TEXT', '--list'
+mutants: $(VENV)/.torch ## plant small faults in copies of the sources, each of which must fail a test; ARGS='--only TEXT', '--list'
 	$(RUN) tests/mutation.py $(ARGS)
 
 examples: build ## run the five tutorial programs, eager and fused side by side
 	$(RUN) -m linreg_ext.examples
 
-bench: build ## measure the fused step beside its peers; ARGS='tiny --quick' chooses
+bench: build ## measure the fused step beside its peers; ARGS='tiny --quick' selects
 	$(RUN) -m benchmarks $(ARGS)
 
-sanitize: ## run the CPU kernels under AddressSanitizer, UBSan and ThreadSanitizer (needs g++ alone)
+sanitize: ## run the CPU kernels under AddressSanitizer, UBSan and ThreadSanitizer (needs only g++)
 	$(PYTHON) tests/sanitizers.py $(ARGS)
 
-versions: ## pass the tests under other versions of Python and torch, which it installs; ARGS='3.12:2.11' chooses
+versions: ## install other versions of Python and torch, and run the tests under them; ARGS='3.12:2.11' selects
 	$(PYTHON) tests/versions.py $(ARGS)
 
-cuda-compile: ## compile the CUDA kernels for every architecture and report registers and spills (needs nvcc alone)
+cuda-compile: ## compile the CUDA kernels for every architecture, and report registers and spills (needs only nvcc)
 	$(PYTHON) tests/cuda_compile.py $(ARGS)
 
-gpu-check: $(VENV)/.torch ## on a machine with a GPU: build for it, test, sanitize and measure, in some ten minutes
+gpu-check: $(VENV)/.torch ## on a machine with a GPU, build for it, test, sanitize and measure, in about ten minutes
 	$(RUN) -m benchmarks.gpu_check $(ARGS)
 
 docs: $(VENV)/.documenters ## build the documentation into build/docs
@@ -114,7 +113,7 @@ $(VENV)/.built: $(VENV)/.installed $(VENV)/.torch $(SOURCES)
 	@echo "$(CURDIR)" >"$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/linreg_ext.pth"
 	@touch $@
 
-# Written anew when the torch that is built against has changed.
+# Rewritten when the torch to build against changes.
 $(VENV)/.torch: $(VENV)/.installed FORCE
 	@version="$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))')"; \
 		test "$$(cat $@ 2>/dev/null)" = "$$version" || echo "$$version" >$@
@@ -131,14 +130,14 @@ $(VENV)/bin/python:
 		{ $(SHOW) build/torch.log $(RUN) $(PIP) $(TORCH) || { cat build/torch.log; false; }; }; \
 	fi || { rm -rf $(VENV); exit 1; }
 
-# Without a network, what is only wanted is done without; what is needed stops here, and pip says why.
+# Without a network, a missing optional package is skipped, and a missing required one stops here with pip's reason.
 $(VENV)/.installed: $(VENV)/bin/python Makefile
 	@mkdir -p build; missing="$$($(RUN) -c '$(MISSING)' $(NEEDED))"; test -z "$$missing" || { \
-		echo "installing what is needed; build/needed.log has the details"; \
+		echo "installing required packages; build/needed.log has the details"; \
 		$(SHOW) build/needed.log $(RUN) $(PIP) $$missing || { cat build/needed.log; exit 1; }; }
 	@missing="$$($(RUN) -c '$(MISSING)' $(WANTED))"; test -z "$$missing" || { \
-		echo "installing what is optional; build/wanted.log has the details"; \
-		$(SHOW) build/wanted.log $(RUN) $(PIP) $$missing || echo "going on without: $$missing"; }
+		echo "installing optional packages; build/wanted.log has the details"; \
+		$(SHOW) build/wanted.log $(RUN) $(PIP) $$missing || echo "continuing without: $$missing"; }
 	@touch $@
 
 $(VENV)/.documenters: $(VENV)/.installed
@@ -149,6 +148,6 @@ $(VENV)/.linters: $(VENV)/bin/python
 	@mkdir -p build; $(SHOW) build/linters.log $(RUN) $(PIP) $(LINTERS) || { cat build/linters.log; exit 1; }
 	@touch $@
 
-clean: ## remove everything that was built or installed here
+clean: ## remove everything built or installed here
 	rm -rf $(VENV) build dist *.egg-info linreg_ext/_C*.so .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

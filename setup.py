@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Builds `linreg_ext._C`; everything else about the package stands in pyproject.toml."""
+"""Build `linreg_ext._C`; pyproject.toml has everything else about the package."""
 
 import os
 import runpy
@@ -15,21 +15,21 @@ try:
     from torch.utils import cpp_extension
 except ImportError as error:
     raise SystemExit(
-        f"linreg_ext: is compiled against the torch that will run it, and there is none ({error}): "
+        f"linreg_ext: must be compiled against the torch that will run it, but found none ({error}): "
         "install torch, then build with `pip install --no-build-isolation .`"
     ) from None
 
 ROOT = Path(__file__).parent.resolve()
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names others
-SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".py")  # of what an sdist needs
-GIGABYTES_PER_JOB = 4  # what one compiler job may need with torch's headers
-ISOLATED = ("pip-build-env-", "build-env-", "builds-v0")  # how pip, build and uv name the folders of isolated builds
+SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".py")  # of files that an sdist needs
+GIGABYTES_PER_JOB = 4  # of memory for a compiler with torch's headers
+ISOLATED = ("pip-build-env-", "build-env-", "builds-v0")  # in the paths of isolated builds by pip, build and uv
 
 
 def check_isolation() -> None:
-    """Stop an isolated build that brings another torch than the one it is to be installed beside; warn of any other.
+    """Stop an isolated build if its torch differs from the installed one; otherwise warn of the isolation.
 
-    pip imports the isolated torch from a temporary folder, while sysconfig still describes the target environment.
+    pip imports the isolated torch from a temporary folder, while sysconfig describes the target environment.
     """
     if not any(part.startswith(ISOLATED) for part in Path(torch.__file__).parts):
         return
@@ -38,13 +38,13 @@ def check_isolation() -> None:
     for found in metadata.distributions(name="torch", path=target):
         if found.version != brought:
             raise SystemExit(
-                f"linreg_ext: the build is isolated and would compile against torch {brought}, but the environment has "
-                f"torch {found.version}, which could not load the result: build against that one with "
+                f"linreg_ext: the isolated build would compile against torch {brought}, but the environment has torch "
+                f"{found.version}, which could not load the result: compile against it with "
                 "`pip install --no-build-isolation .`"
             )
     print(
-        f"linreg_ext: WARNING: the build is isolated: it compiles against torch {brought} from a temporary folder, and "
-        "the result loads beside that version alone; to compile against the torch that is installed, use "
+        f"linreg_ext: WARNING: the isolated build compiles against torch {brought} from a temporary folder, and the "
+        "result loads only with that version; to compile against the installed torch, use "
         "`pip install --no-build-isolation .`",
         file=sys.stderr,
         flush=True,
@@ -52,7 +52,7 @@ def check_isolation() -> None:
 
 
 def use_cuda() -> tuple[bool, str]:
-    """Whether to build the CUDA kernels, and why. A GPU need not be present: this may be a build machine."""
+    """Whether to build the CUDA kernels, and why. A build machine need not have a GPU."""
     wish = os.environ.get("LINREG_EXT_CUDA", "")
     if wish not in ("", "0", "1"):
         raise SystemExit(f"linreg_ext: LINREG_EXT_CUDA must be 0 or 1, got {wish!r}")
@@ -71,7 +71,7 @@ def use_cuda() -> tuple[bool, str]:
 
 
 def bound_jobs() -> None:
-    """Keep parallel compilation within the machine's memory unless the user has chosen MAX_JOBS."""
+    """Limit MAX_JOBS to what fits in memory, unless the user has set it."""
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     jobs = min(len(os.sched_getaffinity(0)), max(1, int(gigabytes / GIGABYTES_PER_JOB)))
     os.environ.setdefault("MAX_JOBS", str(jobs))
@@ -87,7 +87,7 @@ def extension() -> Extension:
         *cpu_sources(ROOT / "build" / "cpu"),
         *(path for pattern in ("torch/*.cpp", "cuda/*.cu") for path in sorted(ROOT.glob(f"csrc/{pattern}"))),
     ]
-    if not cuda:  # a CPU build is one with fewer sources
+    if not cuda:  # a CPU build has fewer sources
         sources = [path for path in sources if path.suffix != ".cu" and path.name != "cuda.cpp"]
     warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi", "-Wno-unknown-pragmas"]
     make = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
@@ -109,8 +109,8 @@ def extension() -> Extension:
 
 if sys.platform != "linux":
     raise SystemExit(
-        f"linreg_ext: is compiled on Linux only, and this is {sys.platform}: "
-        "set LINREG_EXT_REFERENCE=1 where the sources are, which then run on plain PyTorch"
+        f"linreg_ext: can be compiled on Linux only, got {sys.platform}: "
+        "set LINREG_EXT_REFERENCE=1 to run the sources on plain PyTorch"
     )
 check_isolation()
 bound_jobs()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m benchmarks [workload …]`` measures, ``python -m benchmarks report`` makes tables and plots of them."""
+"""`python -m benchmarks [workload …]` measures; `python -m benchmarks report` writes the tables and plots."""
 
 import argparse
 import os
@@ -18,25 +18,25 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(arguments: list[str]) -> int:
-    """Measure workloads and say which targets they meet; 1 when something of ours was wrong."""
+    """Measure workloads and print which targets they meet; return 1 if a variant of ours was wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Times the fused step beside what users would otherwise pick, after checking every answer.",
-        epilog="`python -m benchmarks report [CSV …]` writes tables and plots of README.md and docs/performance.md.",
+        description="Time the fused step beside its alternatives, after checking every answer.",
+        epilog="`python -m benchmarks report [CSV …]` writes the tables and plots of README.md and docs/.",
     )
-    parser.add_argument("workload", nargs="*", metavar="workload", help="default: all; --list names them")
-    parser.add_argument("--list", action="store_true", help="name the workloads")
-    parser.add_argument("--quick", action="store_true", help="less data and fewer repeats: a look, not a measurement")
+    parser.add_argument("workload", nargs="*", metavar="workload", help="default: all; see --list")
+    parser.add_argument("--list", action="store_true", help="list the workloads")
+    parser.add_argument("--quick", action="store_true", help="less data and fewer repeats: a smoke test")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--out", type=Path, metavar="CSV", help="default: benchmarks/results/<machine>.csv, unless --quick"
     )
-    parser.add_argument("--isa", choices=("default", "avx2", "avx512"), help="cap the instruction set, torch's too")
-    parser.add_argument("--peers", metavar="NAME,…", help="only these, as the tables name them (default: all)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no workload after so long")
+    parser.add_argument("--isa", choices=("default", "avx2", "avx512"), help="cap the instruction set, and torch's")
+    parser.add_argument("--peers", metavar="NAME,…", help="only these peers, named as in the tables (default: all)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no workload after this many seconds")
     options = parser.parse_args(arguments)
     if options.isa and os.environ.get("ATEN_CPU_CAPABILITY") != options.isa:
-        os.environ["ATEN_CPU_CAPABILITY"] = options.isa  # torch and this package read it once, when they are loaded
+        os.environ["ATEN_CPU_CAPABILITY"] = options.isa  # torch and linreg_ext read it when loaded
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *arguments])
 
     from . import machine, targets, workloads_cpu, workloads_gpu
@@ -58,11 +58,11 @@ def measure(arguments: list[str]) -> int:
     print(", ".join(f"{key} {value}" for key, value in about.items() if value))
     for name in options.workload or workloads:
         if time.monotonic() > deadline:
-            bench.fail(name, "is left out, the time is over")
+            bench.fail(name, "not started: out of time")
             continue
         try:
             workloads[name](bench)
-        except Exception as error:  # the other workloads can still be measured
+        except Exception as error:  # measure the other workloads
             bench.fail(name, f"{type(error).__name__}: {error}")
     if not options.quick:
         lines = targets.judge(bench.results.rows)
@@ -73,10 +73,10 @@ def measure(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Write what README.md and docs/performance.md show of the results."""
+    """Write the tables and plots in README.md and docs/performance.md."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks report",
-        description="Writes the tables and plots of README.md and docs/performance.md from files of results.",
+        description="Write the tables and plots in README.md and docs/performance.md from result files.",
     )
     parser.add_argument("csv", nargs="*", type=Path, help="default: all of benchmarks/results")
     repository = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def report(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     paths = options.csv or sorted(RESULTS.glob("*.csv"))
     if not paths:
-        parser.error(f"there are no results in {RESULTS}: run `python -m benchmarks` first")
+        parser.error(f"no results in {RESULTS}: run `python -m benchmarks` first")
 
     from .report import write
 

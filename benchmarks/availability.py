@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether a peer can take part here."""
+"""Whether a peer can run here."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from types import ModuleType
 
 import torch
 
-ALL_THREADS = torch.get_num_threads()  # before anything changes it; what the others use, too
+ALL_THREADS = torch.get_num_threads()  # before anything changes it; NumPy and JAX use as many
 
 
 class UnavailableError(Exception):
-    """A peer that cannot do this piece of work here, and why."""
+    """A peer cannot run this case here."""
 
 
 def installed(name: str) -> ModuleType:
-    """A module that a peer needs."""
+    """Import a module that a peer needs."""
     try:
         return import_module(name)
     except ImportError:
@@ -24,6 +24,6 @@ def installed(name: str) -> ModuleType:
 
 
 def needs_all_threads(name: str) -> None:
-    """Refuse a peer that uses all cores, where it is to be compared on fewer."""
+    """Raise if a peer that always uses all cores is to be compared on fewer."""
     if torch.get_num_threads() != ALL_THREADS:
         raise UnavailableError(f"{name} does not follow torch.set_num_threads")

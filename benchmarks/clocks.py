@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How long one call takes: by the wall clock, or by the GPU's own events around replays of a captured graph."""
+"""The time of one call: by the wall clock, or by GPU events around replays of a captured graph."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import torch
 
 from .problem import Answer
 
-# A graph is long enough to hide the launch of the next one behind it, and short enough that kernels which count their
-# launches in a graph do not run out of counters.
+# A graph must be long enough to hide the launch of the next one, and short enough that kernels with a counter for each
+# launch in a graph do not run out of counters.
 GRAPH_SECONDS, MOST_CALLS = 0.002, 50
 
-Sampler = Callable[[], float]  # seconds a call, measured once
+Sampler = Callable[[], float]  # one measurement, in seconds per call
 
 
 @dataclass
 class Variant:
-    """One way to do a piece of work."""
+    """One implementation of a case."""
 
     run: Callable[[], object]
-    answer: Callable[[], Answer] | None = None  # what the last call left behind; None: a bound, which has no answer
+    answer: Callable[[], Answer] | None = None  # the result of the last call; None: a bound, which has none
     role: str = "peer"  # "ours", "peer" or "bound"
-    bytes: int = 0  # what it moves at least, where that is not what the case moves
-    tolerance: float | None = None  # how far off the answer may be, where that is not what the case allows
-    clock: str = "graph"  # "wall" on a GPU: from Python to Python, as a user waits for it
-    finish: Callable[[], object] = field(default=lambda: None)  # wait for what `run` started
-    rest: float = 0.01  # seconds after which its threads have stopped spinning and the next variant has the CPU
+    bytes: int = 0  # the least it must move, if not the case's
+    tolerance: float | None = None  # of the answer, if not the case's
+    clock: str = "graph"  # "wall" on a GPU: from Python to Python, as a user would wait
+    finish: Callable[[], object] = field(default=lambda: None)  # waits for what `run` started
+    rest: float = 0.01  # seconds until its threads stop spinning and leave the CPU to the next variant
 
 
 def wall(variant: Variant, at_least: float) -> Sampler:
-    """So many calls in a row that they take `at_least` seconds, then a wait for what they started.
+    """Time enough calls in a row to take `at_least` seconds, including the wait for what they started.
 
-    Several come after one that is not timed: the caches are then as the variant leaves them, not as the one before it.
+    More than one call follows an untimed one, so that the caches hold what this variant left, not its predecessor.
     """
 
     def timed(calls: int) -> float:
@@ -56,9 +56,9 @@ def wall(variant: Variant, at_least: float) -> Sampler:
 
 
 def graph(variant: Variant, at_least: float) -> Sampler:
-    """Replays of a CUDA graph of several calls, `at_least` seconds of them between two events.
+    """Time replays of a CUDA graph of several calls, `at_least` seconds of them, between two events.
 
-    Raises whatever keeps the call from being captured.
+    Raises whatever prevents the capture.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -82,7 +82,7 @@ def graph(variant: Variant, at_least: float) -> Sampler:
 
 
 def events(variant: Variant, at_least: float) -> Sampler:
-    """Calls between two events, for what cannot be captured: includes Python where Python is the slower one."""
+    """Time calls that cannot be captured, between two events; this includes Python's time if it is the longer."""
     variant.run()
     seconds = max(_between_events(variant.run), 1e-6)
     calls = max(1, min(1000, int(at_least / seconds)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Many epochs over a few rows: every loop that users would write, from the same start each time."""
+"""Many epochs over a few rows: every loop that a user would write, each from the same start."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .clocks import Variant
 from .names import NAME
 from .problem import Expected, Problem
 
-NEAR = 0.05  # solvers of other kinds go their own way to where 1000 epochs lead
+NEAR = 0.05  # other solvers only come near the result of 1000 epochs
 
 
 def fit(problem: Problem, epochs: int) -> Variant:
-    """linreg_ext.fit with a DataLoader that gives all rows as one batch."""
+    """linreg_ext.fit with a DataLoader that yields all rows as one batch."""
     loader = DataLoader(TensorDataset(problem.x, problem.y), batch_size=problem.n)
     last: dict[str, nn.Linear] = {}
 
@@ -77,7 +77,7 @@ def mini_batches(problem: Problem, batch_size: int) -> dict[str, Expected]:
 
 
 def stepping(name: str) -> Callable[[Problem, int], Variant]:
-    """A Python loop over the steps of a peer, each run from where the last one ended."""
+    """A Python loop over a peer's steps; each run starts where the last one ended."""
 
     def make(problem: Problem, epochs: int) -> Variant:
         one = peers.STEPS[name](problem)
@@ -112,7 +112,7 @@ def jax_scan(problem: Problem, epochs: int) -> Variant:
 
 
 def sgd_regressor(problem: Problem, epochs: int) -> Variant:
-    """scikit-learn's SGD, which steps after every row, at a small rate."""
+    """scikit-learn's SGD, which steps after every row, at a small learning rate."""
     installed("sklearn")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import SGDRegressor
@@ -129,7 +129,7 @@ def sgd_regressor(problem: Problem, epochs: int) -> Variant:
 
 
 def linear_regression(problem: Problem, _epochs: int) -> Variant:
-    """scikit-learn's exact solution, which as many epochs come near to."""
+    """scikit-learn's exact solution, which that many epochs approach."""
     installed("sklearn")
     from sklearn.linear_model import LinearRegression
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m benchmarks.gpu_check``: builds for the GPU that is here, tests, sanitizes and measures, within 8 minutes.
+"""`python -m benchmarks.gpu_check`: build for this machine's GPU, test, sanitize and measure, within 8 minutes.
 
-Every stage is a process of its own with a time limit; one that fails does not stop the others. It needs no network.
+Every stage is a process with its own time limit; one that fails does not stop the others. It needs no network.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .results import aligned, read
 
 ROOT = machine.ROOT
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-WORKERS = 6  # of pytest, where pytest-xdist is there; each has a context on the GPU
+WORKERS = 6  # of pytest-xdist, if installed; each has its own context on the GPU
 BUILT = "import linreg_ext; assert linreg_ext.build_info()['cuda'], linreg_ext.build_info()"
 
 
 @dataclass
 class Stage:
-    """A command, how long it may take, and what its log must say if it went well."""
+    """A command, its time limit, and what its log says if it succeeds."""
 
     name: str
     command: list[str]
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def stages(csv: Path) -> list[list[Stage]]:
-    """What is run, in order; those that stand together run beside each other. Measuring comes last and alone."""
+    """The stages in order; those in one list run concurrently. Measuring comes last, alone."""
     python = sys.executable
     major, minor = torch.cuda.get_device_capability()
     build_for = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "LINREG_EXT_CUDA": "1"}
@@ -68,7 +68,7 @@ def stages(csv: Path) -> list[list[Stage]]:
     device_tests = [*_pytest(1), "tests/test_cuda.py"]
     suite = [*_pytest(WORKERS), "-m", "not extended", "--ignore=tests/test_cuda.py"]
     if not _has("xdist"):
-        suite += ["-k", "cuda"]  # one process has time for the device's tests only
+        suite += ["-k", "cuda"]  # a single process has time only for the device's tests
     return [
         [Stage("build", ["bash", "-c", build], 170, build_for)],
         [Stage("probe", [python, "-m", "benchmarks.probe", "--out", str(csv)], 60)],
@@ -85,7 +85,7 @@ def stages(csv: Path) -> list[list[Stage]]:
 
 
 def sanitizers() -> list[Stage]:
-    """The compact parity run under each of compute-sanitizer's tools, on our kernels only."""
+    """tests/compact_parity.py under each tool of compute-sanitizer, for our kernels only."""
     cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     sanitizer = shutil.which("compute-sanitizer") or f"{cuda}/bin/compute-sanitizer"
     options = [
@@ -98,24 +98,24 @@ def sanitizers() -> list[Stage]:
         "--launch-timeout",
         "120",
     ]
-    for spelling in ("--kernel-name", "--kernel-regex"):  # it has had both names
+    for spelling in ("--kernel-name", "--kernel-regex"):  # depending on the version
         if re.search(rf"{spelling}(?![-\w])", _output(sanitizer, "--help")):
             options += [spelling, "kns=linreg"]
             break
     made = []
     for tool in TOOLS:
-        own = ["--report-api-errors", "no"] if tool == "memcheck" else []  # torch asks the driver what may fail
-        # What kernels that are not watched have written looks uninitialised.
+        own = ["--report-api-errors", "no"] if tool == "memcheck" else []  # torch makes calls that may fail
+        # Memory written by kernels that are not instrumented looks uninitialised.
         script = [sys.executable, "tests/compact_parity.py", *(["--without-products"] if tool == "initcheck" else [])]
         command = [sanitizer, "--tool", tool, *options, *own, *script]
-        # Every tensor an allocation of its own: its end is known to the byte, and what was never written, too.
+        # Each tensor is its own allocation, so that the tools know its end and what was never written.
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         made.append(Stage(tool, command, 150, environment, says=r"SUMMARY: 0 (errors|hazards)"))
     return made
 
 
 def run(stage: Stage, logs: Path, deadline: float) -> Outcome:
-    """Run a stage until it ends or its time, or all time, is over."""
+    """Run a stage until it ends or runs out of time."""
     started = time.monotonic()
     until = min(started + stage.seconds, deadline)
     command = [part.replace("SECONDS_LEFT", f"{max(1.0, until - started - 20):.0f}") for part in stage.command]
@@ -125,7 +125,7 @@ def run(stage: Stage, logs: Path, deadline: float) -> Outcome:
         note = _wait_for(command, environment, out, until)
     text = log.read_text(errors="replace")
     if not note and not re.search(stage.says, text):
-        note = f"its log does not say {stage.says.strip()}"
+        note = f"its log must contain '{stage.says.strip()}'"
     seconds = time.monotonic() - started
     outcome = Outcome(stage.name, not note, seconds, "; ".join(filter(None, (note, _summary(text)))), log)
     print(f"{outcome.name}: {outcome.how}, {seconds:.0f} s  {outcome.note}", flush=True)
@@ -133,13 +133,13 @@ def run(stage: Stage, logs: Path, deadline: float) -> Outcome:
 
 
 def _wait_for(command: list[str], environment: dict[str, str], out: TextIO, until: float) -> str:
-    """Run a command to its end and return what went wrong."""
+    """Run a command to its end, and return what went wrong, if anything."""
     try:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
         )
     except OSError as error:
-        return f"could not be started: {error}"
+        return f"could not start: {error}"
     try:
         code = process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -152,13 +152,13 @@ def _wait_for(command: list[str], environment: dict[str, str], out: TextIO, unti
 
 
 def _summary(log: str) -> str:
-    """The line of a log that says how it went."""
+    """The lines of a log that sum it up."""
     found = re.findall(r"^(?:=+ )?(\d+ (?:passed|failed)[^=\n]*|.*SUMMARY: .*|\d+ problems, .*)", log, re.MULTILINE)
     return "; ".join(line.strip("= ") for line in found[-2:])
 
 
 def _worst(outcome: Outcome) -> Iterable[str]:
-    """The lines of a failed stage's log that say why."""
+    """The lines of a failed stage's log that explain the failure."""
     lines = outcome.log.read_text(errors="replace").splitlines()
     told = [
         line for line in lines if re.match(r"(FAILED|ERROR|WRONG)\b|.*\b[Ee]rror:|E  |=+ (Error|Invalid|Uninit)", line)
@@ -172,7 +172,7 @@ def _pytest(workers: int) -> list[str]:
 
 
 def _no_plugins() -> dict[str, str]:
-    """Other people's plugins would bring their own warnings, and warnings are errors here."""
+    """An environment without third-party plugins, whose warnings would be errors here."""
     return {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
@@ -189,15 +189,15 @@ def _output(*command: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run all stages and print a short table last; 1 when a stage failed."""
+    """Run all stages, then print a summary; return 1 if a stage failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.splitlines()[0])
     parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu_check", metavar="FOLDER")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
-    parser.add_argument("--minutes", type=float, default=7.75, help="for everything; what is not done then is left out")
-    parser.add_argument("--only", metavar="STAGE,…", help="these stages alone")
+    parser.add_argument("--minutes", type=float, default=7.75, help="time limit for everything; the rest is left out")
+    parser.add_argument("--only", metavar="STAGE,…", help="run only these stages")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("gpu-check: needs a GPU that this torch can use, and torch.cuda.is_available() is False")
+        print("gpu-check: torch must be able to use a GPU, got torch.cuda.is_available() == False")
         return 2
     deadline = time.monotonic() + 60 * options.minutes
     options.logs.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def main(arguments: list[str]) -> int:
     print(f"{machine.name('cuda')}, torch {torch.__version__}, {csv}", flush=True)
     chosen = options.only.split(",") if options.only else None
     if chosen is None:
-        csv.unlink(missing_ok=True)  # every row of this run's file is of this run
+        csv.unlink(missing_ok=True)  # so that every row is from this run
     outcomes: list[Outcome] = []
     for together in stages(csv.resolve()):
         together = [stage for stage in together if chosen is None or stage.name in chosen]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One case after another: every variant's answer is checked, then the variants take turns at being timed."""
+"""For each case, check every variant's answer, then time the variants in turns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Maker = Callable[[], Variant]
 
 @dataclass
 class Case:
-    """A piece of work: whose target it is, its sizes, and what it has to move at least."""
+    """A piece of work: the id of its target, its sizes, and the least bytes it must move."""
 
     workload: str
     id: str
@@ -43,25 +43,25 @@ class Case:
 
 @dataclass
 class Bench:
-    """A run of benchmarks: on what, how thoroughly, and where its rows go."""
+    """A benchmark run: its device and thoroughness, and where its rows go."""
 
     results: Results
     device: str = "cpu"
     quick: bool = False
     peers: frozenset[str] | None = None  # None: all
-    deadline: float = float("inf")  # on time.monotonic; workloads that would start later are left out
+    deadline: float = float("inf")  # on time.monotonic, after which no workload starts
     failures: list[str] = field(default_factory=list)
 
     @property
     def large(self) -> int:
-        """Bytes that no cache holds."""
+        """More bytes than any cache holds."""
         if self.quick:
             return 2**28 if self.device == "cuda" else 2**22
         return 2**31 if self.device == "cuda" else 2**30
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
-        """Another number of threads, on rows, too."""
+        """Use, and record in rows, another number of threads."""
         before, about = torch.get_num_threads(), self.results.about
         torch.set_num_threads(count)
         self.results.about = about | {"threads": str(count)}
@@ -74,10 +74,10 @@ class Bench:
     def compare(
         self, case: Case, makers: Mapping[str, Maker], expected: dict[str, Expected], tolerance: float | None = None
     ) -> None:
-        """Check what the variants answer, time those that are right, write a row for each and print them."""
+        """Check the variants' answers, time those that are right, and write and print a row for each."""
         print(f"\n{case.id or case.workload}  {case.name}  {_dtype(case.dtype)}", flush=True)
         if time.monotonic() > self.deadline:
-            self.fail(case.workload, f"{case.name} is left out, the time is over")
+            self.fail(case.workload, f"{case.name} not started: out of time")
             return
         allowed = TOLERANCE[case.dtype] if tolerance is None else (tolerance, tolerance)
         variants = {
@@ -92,12 +92,12 @@ class Bench:
         self.clean()
 
     def wanted(self, name: str) -> bool:
-        """Whether a variant takes part. Ours and the bounds always do."""
+        """Whether to run a variant. Ours and the bounds always run."""
         bounds = (BWREAD, PRODUCTS)
         return self.peers is None or name.startswith(NAME) or name in bounds or name in self.peers
 
     def clean(self) -> None:
-        """Give back what a case held."""
+        """Free what a case held."""
         torch._dynamo.reset()
         if not self.quick:
             gc.collect()
@@ -105,7 +105,7 @@ class Bench:
             torch.cuda.empty_cache()
 
     def fail(self, name: str, why: object) -> None:
-        """Remember that something of ours is wrong, and go on."""
+        """Record a failure of ours and go on."""
         self.failures.append(f"{name}: {why}")
         print(f"  FAILED: {name}: {why}", flush=True)
 
@@ -123,7 +123,7 @@ class Bench:
             print(f"  skipped: {reason}")
         except WrongAnswerError as wrong:
             self.fail(name, wrong) if is_ours else print(f"  refused: {wrong}")
-        except Exception as error:  # a peer may fail in any way of its own; the others go on
+        except Exception as error:  # whatever a peer raises, the others go on
             lines = str(error).strip().splitlines() or [""]
             self.fail(name, lines[0]) if is_ours else print(f"  skipped: {name}: {type(error).__name__}: {lines[0]}")
         else:
@@ -137,15 +137,15 @@ class Bench:
             return clocks.wall(variant, at_least)
         try:
             return clocks.graph(variant, at_least)
-        except Exception as error:  # what cannot be captured is timed as it comes
+        except Exception as error:  # time without a graph what cannot be captured
             torch.cuda.synchronize()
-            why = f"is not captured in a graph: {(str(error).splitlines() or [''])[0]}"
+            why = f"cannot be captured in a graph: {(str(error).splitlines() or [''])[0]}"
             self.fail(name, why) if name.startswith(NAME) else print(f"  {name}: {why}")
             variant.clock = "events"
             return clocks.events(variant, at_least)
 
     def _times(self, variants: dict[str, Variant], samplers: dict[str, Sampler]) -> dict[str, list[float]]:
-        """Seconds of each; the variants take turns, so that what slows the machine slows them all."""
+        """The times of each variant; they take turns, so that whatever slows the machine slows them all."""
         times: dict[str, list[float]] = {name: [] for name in samplers}
         rests = not self.quick and self.device == "cpu"
         until = time.monotonic() + (0 if self.quick else 0.5 if self.device == "cuda" else 2)
@@ -175,7 +175,7 @@ class Bench:
         print("  " + aligned(lines).replace("\n", "\n  "), flush=True)
 
     def columns(self, case: Case, variant: str, role: str, clock: str = "") -> dict[str, object]:
-        """What a row says about what was measured."""
+        """The columns of a row that identify the measurement."""
         return {
             "workload": case.workload, "id": case.id, "case": case.name, "n": case.n, "d": case.d, "k": case.k,
             "dtype": _dtype(case.dtype), "device": self.device, "variant": variant, "role": role, "clock": clock,

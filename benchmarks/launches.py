@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a call makes the GPU do, read from the profiler and from the allocator."""
+"""What a call makes the GPU do, according to the profiler and the allocator."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def device_work(run: Callable[[], object], calls: int = 10) -> Counter[str]:
-    """Names of kernels, copies and fills on the GPU, and of waits for it, each with how often it came in all calls.
+    """Count the kernels, copies and fills on the GPU and the waits for it, by name, over all calls.
 
-    What a profile of nothing holds is taken off: it waits for the GPU, too.
+    The counts of an empty profile, which also waits for the GPU, are subtracted.
     """
     for _ in range(3):
         run()
@@ -35,7 +35,7 @@ def waits(work: Counter[str]) -> int:
 
 
 def driver_allocations(run: Callable[[], object], calls: int = 100) -> int:
-    """How often so many calls made PyTorch ask the driver for memory, once they have what they need."""
+    """Count PyTorch's requests to the driver for memory in a number of calls, after warming up."""
     for _ in range(3):
         run()
     before = torch.cuda.memory_stats()["segment.all.allocated"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The machine, the versions and the commit that a measurement belongs to."""
+"""The machine, versions and commit of a measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCES = ("csrc", "linreg_ext", "setup.py", "benchmarks", ":!benchmarks/results
 
 
 def name(device: str) -> str:
-    """The processor's or the GPU's own name."""
+    """The name of the processor or the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
@@ -27,13 +27,13 @@ def name(device: str) -> str:
 
 
 def file_name(device: str) -> str:
-    """The name as a file may have it."""
+    """The name, made fit for a file."""
     return re.sub(r"[^a-z0-9.]+", "-", name(device).lower()).strip("-")
 
 
 def describe(device: str) -> dict[str, str]:
-    """The columns that every row of results ends with."""
-    import linreg_ext  # not above: names are asked for before there is a build, too
+    """The columns at the end of every row of results."""
+    import linreg_ext  # here, because names are needed before there is a build
 
     return {
         "machine": name(device),
@@ -52,7 +52,7 @@ def describe(device: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit, marked when the sources differ from it. LINREG_EXT_COMMIT names it where there is no repository."""
+    """The commit, marked if the sources differ from it. LINREG_EXT_COMMIT names it outside a repository."""
     named = os.environ.get("LINREG_EXT_COMMIT")
     if named:
         return named

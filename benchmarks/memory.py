@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How much memory the work takes beyond its data, each piece in a process of its own."""
+"""The memory that a computation needs beyond its data, each in its own process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .harness import Bench, Case
 from .names import NAME
 from .results import aligned
 
-# VmHWM is the most that this process has held; getrusage would count what the parent held before the fork, too.
+# VmHWM is the peak of this process; getrusage would include what the parent held before the fork.
 PROLOGUE = """
 import json, re, sys
 import torch, torch.nn.functional as F
@@ -30,7 +30,7 @@ def held():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
 def growth(work):
-    work(x[:1000], y[:1000])  # loads what a first call loads
+    work(x[:1000], y[:1000])  # for one-time allocations
     before = held()
     value = work(x, y)
     assert value.isfinite().all()
@@ -70,7 +70,7 @@ TRAINING = {
 
 
 def measure(bench: Bench) -> None:
-    """Forward and backward towards 64 targets (C10), and training on 2 GB."""
+    """Memory of forward and backward for 64 targets (C10), and of training on 2 GB."""
     rows = 2**14 if bench.quick else 2**20
     _compare(bench, Case("memory", "C10", f"{rows:,} × 64 × 64", rows, 64, 64), LOSS)
     rows = 2**13 if bench.quick else 2**19

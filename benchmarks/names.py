@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the variants are called that more than one file speaks of."""
+"""Names and sizes that several files share."""
 
-NAME = "linreg_ext"  # all of ours start with it
+NAME = "linreg_ext"  # the prefix of our variants
 BWREAD = "read sum"
 PRODUCTS = "two matrix products"
-RUN_EPOCHS = 200  # of a run on a GPU that is timed beside a graph of as many steps
-RUN_BATCHES = 256  # of a run in mini-batches
+RUN_EPOCHS = 200  # of a GPU run, timed beside a graph of as many steps
+RUN_BATCHES = 256  # of a mini-batch run

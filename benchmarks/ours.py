@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every way into the fused step, and the pieces that bound it."""
+"""Every entry to the fused step, and the bounds on its speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .problem import Problem
 
 
 def train_step(problem: Problem) -> Variant:
-    """make_train_step: what takes the place of the plain loop's body."""
+    """linreg_ext.make_train_step, in place of the plain loop's body."""
     model = linear(problem)
     step = linreg_ext.make_train_step(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=problem.lr))
     if step.level != "fused":
@@ -40,7 +40,7 @@ def operator(problem: Problem) -> Variant:
 
 
 def entry(problem: Problem) -> Variant:
-    """_C.sgd_step_, which the other ways in lead to."""
+    """_C.sgd_step_, the direct entry."""
     x, y, w, b, lr = _operands(problem)
     step = _extension._C.sgd_step_
     rule = [lr, 0.0, 0.0, 0.0, 0.0, 0.0]
@@ -49,7 +49,7 @@ def entry(problem: Problem) -> Variant:
 
 
 def read_sum(problem: Problem) -> Variant:
-    """The bound: a sum over the rows, which does nothing but read them (16-bit ones in pairs, as float32)."""
+    """The bound: a sum over the rows, which only reads them (16-bit ones in pairs, as float32)."""
     x = problem.x.reshape(-1)
     if x.element_size() == 2 and len(x) % 2 == 0:
         x = x.view(torch.float32)
@@ -57,7 +57,7 @@ def read_sum(problem: Problem) -> Variant:
 
 
 def two_products(problem: Problem) -> Variant:
-    """The bound at many targets: the two matrix products of a step alone."""
+    """The bound for many targets: only the two matrix products of a step."""
     x, w = problem.x, problem.weight
     p, g = torch.empty_like(problem.y), torch.empty_like(w)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What else takes an SGD step of a linear regression: each peer as its users would write it.
+"""The alternatives for an SGD step of a linear regression, each as its users would write it.
 
-Every function makes a `Variant` whose call is one step on the problem. The parameters live on in it from call to call.
+Every function makes a `Variant` whose call is one step on the problem. Its parameters persist between calls.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def eager(problem: Problem) -> Variant:
 
 
 def compiled(problem: Problem) -> Variant:
-    """The same loop's step under torch.compile."""
+    """The step of the same loop under torch.compile."""
     model, step = training_loop(problem)
-    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it warns of what it leaves to Python
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # no warnings about graph breaks
     return _training(problem, model, torch.compile(step, dynamic=False))
 
 
 def by_hand(problem: Problem) -> Variant:
-    """PyTorch without autograd: two products, and the update in place."""
+    """PyTorch without autograd: two products and an in-place update."""
     return _stepping(problem, _hand_written)
 
 
@@ -53,7 +53,7 @@ STEPS: dict[str, Callable[[Problem], Variant]] = {
 
 
 def training_loop(problem: Problem) -> tuple[nn.Linear, Callable[[], Tensor]]:
-    """A model at the problem's start and the body of the plain training loop."""
+    """A model with the problem's initial parameters, and the body of the plain training loop."""
     model = linear(problem)
     loss_fn, optimizer = nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=problem.lr)
     x, y = problem.x, problem.y
@@ -69,7 +69,7 @@ def training_loop(problem: Problem) -> tuple[nn.Linear, Callable[[], Tensor]]:
 
 
 def linear(problem: Problem) -> nn.Linear:
-    """nn.Linear at the problem's start."""
+    """nn.Linear with the problem's initial parameters."""
     model = nn.Linear(problem.d, problem.k, device=problem.x.device, dtype=problem.weight.dtype)
     model.load_state_dict({"weight": problem.weight, "bias": problem.bias})
     return model
@@ -97,7 +97,7 @@ def _stepping(problem: Problem, step: Callable[..., Tensor]) -> Variant:
 def _hand_written(x: Tensor, y: Tensor, w: Tensor, b: Tensor, lr: float) -> Tensor:
     n, k = y.shape
     scale = 2 / (n * k)
-    if k == 1:  # a product with one column is faster as one with a vector
+    if k == 1:  # matrix-vector products are faster
         r = torch.mv(x, w[0]).add_(b).sub_(y[:, 0])
         loss = torch.dot(r, r) / n
         w[0].addmv_(x.t(), r, alpha=-lr * scale)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An SGD step on NumPy's arrays: in NumPy, and as a loop in numba."""
+"""An SGD step on NumPy arrays: in NumPy, and as a numba loop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .availability import UnavailableError, installed, needs_all_threads
 from .clocks import Variant
 from .problem import Answer, Problem
 
-BLOCK = 1024  # rows whose sums the loop keeps in float32
-SEVERAL_THREADS = 2**15  # elements from which they are worth their start
+BLOCK = 1024  # rows that are summed in float32
+SEVERAL_THREADS = 2**15  # elements from which threads pay
 
 
 def with_numpy(problem: Problem) -> Variant:
-    """Two products and the update in place, in NumPy."""
+    """Two products and an in-place update, in NumPy."""
     needs_all_threads("NumPy")
     x, y, w, b = _arrays(problem)
     lr, answer = problem.lr, {"weight": torch.from_numpy(w), "bias": torch.from_numpy(b)}
@@ -30,11 +30,11 @@ def with_numpy(problem: Problem) -> Variant:
         b[...] -= lr * (2 / r.size) * r.sum(0)
         return (r * r).mean()
 
-    return _remembering(run, answer, problem.x.dtype, rest=0.05)  # OpenBLAS's threads spin for some 30 ms
+    return _remembering(run, answer, problem.x.dtype, rest=0.05)  # OpenBLAS's threads spin for about 30 ms
 
 
 def with_numba(problem: Problem) -> Variant:
-    """One pass over the rows by threads of compiled Python."""
+    """One pass over the rows, in threads of compiled Python."""
     numba = installed("numba")
     if problem.k != 1:
         raise UnavailableError("the numba loop is written for one target")

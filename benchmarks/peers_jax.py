@@ -17,9 +17,9 @@ from .problem import Answer, Problem
 
 
 def with_jax(problem: Problem) -> Variant:
-    """jax.jit of value_and_grad and the update, parameters donated."""
+    """jax.jit of value_and_grad and the update, with donated parameters."""
     jax, step = jax_step(problem.x)
-    problem.wait()  # JAX has streams of its own
+    problem.wait()  # JAX uses its own streams
     x, y, *parameters = (jax.dlpack.from_dlpack(t) for t in jax_operands(problem))
     state: dict[str, Any] = {"parameters": tuple(parameters)}
     jitted = jax.jit(step, donate_argnums=0)
@@ -35,13 +35,13 @@ def with_jax(problem: Problem) -> Variant:
 
 
 def jax_step(x: Tensor) -> tuple[ModuleType, Callable[..., Any]]:
-    """JAX on the device of `x`, and a step as a function of (weight, bias), rows, targets and learning rate."""
+    """JAX on x's device, and a step as a function of (weight, bias), rows, targets and learning rate."""
     needs_all_threads("JAX")
     os.environ.setdefault("JAX_PLATFORMS", x.device.type)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax = installed("jax")
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_default_matmul_precision", "highest")  # as torch's: no TF32 unasked
+    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32, as in torch
 
     def loss_of(parameters: Any, x: Any, y: Any) -> Any:
         weight, bias = parameters
@@ -55,5 +55,5 @@ def jax_step(x: Tensor) -> tuple[ModuleType, Callable[..., Any]]:
 
 
 def jax_operands(problem: Problem) -> tuple[Tensor, ...]:
-    """Rows and targets as they are; parameters as copies, since JAX writes over what is donated."""
+    """Rows and targets, and copies of the parameters, since JAX overwrites what is donated."""
     return problem.x, problem.y, problem.weight.clone(), problem.bias.clone()

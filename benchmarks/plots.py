@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One figure for a machine: the share of its read bandwidth over the width of rows, and speed beside eager PyTorch."""
+"""One figure per machine: the share of its read bandwidth by row width, and the speed-up over eager PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .results import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision, and a marker each for print.
+# Okabe and Ito's colours, distinct for any colour vision, each with a marker for black and white.
 STYLES = {
     "linreg_ext": ("#0072B2", "o"),
     "eager": ("#D55E00", "s"),
@@ -29,7 +29,7 @@ OVER_WIDTH = ("narrow", "large", "types", "wide")
 
 
 def draw(rows: list[Row], path: Path) -> bool:
-    """Draw what the rows hold and save it; False when they hold nothing of it."""
+    """Draw the figure and save it; return False if the rows have nothing to draw."""
     from matplotlib.figure import Figure
 
     step = [row for row in rows if row["k"] == "1" and row["dtype"] == "float32"]
@@ -91,7 +91,7 @@ def _lines(axes: Axes, rows: list[Row], over: str, column: str) -> None:
 
 
 def _ticks(axes: Axes, rows: list[Row], over: str) -> None:
-    """Ticks at the sizes that were measured, as many as there is room for."""
+    """Put ticks at the measured sizes, as many as fit."""
     sizes = sorted({int(row[over]) for row in rows})
     kept: list[int] = []
     for size in sizes:

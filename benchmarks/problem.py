@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The regressions that are measured, and what a right answer to them is."""
+"""The regressions to measure, and their exact answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# How far from the exact answer a result may be, relative to how far the exact answer is from the start: ours, and a
-# peer's, which need not be as accurate as this package but has to compute the same function. (Plain sums of 2²⁴ terms
-# in float32, which some peers make, are 0.3 % off.)
+# The permitted error of a result, relative to the change that the exact answer makes: for ours, and for peers, which
+# need only compute the same function. (Plain float32 sums of 2²⁴ terms, which some peers make, are 0.3 % off.)
 TOLERANCE = {
     torch.float64: (1e-9, 1e-7),
     torch.float32: (2e-5, 1e-2),
@@ -22,12 +21,12 @@ Answer = dict[str, Tensor]
 
 
 class WrongAnswerError(AssertionError):
-    """A variant does not compute what it is measured for."""
+    """A variant does not compute the function it is measured for."""
 
 
 @dataclass
 class Expected:
-    """An exact result, and where it started from."""
+    """An exact result, and the value before it."""
 
     value: Tensor
     start: Tensor | None = None
@@ -35,7 +34,7 @@ class Expected:
 
 @dataclass
 class Problem:
-    """A linear regression under the mean squared error, where its parameters start, and a learning rate."""
+    """A linear regression under the mean squared error, with initial parameters and a learning rate."""
 
     x: Tensor  # [n, d]
     y: Tensor  # [n, k]
@@ -49,8 +48,8 @@ class Problem:
     ) -> Problem:
         """Random rows, and targets that a linear layer explains up to `noise`.
 
-        The learning rate keeps gradient descent stable for ever: 2/k · n/3 · (1 + √(d/n))² bounds the curvature of
-        rows that are uniform on [−1, 1], and lr · curvature stays below 0.1.
+        Gradient descent stays stable: 2/k · n/3 · (1 + √(d/n))² bounds the curvature for rows uniform on [−1, 1], and
+        the learning rate keeps lr · curvature below 0.1.
         """
         torch.manual_seed(0)
         x = torch.empty(n, d, dtype=dtype, device=device).uniform_(-1, 1)
@@ -76,7 +75,7 @@ class Problem:
 
     @property
     def bytes(self) -> int:
-        """What one pass has to move at least: rows and targets read once, parameters read and written."""
+        """The least that one pass must move: rows and targets read once, parameters read and written."""
         return self.x.nbytes + self.y.nbytes + 2 * (self.weight.nbytes + self.bias.nbytes)
 
     def wait(self) -> None:
@@ -85,7 +84,7 @@ class Problem:
             torch.cuda.synchronize()
 
     def gradients(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and gradients in float64, by the formulas, in blocks of rows."""
+        """Loss and gradients in float64 from the formulas, in row blocks."""
         rows = max(1, 2**24 // max(self.d, self.k))
         loss, of_weight, of_bias = torch.zeros_like(bias[0]), torch.zeros_like(weight), torch.zeros_like(bias)
         for x, y in zip(self.x.split(rows), self.y.split(rows), strict=True):
@@ -98,7 +97,7 @@ class Problem:
         return loss * (scale / 2), of_weight * scale, of_bias * scale
 
     def after_steps(self, steps: int = 1) -> dict[str, Expected]:
-        """The loss of the last of so many steps, and the parameters after it."""
+        """The loss of the last of `steps` steps, and the parameters after it."""
         weight, bias = self.weight.double(), self.bias.double()
         for _ in range(steps):
             loss, of_weight, of_bias = self.gradients(weight, bias)
@@ -110,13 +109,13 @@ class Problem:
         }
 
     def loss_and_gradients(self) -> dict[str, Expected]:
-        """What forward and backward give."""
+        """The results of forward and backward."""
         loss, of_weight, of_bias = self.gradients(self.weight.double(), self.bias.double())
         return {"loss": Expected(loss), "weight": Expected(of_weight), "bias": Expected(of_bias)}
 
 
 def verify(name: str, answer: Answer, expected: dict[str, Expected], tolerance: float) -> None:
-    """Raise unless every part of the answer is the exact one, within `tolerance` and the rounding of its dtype."""
+    """Raise unless every part of the answer is exact within `tolerance` and the rounding of its dtype."""
     for part, value in answer.items():
         exact, start = expected[part].value, expected[part].start
         change = exact if start is None else exact - start

@@ -124,7 +124,9 @@ def _losses(cases: list[Case]) -> str:
             lines.append(f"{_label(best)}: {row['variant']} is {gain}")
     if not lines:
         return "No peer is more than 5 % faster than the fastest way in."
-    return "**Where a peer is more than 5 % faster** than even our fastest call:\n\n" + "\n".join(f"- {line}" for line in lines)
+    return "**Where a peer is more than 5 % faster** than even our fastest call:\n\n" + "\n".join(
+        f"- {line}" for line in lines
+    )
 
 
 def _memory(cases: list[Case]) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rows of results as a CSV file and as aligned text."""
+"""Rows of results, as a CSV file and as aligned text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COLUMNS = (*MEASURED, *ABOUT)
 
 
 class Results:
-    """The rows of one run, written to a file as they come.
+    """The rows of one run, written to a file one by one.
 
-    Rows that the file already has stay, except those of a workload that this run measures again on the same device
-    with the same threads and instruction set.
+    Rows already in the file are kept, unless this run measures the same workload with the same device, threads and
+    instruction set.
     """
 
     def __init__(self, path: Path | None, about: Row) -> None:
@@ -30,7 +30,7 @@ class Results:
         self.rows: list[Row] = []
 
     def add(self, **measured: object) -> Row:
-        """Write one row; columns that are not given stay empty."""
+        """Write one row; columns not given are empty."""
         row = {column: _text(measured.get(column, "")) for column in MEASURED} | self.about
         self.rows.append(row)
         self.kept = [old for old in self.kept if _run_of(old) != _run_of(row)]
@@ -53,13 +53,13 @@ def read(paths: Iterable[Path]) -> list[Row]:
             reader = csv.DictReader(file)
             missing = set(COLUMNS) - set(reader.fieldnames or ())
             if missing:
-                raise SystemExit(f"{path}: is not a file of results, it has no column {min(missing)}")
+                raise SystemExit(f"{path}: must be a file of results, got no column '{min(missing)}'")
             rows += reader
     return rows
 
 
 def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Lines in columns: the first `left` of them aligned to the left, the others to the right."""
+    """Lines in columns, the first `left` left-aligned and the others right-aligned."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
@@ -71,7 +71,7 @@ def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """A duration with three significant digits and its unit."""
     unit, name = next((pair for pair in ((1.0, "s"), (1e-3, "ms")) if seconds >= pair[0]), (1e-6, "µs"))
     value = seconds / unit
     return f"{value:.{2 - (value >= 10) - (value >= 100)}f} {name}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How fast it must be: the project's targets, and whether rows of results meet them.
+"""The project's performance targets, and whether rows of results meet them.
 
-Every figure is a ratio of medians measured in one run, or a time. `BWread` is the machine's own read bandwidth over the
-same array with the same threads.
+Every figure is a time, or a ratio of medians from one run. `BWread` is the bandwidth at which the same threads read the
+same array.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Case = dict[str, Row]  # the rows of one case, by variant
 
 @dataclass(frozen=True)
 class Target:
-    """What must hold of our variant in every case of one id.
+    """A condition on our variant in every case of one id.
 
-    quantity: "of BWread"; "× as fast as" and "time over" another variant; "seconds"; "memory over" another variant;
-    "value"; "exactly"; "same bits".
+    quantity: "of BWread"; "speed-up over", "time over" or "memory over" another variant; "seconds"; "value"; "exactly";
+    "same bits".
     """
 
     id: str
@@ -34,7 +34,7 @@ class Target:
 
     @property
     def at_least(self) -> bool:
-        return self.quantity in ("of BWread", "× as fast as", "same bits")
+        return self.quantity in ("of BWread", "speed-up over", "same bits")
 
     @property
     def sign(self) -> str:
@@ -51,7 +51,7 @@ class Target:
         return ", ".join(filter(None, (" ".join([*words, self.than]).strip(), self.variant)))
 
     def measured(self, case: Case) -> tuple[Row, float] | None:
-        """Our row and the figure, where this case has what the target asks about."""
+        """Our row and the figure; None if the case lacks what the target needs."""
         candidates = [row for row in case.values() if row["role"] == "ours" and self.where(row)]
         candidates = [row for row in candidates if row["variant"].endswith(self.variant)]
         other = case.get(self.than)
@@ -60,7 +60,7 @@ class Target:
         row = min(candidates, key=lambda row: float(row["seconds"] or "inf"))
         column, inverse = {
             "of BWread": ("of_bwread", False),
-            "× as fast as": ("seconds", True),
+            "speed-up over": ("seconds", True),
             "time over": ("seconds", False),
             "seconds": ("seconds", False),
             "memory over": ("memory_bytes", False),
@@ -89,23 +89,23 @@ def _of(dtype: str, odd: bool = False) -> Callable[[Row], bool]:
 TARGETS = (
     Target("C1", "of BWread", 0.90, where=_wide(64)),
     Target("C1", "of BWread", 0.80, where=_wide(16, 63)),
-    Target("C1", "× as fast as", 1.8, "eager"),
+    Target("C1", "speed-up over", 1.8, "eager"),
     Target("C2", "of BWread", 0.80),
-    Target("C2", "× as fast as", 4.0, "eager", where=_wide(1, 1)),
-    Target("C2", "× as fast as", 2.3, "eager", where=_wide(8, 8)),
+    Target("C2", "speed-up over", 4.0, "eager", where=_wide(1, 1)),
+    Target("C2", "speed-up over", 2.3, "eager", where=_wide(8, 8)),
     Target("C3", "of BWread", 0.60),
     Target("C4", "seconds", 40e-6),
-    Target("C4", "× as fast as", 1000, "eager"),
-    Target("C4", "× as fast as", 5, "JAX scan"),
+    Target("C4", "speed-up over", 1000, "eager"),
+    Target("C4", "speed-up over", 5, "JAX scan"),
     Target("C5", "seconds", 1.5e-6, variant="_C.sgd_step_"),
     Target("C5", "seconds", 4e-6, variant="torch.ops"),
     Target("C5", "seconds", 4e-6, variant="TrainStep"),
-    Target("C5", "× as fast as", 25, "eager", variant="TrainStep"),
+    Target("C5", "speed-up over", 25, "eager", variant="TrainStep"),
     Target("C6", "of BWread", 0.85),
-    Target("C6", "× as fast as", 1.8, "eager"),
+    Target("C6", "speed-up over", 1.8, "eager"),
     Target("C7", "time over", 1.10, PRODUCTS),
-    Target("C7", "× as fast as", 1.15, "eager"),
-    Target("C8", "× as fast as", 100, "eager"),
+    Target("C7", "speed-up over", 1.15, "eager"),
+    Target("C8", "speed-up over", 100, "eager"),
     Target("C9", "time over", 0.5, "eager"),
     Target("C10", "memory over", 1 / 8, "eager"),
     Target("C11", "same bits", 1),
@@ -114,19 +114,19 @@ TARGETS = (
     Target("G2", "of BWread", 0.96, where=_of("float64")),
     Target("G2", "of BWread", 0.90, where=_wide(1, 8)),
     Target("G2", "of BWread", 0.85, where=_of("float32", odd=True)),
-    Target("G3", "× as fast as", 1.85, "eager"),
-    Target("G3", "× as fast as", 1.6, "compiled"),
+    Target("G3", "speed-up over", 1.85, "eager"),
+    Target("G3", "speed-up over", 1.6, "compiled"),
     Target("G4", "of BWread", 0.88),
     Target("G5", "of BWread", 0.90, where=_deep(2)),
     Target("G5", "of BWread", 0.88, where=_deep(4)),
     Target("G5", "of BWread", 0.80, where=_deep(8)),
     Target("G6", "time over", 1.12, PRODUCTS),
-    Target("G6", "× as fast as", 1.5, "eager", where=_deep(1024)),
-    Target("G6", "× as fast as", 1.15, "eager", where=_deep(4096)),
+    Target("G6", "speed-up over", 1.5, "eager", where=_deep(1024)),
+    Target("G6", "speed-up over", 1.15, "eager", where=_deep(4096)),
     Target("G8", "seconds", 0.5e-6 * RUN_EPOCHS, variant="sgd_run_"),
-    Target("G8", "× as fast as", 25, "eager", variant="sgd_run_"),
+    Target("G8", "speed-up over", 25, "eager", variant="sgd_run_"),
     Target("G9", "seconds", 0.20e-3, variant="sgd_run_"),
-    Target("G9", "× as fast as", 500, "eager", variant="sgd_run_"),
+    Target("G9", "speed-up over", 500, "eager", variant="sgd_run_"),
     Target("G10", "seconds", 1.2e-6 * RUN_BATCHES, variant="sgd_run_"),
     Target("G11", "exactly", 1, variant="kernels a step"),
     Target("G11", "exactly", 0, variant="copies and fills a step"),
@@ -140,7 +140,7 @@ TARGETS = (
 
 
 def cases(rows: Iterable[Row]) -> list[Case]:
-    """Rows that were measured side by side."""
+    """The rows that were measured side by side."""
     found: dict[tuple[str, ...], Case] = defaultdict(dict)
     for row in rows:
         key = tuple(row[c] for c in ("workload", "id", "case", "dtype", "device", "machine", "threads", "isa"))
@@ -149,7 +149,7 @@ def cases(rows: Iterable[Row]) -> list[Case]:
 
 
 def judge(rows: Iterable[Row]) -> list[tuple[str, str, str, str, str, str]]:
-    """One line for each target and case: id, case, quantity, measured, must, whether it is met."""
+    """One line per target and case: id, case, quantity, measured, must, met."""
     lines = []
     for case in cases(rows):
         first = next(iter(case.values()))

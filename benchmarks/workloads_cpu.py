@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is measured on a CPU. Each workload is one row of the project's table of targets, C1 to C11."""
+"""The CPU workloads, each for one of the targets C1 to C11."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TINY = 32, 8  # rows and features of the smallest step
 
 
 def makers(problem: Problem, own: Mapping[str, Callable[[Problem], Variant]], *bounds: str) -> dict[str, Maker]:
-    """Ours, the bounds that are named, and every peer."""
+    """Our variants, the named bounds and every peer."""
     known = {BWREAD: ours.read_sum, PRODUCTS: ours.two_products}
     chosen = {**own, **{name: known[name] for name in bounds}, **STEPS}
     return {name: functools.partial(make, problem) for name, make in chosen.items()}
 
 
 def steps(bench: Bench, workload: str, id: str, problem: Problem, *bounds: str) -> None:
-    """One step on one problem, by the drop-in for the plain loop and by every peer."""
+    """One step on a problem, by make_train_step and by every peer."""
     bounds = bounds or (BWREAD,)
     own = {NAME: ours.train_step}
     bench.compare(Case.of(workload, id, problem), makers(problem, own, *bounds), problem.after_steps())
@@ -51,7 +51,7 @@ def narrow(bench: Bench) -> None:
 
 
 def cache(bench: Bench) -> None:
-    """One step on 1.5 MB, which stays in the second-level cache, by one thread."""
+    """One step on 1.5 MB, which fits in the second-level cache, on one thread."""
     with bench.threads(1):
         for d in (16, 128, 512, 1024):
             problem = Problem.random(3 * 2**17 // d, d)
@@ -69,7 +69,7 @@ def full_batch(bench: Bench) -> None:
 
 
 def tiny(bench: Bench) -> None:
-    """One step on 32 rows of 8 features, Python to Python, by every way in."""
+    """One step on 32 rows of 8 features, from Python to Python, by every entry."""
     problem = Problem.random(*TINY)
     own = {
         f"{NAME} _C.sgd_step_": ours.entry,
@@ -81,19 +81,19 @@ def tiny(bench: Bench) -> None:
 
 
 def several(bench: Bench) -> None:
-    """One step towards 8 targets on 1 GB."""
+    """One step with 8 targets on 1 GB."""
     steps(bench, "several", "C6", Problem.random(bench.large // 4 // 128, 128, 8))
 
 
 def products(bench: Bench) -> None:
-    """One step towards many targets, where the two matrix products are most of the work."""
+    """One step with many targets, where the two matrix products dominate."""
     d, n = (128, 2**8) if bench.quick else (1024, 2**14)
     for k in (d // 16, d):
         steps(bench, "products", "C7", Problem.random(n, d, k), PRODUCTS)
 
 
 def program(bench: Bench) -> None:
-    """150 epochs over a DataLoader of batches of 16, with validation: a whole tutorial program."""
+    """A whole tutorial program: 150 epochs over a DataLoader in batches of 16, with validation."""
     dataset = TensorDataset(*(torch.from_numpy(column).float() for column in b_one_feature.make_data()))
 
     def run(fused: bool) -> Answer:
@@ -111,7 +111,7 @@ def program(bench: Bench) -> None:
 
 
 def loss(bench: Bench, workload: str = "loss", id: str = "C9", problem: Problem | None = None) -> None:
-    """Forward and backward of the loss, the parameters' gradients wanted."""
+    """Forward and backward of the loss, for the gradients of the parameters."""
     problem = problem or Problem.random(*TINY)
     fused = functools.partial(_backward, problem, linreg_ext.linear_mse_loss, "ours")
     plain = functools.partial(_backward, problem, _plain_loss, "peer")
@@ -142,7 +142,7 @@ def _backward(problem: Problem, function: Callable[..., Tensor], role: str) -> V
 
 
 def bits(bench: Bench) -> None:
-    """The same bits with one thread and with all. There is no other mode, so this costs nothing."""
+    """The same bits with one thread and with all."""
     threads = max(2, torch.get_num_threads())
     for n, d, k in ((100_003, 1, 1), (100_003, 7, 2), (30_011, 33, 1), (5_003, 257, 3), (301, 20_000, 1)):
         problem = Problem.random(n, d, k)
@@ -155,14 +155,14 @@ def bits(bench: Bench) -> None:
                 answers.append(variant.answer())
         same = all(torch.equal(answers[0][part], answers[1][part]) for part in answers[0])
         if not same:
-            bench.fail(NAME, f"other bits with {threads} threads than with one on {n:,} × {d:,} × {k}")
+            bench.fail(NAME, f"different bits with {threads} threads than with one on {n:,} × {d:,} × {k}")
         columns = bench.columns(Case.of("bits", "C11", problem), NAME, "ours")
         bench.results.add(**columns, value=int(same), unit=f"same bits with 1 and {threads} threads")
-        print(f"  C11  {n:,} × {d:,} × {k}: {'the same' if same else 'OTHER'} bits with 1 and {threads} threads")
+        print(f"  C11  {n:,} × {d:,} × {k}: {'the same' if same else 'DIFFERENT'} bits with 1 and {threads} threads")
 
 
 def sizes(bench: Bench) -> None:
-    """One step on 8 features and ever more rows: how the gain depends on the size."""
+    """One step on 8 features and more and more rows: the speed-up by size."""
     for n in (32, 2**9) if bench.quick else (32, 2**9, 2**13, 2**17, 2**21, 2**25):
         steps(bench, "sizes", "", Problem.random(n, 8))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is measured on a GPU. Each workload is one or more rows of the project's table of targets, G1 to G13.
+"""The GPU workloads, each for one or more of the targets G1 to G13.
 
-What is about memory holds 2 GB, forty times the second-level cache of an H100: one pass leaves nothing there for the
-next, and buffers need not take turns.
+Those bound by memory have 2 GB of data, forty times the second-level cache of an H100: a pass leaves nothing in the
+cache for the next, so that buffers need not take turns.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ALL_PEERS = ("eager", "compiled", "by hand", "by hand, compiled", "JAX")
 def steps(
     bench: Bench, workload: str, id: str, problem: Problem, peers: Iterable[str] = ("eager",), bound: str = BWREAD
 ) -> None:
-    """One step on one problem, by the drop-in for the plain loop and by some peers, captured in graphs."""
+    """One step on a problem, by make_train_step and by some peers, captured in graphs."""
     makers = workloads_cpu.makers(problem, {NAME: ours.train_step}, bound)
     chosen = {name: make for name, make in makers.items() if name not in STEPS or name in peers}
     bench.compare(Case.of(workload, id, problem), chosen, problem.after_steps())
 
 
 def _problem(bench: Bench, d: int, k: int = 1, dtype: torch.dtype = torch.float32) -> Problem:
-    """Rows that fill `bench.large` bytes, an even number of them."""
+    """An even number of rows that fill `bench.large` bytes."""
     return Problem.random(bench.large // dtype.itemsize // d // 2 * 2, d, k, dtype, bench.device)
 
 
@@ -48,7 +48,7 @@ def graphs(bench: Bench) -> None:
 
 
 def types(bench: Bench) -> None:
-    """One step on 2 GB of other dtypes, of very narrow rows and of odd ones."""
+    """One step on 2 GB of other dtypes, of very narrow rows and of odd widths."""
     for dtype in (torch.bfloat16, torch.float64):
         for d in (128, 1024):
             steps(bench, "types", "G2", _problem(bench, d, dtype=dtype))
@@ -63,14 +63,14 @@ def wide(bench: Bench) -> None:
 
 
 def several(bench: Bench) -> None:
-    """One step towards 2, 4 and 8 targets on 2 GB."""
+    """One step with 2, 4 and 8 targets on 2 GB."""
     for k in (2, 4, 8):
         for d in (128, 512):
             steps(bench, "several", "G5", _problem(bench, d, k))
 
 
 def products(bench: Bench) -> None:
-    """One step in bfloat16 towards many targets, where the two matrix products are most of the work."""
+    """One step in bfloat16 with many targets, where the two matrix products dominate."""
     for d, k in ((1024, 64), (1024, 1024), (4096, 4096)):
         n = 2**8 if bench.quick else 2**16
         problem = Problem.random(n, d, k, torch.bfloat16, bench.device)
@@ -78,7 +78,7 @@ def products(bench: Bench) -> None:
 
 
 def launch(bench: Bench) -> None:
-    """One step on 32 rows of 8 features: what a launch costs, and what else a step makes the GPU do."""
+    """One step on 32 rows of 8 features: the cost of a launch, and what else a step makes the GPU do."""
     problem = Problem.random(*workloads_cpu.TINY, device=bench.device)
     own = {f"{NAME} sgd_step_": ours.function, f"{NAME} TrainStep": ours.train_step}
     makers = {name: make for name, make in workloads_cpu.makers(problem, own).items() if name not in ("NumPy", "numba")}
@@ -126,19 +126,19 @@ def order(bench: Bench) -> None:
         answers.append(variant.answer())
     same = all(torch.equal(answer[part], first) for part, first in answers[0].items() for answer in answers)
     if not same:
-        bench.fail(NAME, "other bits when it runs again")
+        bench.fail(NAME, "different bits when it runs again")
     columns = bench.columns(Case.of("order", "G12", problem), f"{NAME} same bits 100 times", "ours")
     bench.results.add(**columns, value=int(same), unit="same bits")
-    print(f"  G12  {'the same' if same else 'OTHER'} bits 100 times")
+    print(f"  G12  {'the same' if same else 'DIFFERENT'} bits 100 times")
 
 
 def loss(bench: Bench) -> None:
-    """Forward and backward of the loss on 2 GB, the parameters' gradients wanted."""
+    """Forward and backward of the loss on 2 GB, for the gradients of the parameters."""
     workloads_cpu.loss(bench, "loss", "G13", _problem(bench, 128))
 
 
 def runs(bench: Bench) -> None:
-    """Many full-batch epochs in one call, beside graphs of as many steps: data that one block holds."""
+    """Many full-batch epochs in one call, on data that one block holds, beside graphs of as many steps."""
     count = 20 if bench.quick else RUN_EPOCHS
     for n, d in ((2**13, 1), (2**11, 8), (2**9, 32)):
         problem = Problem.random(n // 64 if bench.quick else n, d, device=bench.device, noise=0.1)
@@ -147,7 +147,7 @@ def runs(bench: Bench) -> None:
 
 
 def run_from_python(bench: Bench) -> None:
-    """1000 epochs over 100 rows of one feature, until the GPU is done."""
+    """1000 epochs over 100 rows of one feature, until the GPU has finished."""
     count = 20 if bench.quick else 1000
     problem = Problem.random(100, 1, device=bench.device, noise=0.1)
     case = Case("run from Python", "G9", f"{count:,} epochs of 100 × 1, from Python", 100, 1)
@@ -176,7 +176,7 @@ def mini_batches(bench: Bench) -> None:
 
 
 def sizes(bench: Bench) -> None:
-    """One step on 8 features and ever more rows: how the gain depends on the size."""
+    """One step on 8 features and more and more rows: the speed-up by size."""
     for n in (32, 2**9) if bench.quick else (32, 2**10, 2**15, 2**20, 2**25):
         steps(bench, "sizes", "", Problem.random(n, 8, device=bench.device), ("eager", "by hand"))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Loads the compiled part once, and says what is wrong when it cannot."""
+"""Load the compiled part once, or explain why it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _load() -> ModuleType | None:
 
 
 def _failure(message: str) -> ImportError:
-    """An ImportError of this package itself, which `python -m linreg_ext` shows as one line."""
+    """An ImportError of this package, which `python -m linreg_ext` prints as one line."""
     return ImportError(message, name=__package__)
 
 
@@ -48,7 +48,7 @@ def _explain(error: ImportError) -> str:
 
 def _mismatch(built_for: str) -> str:
     return (
-        f"linreg_ext: the compiled part was built for torch {built_for}, found torch {torch.__version__}; "
+        f"linreg_ext: the compiled part must match torch {torch.__version__}, got one built for torch {built_for}; "
         f"{_REBUILD}, or set LINREG_EXT_REFERENCE=1 to run on plain PyTorch"
     )
 
@@ -57,7 +57,7 @@ _C = _load()
 
 
 def has_kernels(device_type: str) -> bool:
-    """Whether this build computes on devices of a type; the reference computes on all."""
+    """Whether this build can compute on a type of device; the reference can on any."""
     return REFERENCE or device_type == "cpu" or (device_type == "cuda" and _C.build_info()["cuda"] is not None)
 
 
@@ -65,8 +65,8 @@ def build_info() -> dict[str, object]:
     """What this installation was built with.
 
     Returns:
-        ``torch``: the version it was built for; ``compiler``; ``cuda``: the CUDA version of the compiled kernels, or
-        None for a CPU build; ``reference``: whether plain PyTorch runs instead of the compiled part.
+        `torch`: the version it was built for; `compiler`; `cuda`: the CUDA version of the compiled kernels, or None
+        for a CPU build; `reference`: whether plain PyTorch runs instead of the compiled part.
     """
     info = {"torch": None, "compiler": None, "cuda": None} if _C is None else _C.build_info()
     return {**info, "reference": REFERENCE}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`LinearLoss`, the differentiable face of the operators, and the fake kernels that let PyTorch trace them."""
+"""`LinearLoss`, the differentiable form of the operators, and the fake kernels with which PyTorch traces them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .autocast import no_autocast
 from .losses import LOSSES
 from .reference import loss_dtype
 
-OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # what a gradient can be asked for, in this order
+OPERANDS = ("input", "linear_weight", "linear_bias", "target")  # the differentiable ones, in the order of gradients
 
 
 class LinearLoss(Function):
-    """``(loss, *gradients)`` of a linear layer under a regression loss.
+    """The loss of a linear layer, followed by the wanted gradients in the order of `OPERANDS`.
 
-    One pass yields the loss and the gradients that `wanted` names, in the order of `OPERANDS`; those of float16
-    operands in float32, since they may leave float16's range until they are scaled. Backward scales them. A second
-    derivative and a loss that is not reduced need G = dloss/dprediction again and recompute it.
+    One pass computes them all, and backward scales the gradients. Those of float16 operands are float32 until then,
+    since unscaled ones may exceed float16's range. Second derivatives and unreduced losses recompute
+    G = dloss/dprediction.
 
-    Eager code on plain tensors gets a reduced loss from ``csrc/torch/autograd.cpp``, which does the same in C++.
+    For reduced losses of plain tensors, eager code uses `csrc/torch/autograd.cpp`, the same in C++.
     """
 
     @staticmethod
@@ -43,7 +43,7 @@ class LinearLoss(Function):
         wanted: list[bool],
     ) -> tuple[Tensor, ...]:
         arguments = (input, linear_weight, target, linear_bias, weight, loss, delta, reduction)
-        if reduction == "none":  # what each element's gradient will be multiplied by is not known yet
+        if reduction == "none":  # the gradients depend on each element's grad_output
             return (torch.ops.linreg_ext.linear_loss(*arguments),)
         value, grads = torch.ops.linreg_ext.linear_loss_grads(*arguments, wanted)
         return (value, *grads)
@@ -60,20 +60,16 @@ class LinearLoss(Function):
         operands, saved = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         grads: dict[str, Tensor] = {}
         if grad_loss is not None:
-            if (
-                torch.is_grad_enabled() or is_transforming() or _is_batched(grad_loss)
-            ):  # it must be differentiable itself
+            if torch.is_grad_enabled() or is_transforming() or _is_batched(grad_loss):  # must itself be differentiable
                 values = differentiable_grads(grad_loss, *operands, ctx.loss, ctx.delta, ctx.reduction, ctx.wanted)
-            elif (
-                ctx.reduction == "none"
-            ):  # the gradients of a sum, with the weight scaled by each element's grad_output
+            elif ctx.reduction == "none":  # as for a sum whose weights are multiplied by grad_output
                 *others, weight = operands
                 weight = grad_loss if weight is None else grad_loss * _like(weight, grad_loss)
                 values = torch.ops.linreg_ext.linear_loss_grads(
                     *others, weight, ctx.loss, ctx.delta, "sum", ctx.wanted
                 )[1]
             else:
-                # As a number, it would be rounded to a 16-bit gradient's dtype first.
+                # A 0-dim grad_loss would be rounded to a 16-bit gradient's dtype first.
                 values = [grad_loss.reshape([1] * saved_grad.dim()) * saved_grad for saved_grad in saved]
             of = _wanted_operands(operands, ctx.wanted)
             grads = {name: value.to(operand.dtype) for (name, operand), value in zip(of.items(), values, strict=True)}
@@ -83,14 +79,14 @@ class LinearLoss(Function):
         )  # fmt: skip
 
 
-Arguments = Any  # of the operators: input, linear_weight, target, linear_bias, weight, loss, delta, reduction
+Arguments = Any  # an operator's: input, linear_weight, target, linear_bias, weight, loss, delta, reduction
 
 
 def recorded_loss(*arguments: Arguments) -> Tensor:
-    """The operator ``linear_loss`` where a derivative may be asked for; ``csrc/torch/ops.cpp`` calls it."""
+    """The operator `linear_loss` under autograd, called by `csrc/torch/ops.cpp`."""
     input, linear_weight, target, linear_bias, weight, loss, *_ = arguments
     if weight is not None and weight.requires_grad:
-        raise RuntimeError(f"linear_{loss}_loss: weight must not require grad, got one that does")
+        raise RuntimeError(f"linear_{loss}_loss: weight must not require grad, got one that does; detach it")
     if is_transforming():
         with no_autocast(input):
             return reference.linear_loss(*arguments)
@@ -99,7 +95,7 @@ def recorded_loss(*arguments: Arguments) -> Tensor:
 
 
 def recorded_loss_grads(*arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
-    """The operator ``linear_loss_grads`` there: its gradients come from plain PyTorch, which differentiates them."""
+    """The operator `linear_loss_grads` under autograd; plain PyTorch computes the gradients, differentiably."""
     *arguments, wanted = arguments
     value = torch.ops.linreg_ext.linear_loss(*arguments)
     of = _wanted_operands(arguments, wanted).values()
@@ -108,7 +104,7 @@ def recorded_loss_grads(*arguments: Arguments) -> tuple[Tensor, list[Tensor]]:
 
 
 def _wanted_operands(arguments: Arguments, wanted: list[bool]) -> dict[str, Tensor]:
-    """What ``linear_loss_grads`` returns the gradients of, by name."""
+    """The operands whose gradients `linear_loss_grads` returns, by name."""
     input, linear_weight, target, linear_bias, *_ = arguments
     operands = dict(zip(OPERANDS, (input, linear_weight, linear_bias, target), strict=True))
     return {name: operands[name] for name, asked in zip(OPERANDS, wanted, strict=True) if asked}
@@ -119,29 +115,29 @@ def _gradient_dtype(operand: Tensor) -> torch.dtype:
 
 
 def is_transforming() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which need every derivative of every operation.
+    """Whether torch.func or forward-mode AD is active.
 
-    Inside of them `requires_grad` does not say what will be differentiated; plain PyTorch runs instead of the kernels.
+    Both differentiate without regard to `requires_grad`, so plain PyTorch runs instead of the kernels.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-# As torch.compiler.assume_constant_result has it, which would import the compiler. While Dynamo traces, what it traces
-# is at work, and it guards on the transforms outside of that.
+# As torch.compiler.assume_constant_result does, without importing the compiler. Dynamo enters the transforms that it
+# traces and guards on those around them, so the result is indeed constant.
 is_transforming._dynamo_marked_constant = True
 
 
 def refuse_transforms(op: str) -> None:
-    """What ``csrc/torch/plain.h`` says of calls that come by the compiled part."""
+    """The check of `csrc/torch/plain.h`, for calls that do not reach the compiled part."""
     if is_transforming():
         raise RuntimeError(
-            f"{op}: must not be called inside a torch.func transform or forward-mode AD, which would neither "
-            "differentiate nor batch a step in place; transform linear_mse_loss or a sibling of it"
+            f"{op}: must not be called inside a torch.func transform or forward-mode AD, which can neither "
+            "differentiate nor batch an in-place step; transform linear_mse_loss or a sibling instead"
         )
 
 
 def _is_batched(grad_loss: Tensor) -> bool:
-    """Whether `is_grads_batched` calls backward for many grad_outputs at once."""
+    """Whether backward runs under `is_grads_batched`."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad_loss)
 
 
@@ -157,8 +153,7 @@ def differentiable_grads(
     reduction: str,
     wanted: list[bool],
 ) -> list[Tensor]:
-    """The gradients that are wanted in plain PyTorch, in float32 where operands are 16-bit; differentiable in
-    `grad_loss` and in every operand."""
+    """The wanted gradients in plain PyTorch, differentiable in `grad_loss` and operands; float32 for 16-bit ones."""
     compute = torch.float32 if input.dtype.itemsize == 2 else input.dtype
     x, w, y = (tensor.to(compute) for tensor in (input, linear_weight, target))
     r = F.linear(x, w) - y
@@ -185,7 +180,7 @@ def differentiable_grads(
 
 
 def _like(weight: Tensor, rows: Tensor) -> Tensor:
-    """`weight`, one value an element or one a row, in the shape of `rows`."""
+    """`weight`, one per element or per row, expanded to the shape of `rows`."""
     return (weight.unsqueeze(-1) if weight.dim() < rows.dim() else weight).expand_as(rows)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The fused losses and the fused SGD steps as functions of tensors.
+"""The fused losses and SGD steps as functions of tensors.
 
-The formula of a loss is a row of ``csrc/math/losses.h``, summed over the rows by ``csrc/cpu/rows.cpp`` (small steps:
-``small_steps.cpp``) or ``csrc/cuda/rows.cuh``. In between are the operators, in ``csrc/torch/ops.cpp`` (an eager loss:
-``autograd.cpp``), and the passes: ``csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp``, ``csrc/cuda/{pass,sgd_run}.cu``.
+The call goes through the operators, `csrc/torch/ops.cpp` (eager losses: `autograd.cpp`), to the passes,
+`csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp` or `csrc/cuda/{pass,sgd_run}.cu`, and to their loops over rows,
+`csrc/cpu/rows.cpp` (small steps: `small_steps.cpp`) or `csrc/cuda/rows.cuh`. The formulas are in `csrc/math/losses.h`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OPS = reference if REFERENCE else torch.ops.linreg_ext
 
 
 class LossFunction(Protocol):
-    """What the functions ``linear_<loss>_loss`` have in common; `threshold` is the loss's own keyword, if any."""
+    """The signature of every `linear_<loss>_loss`; `threshold` is the loss's parameter, if any."""
 
     def __call__(
         self,
@@ -44,39 +44,37 @@ class LossFunction(Protocol):
     ) -> Tensor: ...
 
 
-_SUMMARY = r"""{title} of a linear layer, in one pass over `input`.
+_SUMMARY = """{title} of a linear layer, in one pass over `input`.
 
-    .. math::
-        P = X W^T + b, \quad R = P - Y, \quad
-        \text{{loss}} = \text{{reduce}}(\ell(R)), \quad \ell(r) = {formula}
+        P = X Wᵀ + b,   R = P − Y,   loss = reduce(ℓ(R)),   ℓ(r) = {formula}
 
     {derivative}
 """
 
 _ARGUMENTS = """
-    Under autocast, as `F.linear` and the loss there, `input`, `linear_weight` and `linear_bias` are cast to its dtype,
-    `target` and `weight` to float32, and the loss is float32. Nothing is rounded between the two.
+    Autocast casts the operands as for `F.linear` and its loss: `input`, `linear_weight` and `linear_bias` to its dtype,
+    `target` and `weight` to float32. The loss is float32, and the predictions are not rounded.
 
     Args:
-        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; a copy is
-            made when the last dimension is not contiguous.
-        linear_weight: W, of shape [K, D], or [D] for one target without a dimension of its own. Of input's dtype, or
-            float32 when input is 16-bit.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D]; of input's dtype, or float32 when input is
-            16-bit. It is never broadcast.
-        linear_bias: b, of shape [K] ([] or [1] when `linear_weight` is [D]); of linear_weight's dtype.
-        weight: v, of target's shape, or one value a row: [*] or [*, 1]. ``"mean"`` then divides by its sum. No gradient
-            flows to it.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        input: X, of shape [*, D]; float32, float64, bfloat16 or float16. Any row stride is read in place; input whose
+            last dimension is not contiguous is copied.
+        linear_weight: W, of shape [K, D], or [D] for a single target without a dimension of its own; of input's dtype,
+            or float32 if `input` is 16-bit.
+        target: Y, of shape [*, K], or [*] if `linear_weight` is [D]; of input's dtype, or float32 if `input` is 16-bit.
+            It is never broadcast.
+        linear_bias: b, of shape [K], or [] or [1] if `linear_weight` is [D]; of linear_weight's dtype.
+        weight: v, of target's shape, or one per row: [*] or [*, 1]. `"mean"` then divides by the sum of the weights.
+            Not differentiable.
+        reduction: `"mean"`, `"sum"` or `"none"`.
 
     Returns:
-        The loss: 0-dim, or of target's shape with ``reduction="none"``; of the dtype that linear_weight's and target's
-        promote to. Differentiable, twice, in input, linear_weight, linear_bias and target.
+        The loss: 0-dim, or of target's shape with `reduction="none"`; of the dtype to which those of linear_weight and
+        target promote. Twice differentiable in `input`, `linear_weight`, `linear_bias` and `target`.
 
     Raises:
         TypeError: an argument is not a tensor, a threshold is not a number, or `reduction` is not a str.
-        ValueError: `reduction` or a threshold is out of range.
-        RuntimeError: a shape, dtype or device does not fit, or `weight` requires grad.
+        ValueError: `reduction` is unknown, or a threshold is out of range.
+        RuntimeError: a shape, dtype or device does not match, or `weight` requires grad.
 """
 
 _EXAMPLE = """
@@ -89,24 +87,24 @@ _EXAMPLE = """
 
 
 def _docstring(loss: Loss, function: str) -> str:
-    """All of it for `linear_mse_loss`; its siblings' say what differs."""
+    """Complete for `linear_mse_loss`; its siblings' say only what differs."""
     text = _SUMMARY.format(title=loss.title, formula=loss.formula, derivative=loss.derivative)
     own, option = loss.threshold, ""
     if loss.name == "mse":
         text += _ARGUMENTS
     else:
-        text += "\n    Further arguments, shapes, results and errors are those of :func:`linear_mse_loss`.\n"
+        text += "\n    Everything else is as in `linear_mse_loss`.\n"
     if own is not None:
         text += f"\n    Args:\n        {own.name}: {own.meaning}.\n"
         option = f", {own.name}={own.name}"
     if loss.function is not None:
         call = f"F.{loss.function.__name__}(F.linear(input, linear_weight, linear_bias), target, "
-        text += f"\n    Equivalent to:\n        ``{call}reduction=reduction{option})``\n"
+        text += f"\n    Equivalent to:\n        `{call}reduction=reduction{option})`\n"
     return text + _EXAMPLE.format(function=function)
 
 
 def _loss_function(loss: Loss) -> LossFunction:
-    """The public function of a row of the table."""
+    """The public function for a row of the table."""
     name, own = f"linear_{loss.name}_loss", loss.threshold
 
     def function(
@@ -133,7 +131,7 @@ def _loss_function(loss: Loss) -> LossFunction:
         parameters.append(inspect.Parameter(own.name, kind, default=own.default, annotation="float"))
     function.__signature__ = signature.replace(parameters=parameters)
     function.__name__ = function.__qualname__ = name
-    function.__module__ = __package__  # which has it under this name, for pickle and torch.fx
+    function.__module__ = __package__  # where pickle and torch.fx find it
     function.__doc__ = _docstring(loss, name)
     return function
 
@@ -148,7 +146,7 @@ def linear_loss(
     weight: Tensor | None,
     reduction: str,
 ) -> Tensor:
-    """The losses under one name."""
+    """Every loss, by name."""
     compiling = torch.compiler.is_compiling()
     if _C is not None and not compiling:
         value = _C.linear_loss(input, linear_weight, target, linear_bias, weight, loss, threshold, reduction)
@@ -192,47 +190,44 @@ def sgd_step_(
     maximize: bool = False,
     momentum_buffers: list[Tensor | None] | None = None,
 ) -> Tensor:
-    r"""One SGD step of a linear model under a mean loss, in place, in one pass over `input`.
+    """Take one SGD step of a linear model under a mean loss, in place, in one pass over `input`.
 
     For the mean squared error over N rows and K targets:
 
-    .. math::
-        R = X W^T + b - Y, \quad \text{loss} = \tfrac{1}{NK} \sum R^2, \quad
-        g_W = \tfrac{2}{NK} R^T X, \quad g_b = \tfrac{2}{NK} \sum_{rows} R
+        R = X Wᵀ + b − Y,   loss = (1/NK) Σ R²,   g_W = (2/NK) Rᵀ X,   g_b = (2/NK) Σ_rows R
 
-    and then for each parameter p, in this order: g = −g if maximize; g += weight_decay·p; with momentum, buf = g the
-    first time and momentum·buf + (1 − dampening)·g later, and g = g + momentum·buf if nesterov else buf; p −= lr·g.
+    Each parameter p is then updated in this order: g = −g if maximize; g += weight_decay·p; with momentum, buf = g at
+    the first step, momentum·buf + (1 − dampening)·g later, and g = g + momentum·buf if nesterov else buf; p −= lr·g.
 
-    No autograd takes part: a parameter that requires grad is updated as an optimizer would, in any grad mode. Neither
-    does autocast: nothing is cast, as in an optimizer.
+    Like an optimizer, it takes no part in autograd or autocast: parameters that require grad are updated in any grad
+    mode, and nothing is cast.
 
     Args:
-        input: X, of shape [*, D], as in :func:`linear_mse_loss`.
+        input: X, of shape [*, D], as in `linear_mse_loss`.
         linear_weight: W, of shape [K, D] or [D]; updated in place.
-        target: Y, of shape [*, K], or [*] when `linear_weight` is [D].
+        target: Y, of shape [*, K], or [*] if `linear_weight` is [D].
         linear_bias: b, of shape [K]; updated in place.
-        weight: one value an element of target or one a row; the mean divides by its sum.
-        loss: ``"mse"`` or another of the losses: a function ``linear_<loss>_loss`` exists for each.
-        delta, beta, quantile: the threshold of the loss that has it under that name; None is its default.
-        lr: a float, or a 1-element float32 or float64 tensor, which is read where it lives. torch.compile compiles anew
-            for every float, and once for a tensor.
-        momentum, dampening, weight_decay, nesterov, maximize: as in :class:`torch.optim.SGD`.
-        momentum_buffers: with momentum, a list [buffer of linear_weight, buffer of linear_bias] that carries the
-            state from step to step. A None entry says that this parameter has not stepped yet; the call puts its new
-            buffer there.
+        weight: one per element of `target` or one per row; the mean divides by their sum.
+        loss: the `<loss>` of a function `linear_<loss>_loss`, such as `"mse"`.
+        delta, beta, quantile: the threshold of the loss that has one of this name; None is its default.
+        lr: a float, or a 1-element float32 or float64 tensor, which is read on its device. torch.compile recompiles
+            for every float, but not for every value of a tensor.
+        momentum, dampening, weight_decay, nesterov, maximize: as in `torch.optim.SGD`.
+        momentum_buffers: with momentum, a list [buffer of linear_weight, buffer of linear_bias] that carries the state
+            from step to step. None marks a parameter that has not stepped yet; the call replaces it with a new buffer.
 
     Returns:
-        The loss before the update: a fresh 0-dim tensor of the dtype that linear_weight's and target's promote to.
+        The loss before the update: a new 0-dim tensor, with the dtype of the loss in `linear_mse_loss`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`linear_mse_loss`; TypeError for a hyper-parameter that is not a
-            number; ValueError for one out of range and for a threshold of another loss; RuntimeError when a tensor has
-            the negative bit, when one to be written shares memory with itself or with another argument (`overlap`),
-            and inside a torch.func transform. Nothing is changed when an error is raised.
+        TypeError: as in `linear_mse_loss`, or a hyper-parameter is not a number.
+        ValueError: as in `linear_mse_loss`, a hyper-parameter is out of range, or a threshold belongs to another loss.
+        RuntimeError: as in `linear_mse_loss`, a tensor has the negative bit, a tensor to be written overlaps itself or
+            another argument in memory, or a torch.func transform is active. An error leaves all arguments unchanged.
 
     Equivalent to:
-        ``loss = F.mse_loss(F.linear(input, linear_weight, linear_bias), target); loss.backward()`` and one
-        ``torch.optim.SGD([linear_weight, linear_bias], lr, …).step()`` and ``zero_grad()``.
+        `loss = F.mse_loss(F.linear(input, linear_weight, linear_bias), target); loss.backward()`, then `step()` and
+        `zero_grad()` of `torch.optim.SGD([linear_weight, linear_bias], lr, …)`.
 
     Example:
         >>> x, y = torch.randn(32, 8), torch.randn(32, 1)
@@ -279,42 +274,38 @@ def sgd_run_(
     momentum_buffers: list[Tensor | None] | None = None,
     stop_nonfinite: bool = False,
 ) -> Tensor:
-    r"""Many SGD steps of a linear model under a mean loss, in place, in one call.
+    """Take many SGD steps of a linear model under a mean loss, in place, in one call.
 
-    An epoch goes through the rows in batches, and each batch is a step of :func:`sgd_step_`, on the CPU bit for bit:
+    An epoch splits its rows into batches, and each batch is one `sgd_step_`, on the CPU bit for bit.
 
-    .. math::
-        W, b \leftarrow \text{sgd\_step\_}(X_B, W, Y_B, b), \quad
-        B = \text{order}[i \cdot \text{batch\_size} : (i + 1) \cdot \text{batch\_size}]
+    Ctrl-C ends the run between two steps, within about 50 ms or one step, whichever is longer. On a GPU a shorter run
+    never waits for the device, unless `stop_nonfinite` is set.
 
-    Ctrl-C ends the run within some 50 ms or one step, whichever is longer, with the parameters between two steps. On a
-    GPU nothing waits for the device in a run that it takes less than that for, unless `stop_nonfinite` is set.
+    Arguments that are not listed are as in `sgd_step_`.
 
     Args:
-        input, target: X, of shape [N, D], and Y, of shape [N, K], or [N] when `linear_weight` is [D].
-        order: the rows of an epoch in their order, int64 of shape [rows], or [epochs, rows] with an order for every
-            epoch, on the CPU or where `input` is. None takes every row in turn, and where they lie.
-        batch_size: how many rows a step takes; the last batch of an epoch has what is left. None takes all.
-        drop_last: leaves a last batch out that is shorter.
-        epochs: how often to go through the rows; None is once, or once for every row of `order`.
-        lr: a float, a 1-element tensor, or a tensor of shape [steps] with one for every step.
-        linear_weight, linear_bias, weight, loss, delta, beta, quantile: as in :func:`sgd_step_`.
-        momentum, dampening, weight_decay, nesterov, maximize, momentum_buffers: as in :func:`sgd_step_`.
-        stop_nonfinite: end at the first step whose loss is nan or inf, with the parameters as that step found them.
+        input: X, of shape [N, D].
+        target: Y, of shape [N, K], or [N] if `linear_weight` is [D].
+        order: the rows of an epoch in order, int64 of shape [rows], or [epochs, rows] with an order for each epoch; on
+            the CPU or on input's device. None takes all rows in sequence, in place.
+        batch_size: the rows of a step; the last batch of an epoch may be smaller. None takes them all.
+        drop_last: whether to drop a smaller last batch.
+        epochs: the number of epochs; None is 1, or the number of orders in `order`.
+        lr: a float, a 1-element tensor, or a tensor of shape [steps] with a learning rate for each step.
+        stop_nonfinite: whether to end the run before the first step whose loss is nan or inf.
 
     Returns:
-        The loss before each update: a fresh tensor of shape [steps], of the dtype that a step's has. A run that
-        `stop_nonfinite` has ended has fewer, and the last one is the loss that ended it, of a step not taken.
+        The loss before each update: a new tensor of shape [steps], of the dtype of a step's loss. If `stop_nonfinite`
+        ended the run, it is shorter, and its last entry is the loss of the step that was not taken.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`sgd_step_`; TypeError for a `batch_size` or `epochs` that is
-            not an int.
-        IndexError: `order`, on the CPU, contains an out-of-range index; on a GPU such a row is nan.
-            Nothing is changed when an error is raised.
+        TypeError: as in `sgd_step_`, or `batch_size` or `epochs` is not an int.
+        ValueError, RuntimeError: as in `sgd_step_`.
+        IndexError: `order` is on the CPU and contains an out-of-range index; on a GPU such a row is read as nan.
 
     Equivalent to:
-        ``for _ in range(epochs):`` and ``for B in order.split(batch_size):`` the call
-        ``sgd_step_(input[B], linear_weight, target[B], …)``.
+        `for _ in range(epochs):` `for B in order.split(batch_size):`
+        `sgd_step_(input[B], linear_weight, target[B], …)`
 
     Example:
         >>> x, y = torch.randn(80, 1), torch.randn(80, 1)
@@ -335,7 +326,7 @@ def sgd_run_(
     chunks: list[Chunk] = []
     try:
         sizes = (batch_size, drop_last, epochs)
-        if torch.compiler.is_compiling() and not REFERENCE:  # in one piece: a range would be for one number of steps
+        if torch.compiler.is_compiling() and not REFERENCE:  # one call: chunks would specialise on the number of steps
             chunks.append(_OPS.sgd_run_(*_schema_arguments(step), order, None, None, None, *sizes, 0, steps))
         else:
             _run(step, order, sizes, steps, chunks)
@@ -352,17 +343,17 @@ _NO_STATE: tuple[list[Tensor], int] = ([], 0)
 def _momentum_state(
     op: str, parameters: list[Tensor], momentum: float, buffers: list[Tensor | None] | None
 ) -> tuple[list[Tensor], int]:
-    """The parameters' momentum buffers, new ones where there are none, and the bits of those whose first step it is."""
+    """The momentum buffers, new where there is none yet, and a bit for each parameter whose first step this is."""
     try:
         if not momentum > 0:
-            return _NO_STATE  # the operator refuses it
+            return _NO_STATE  # the operator rejects it
     except TypeError:
         return _NO_STATE
     if not isinstance(buffers, list) or len(buffers) != 2:
         got = f"{len(buffers)} entries" if isinstance(buffers, list) else type(buffers).__name__
         raise ValueError(
             f"{op}: momentum_buffers must be a list [buffer of linear_weight, buffer of linear_bias] "
-            f"when momentum != 0, got {got}"
+            f"when momentum != 0, got {got}; start with [None, None]"
         )
     first = [i < len(parameters) and buffers[i] is None for i in range(2)]
     if not any(first):
@@ -377,7 +368,7 @@ def _momentum_state(
 def _run_sizes(
     input: Tensor, order: Tensor | None, batch_size: int | None, drop_last: bool, epochs: int | None
 ) -> tuple[int, int, int]:
-    """The batch size, epochs and steps of a run. Arguments that the operator refuses make no steps."""
+    """The batch size, epochs and steps of a run; 0 steps for arguments that the operator rejects."""
     rows = 0
     if isinstance(input, Tensor) and input.dim() and (order is None or (isinstance(order, Tensor) and order.dim())):
         rows = input.shape[0] if order is None else order.shape[-1]
@@ -402,18 +393,18 @@ def _integer(name: str, value: Any) -> int:
 def _run(
     step: tuple[Any, ...], order: Tensor | None, sizes: tuple[int, bool, int], steps: int, chunks: list[Chunk]
 ) -> None:
-    """The operator ``linreg_ext::sgd_run_``, in chunks: its arguments but `begin` and `end`."""
+    """Call the operator `linreg_ext::sgd_run_` in chunks, with all arguments but `begin` and `end` given."""
     input = step[0]
 
     def arguments(begin: int, end: int) -> tuple[Any, ...]:
         nonlocal order, step
-        if begin and len(chunks) == 1:  # else every chunk would copy all rows, and the order to a GPU
+        if begin and len(chunks) == 1:  # copy what needs it once, not in every chunk
             order = None if order is None else order.to(input.device)
             step = (input if input.stride(1) == 1 else input.contiguous(), *step[1:10], 0, *step[11:])
         return (*step, order, None, None, None, *sizes, begin, end)
 
     size, device = 0, torch.device("cpu")
-    if steps:  # else there may be something else than tensors, which the operator says
+    if steps:  # else the arguments may not even be tensors, which the operator rejects
         size, device = min(sizes[0], len(input)) * (step[2][0].numel() + 1), input.device
     try:
         op = reference.sgd_run_ if REFERENCE else _C.sgd_run_
@@ -423,9 +414,9 @@ def _run(
         raise
 
 
-Chunk = tuple[Tensor, Tensor, Tensor]  # of a run: its losses, validation losses, and how many steps it took
-_CHUNK_SECONDS = 0.03  # between two looks at whether the user wants to stop
-_FIRST_CHUNK_SECONDS = 0.01  # of estimated work, which may be an order of magnitude off
+Chunk = tuple[Tensor, Tensor, Tensor]  # losses, validation losses and the number of steps taken
+_CHUNK_SECONDS = 0.03  # between checks for signals
+_FIRST_CHUNK_SECONDS = 0.01  # estimated, perhaps an order of magnitude off
 
 
 def run_in_chunks(
@@ -439,24 +430,25 @@ def run_in_chunks(
     """Take the steps of a run in chunks, between which Python handles signals.
 
     Args:
-        op: takes steps; a function in C, so that no signal comes between its end and its result.
-        arguments: those of `op` for the steps [begin, end).
-        steps: how many to take.
-        step_size: the products of a step, about.
-        chunks: gets what `op` returns for each chunk, also of the one in which a signal arrived.
+        op: takes steps; implemented in C, so that no signal handler can run before its result is stored.
+        arguments: of `op` for the steps [begin, end).
+        steps: the number of steps.
+        step_size: the approximate number of multiplications in a step.
+        device: where the steps run.
+        chunks: receives op's result for each chunk, including the one that a signal interrupts.
     """
-    start, number = (5e-8, 1e-9) if device.type == "cpu" else (5e-6, 4e-12)
-    seconds = start + number * max(1, step_size)  # of a step, about
+    overhead, per_product = (5e-8, 1e-9) if device.type == "cpu" else (5e-6, 4e-12)
+    seconds = overhead + per_product * max(1, step_size)  # estimated for a step
     captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     count = steps
-    if count * seconds > _FIRST_CHUNK_SECONDS and not captured:  # into a graph, which cannot wait
+    if count * seconds > _FIRST_CHUNK_SECONDS and not captured:  # a capture cannot wait between chunks
         count = max(1, int(_FIRST_CHUNK_SECONDS / seconds))
     begin = 0
     while True:
         end = min(steps, begin + count)
         started = time.perf_counter()
         chunks.extend(itertools.starmap(op, (arguments(begin, end),)))
-        if end == steps or int(chunks[-1][2]) < end - begin:  # which waits for a GPU, so that there is a time to go by
+        if end == steps or int(chunks[-1][2]) < end - begin:  # reading it waits for the GPU, as the clock must
             return
         elapsed = max(1e-9, time.perf_counter() - started)
         count = max(1, min(4 * count, int(count * _CHUNK_SECONDS / elapsed)))
@@ -464,12 +456,12 @@ def run_in_chunks(
 
 
 def steps_taken(chunks: list[Chunk]) -> int:
-    """How many steps the chunks of a run have taken."""
+    """The number of steps that the chunks of a run took."""
     return sum(int(done) for _, _, done in chunks)
 
 
 def sgd_step(*arguments: Any) -> Tensor:
-    """The operator ``linreg_ext::sgd_step_`` by its shortest way: its arguments in its order, positionally."""
+    """The operator `linreg_ext::sgd_step_` by the shortest path; it takes its arguments positionally."""
     if REFERENCE or torch.compiler.is_compiling():
         refuse_transforms("sgd_step_")
         return _OPS.sgd_step_(*_schema_arguments(arguments))
@@ -481,9 +473,9 @@ def sgd_step(*arguments: Any) -> Tensor:
 
 
 def _schema_arguments(step: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A step's arguments in the types of its schema, of which the direct entry takes others, too.
+    """A step's arguments in the types of its schema, which is stricter than the direct entry.
 
-    AOTInductor hands an empty list over as None, so there are buffers, which a rule without momentum does not look at.
+    AOTInductor turns an empty list into None, so a rule without momentum gets buffers that it ignores.
     """
     buffers = step[3] or [p.new_empty(0) for p in step[2]]
     return (*step[:3], buffers, [float(number) for number in step[4]], *step[5:])
@@ -494,12 +486,12 @@ def _operands(step: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _explain(op: str, error: RuntimeError, input: Tensor, linear_weight: Tensor, target: Tensor, *others: Any) -> None:
-    """Say what is wrong with tensors for which the dispatcher has no kernel, if that is what is wrong."""
+    """Raise a clearer error if the dispatcher's is about DTensors or a device without kernels."""
     operands = {"linear_weight": linear_weight, "input": input, "target": target, "linear_bias or weight": others}
     for name, operand in operands.items():
         if any(type(t).__name__ == "DTensor" for t in (operand if isinstance(operand, tuple) else (operand,))):
             raise NotImplementedError(
-                f"{op}: {name} is a DTensor, for which there is no sharding rule; pass its to_local() or full_tensor()"
+                f"{op}: {name} is a DTensor, and the operator has no sharding rule; pass to_local() or full_tensor()"
             ) from None
     if isinstance(error, NotImplementedError) and not has_kernels(input.device.type):
         raise NotImplementedError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The table of losses: what each is called, what it computes, and which of PyTorch's losses it is.
+"""The table of losses: their names, their formulas and their counterparts in PyTorch.
 
-A loss is a row here, an entry of ``csrc/math/losses.h`` and two names in ``__init__.py``; functions, modules,
-recognition and the command line follow from the table.
+A loss is a row here, an entry in `csrc/math/losses.h` and two names in `__init__.py`; functions, modules, recognition
+and the command line follow from the table.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Threshold:
-    """The number that a loss has beside the residual."""
+    """The parameter of a loss, such as Huber's delta."""
 
-    name: str  # its keyword
+    name: str  # of the keyword argument
     default: float
-    meaning: str  # in the docstring, with its range
+    meaning: str  # for the docstring, with the valid range
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Loss:
     """A loss ℓ(r) of the residual r = prediction − target.
 
     Attributes:
-        name: as operators and the `loss` argument of steps spell it.
-        camel_case: as the module's name does: ``Linear{camel_case}Loss``.
-        title, formula, derivative: for docstrings; `formula` is LaTeX.
-        plain: ``plain(prediction, target, threshold)``, every element's loss in plain PyTorch: the definition.
-        dloss: ``dloss(r, threshold)``, its derivative in r, which can be differentiated itself.
-        threshold: the loss's own number, if it has one.
-        function, module: of torch.nn that compute the same, if there are any.
+        name: for operators and the `loss` argument of steps.
+        camel_case: for the module, `Linear{camel_case}Loss`.
+        title, formula, derivative: for docstrings.
+        plain: the definition in plain PyTorch: `plain(prediction, target, threshold)` is the elementwise loss.
+        dloss: the derivative with respect to r, `dloss(r, threshold)`; differentiable itself.
+        threshold: the loss's parameter, if any.
+        function, module: the counterparts in torch.nn, if any.
     """
 
     name: str
@@ -66,10 +66,8 @@ _ROWS = (
         name="mse",
         camel_case="MSE",
         title="Mean squared error",
-        formula="r^2",
-        derivative=(
-            r"The factor is PyTorch's: :math:`dW = \tfrac{2}{NK} R^T X` for a mean; scikit-learn halves the loss."
-        ),
+        formula="r²",
+        derivative="With a mean over N·K elements, dW = (2/NK) Rᵀ X, as in PyTorch; scikit-learn halves the loss.",
         plain=lambda p, y, _: F.mse_loss(p, y, reduction="none"),
         dloss=lambda r, _: 2 * r,
         function=F.mse_loss,
@@ -80,7 +78,7 @@ _ROWS = (
         camel_case="L1",
         title="Mean absolute error",
         formula="|r|",
-        derivative="The derivative is sign(r), 0 at r = 0.",
+        derivative="The derivative is sign(r), with sign(0) = 0.",
         plain=lambda p, y, _: F.l1_loss(p, y, reduction="none"),
         dloss=lambda r, _: r.sgn(),
         function=F.l1_loss,
@@ -90,11 +88,11 @@ _ROWS = (
         name="huber",
         camel_case="Huber",
         title="Huber loss",
-        formula=r"r^2/2 \text{ if } |r| \le \delta \text{ else } \delta(|r| - \delta/2)",
+        formula="r²/2 if |r| ≤ δ else δ (|r| − δ/2)",
         derivative="The derivative is r clamped to [−δ, δ].",
         plain=lambda p, y, delta: F.huber_loss(p, y, reduction="none", delta=delta),
         dloss=lambda r, delta: torch.where(r.abs() < delta, r, r.detach().clamp(-delta, delta)),
-        threshold=Threshold("delta", 1.0, "δ, where the quadratic part ends; > 0"),
+        threshold=Threshold("delta", 1.0, "δ > 0, where the quadratic part ends"),
         function=F.huber_loss,
         module=nn.HuberLoss,
     ),
@@ -102,11 +100,11 @@ _ROWS = (
         name="smooth_l1",
         camel_case="SmoothL1",
         title="Smooth L1 loss",
-        formula=r"r^2/(2\beta) \text{ if } |r| < \beta \text{ else } |r| - \beta/2",
-        derivative="The derivative is r/β clamped to [−1, 1]; β = 0 is the absolute error.",
+        formula="r²/(2β) if |r| < β else |r| − β/2",
+        derivative="The derivative is r/β clamped to [−1, 1]. β = 0 gives the absolute error.",
         plain=lambda p, y, beta: F.smooth_l1_loss(p, y, reduction="none", beta=beta),
         dloss=_dsmooth_l1,
-        threshold=Threshold("beta", 1.0, "β, where the quadratic part ends; >= 0"),
+        threshold=Threshold("beta", 1.0, "β ≥ 0, where the quadratic part ends"),
         function=F.smooth_l1_loss,
         module=nn.SmoothL1Loss,
     ),
@@ -114,25 +112,25 @@ _ROWS = (
         name="quantile",
         camel_case="Quantile",
         title="Quantile (pinball) loss",
-        formula=r"\max(-q r, (1 - q) r)",
-        derivative="The derivative is −q below 0, 1 − q above and 0 at r = 0; q = 0.5 is half the absolute error.",
+        formula="max(−q r, (1 − q) r)",
+        derivative="The derivative is −q for r < 0, 1 − q for r > 0 and 0 at 0. q = 0.5 gives half the absolute error.",
         plain=lambda p, y, q: (1 - q) * F.relu(p - y) + q * F.relu(y - p),
         dloss=lambda r, q: 0.5 * r.sgn() + (0.5 - q) * r.sgn().abs(),
-        threshold=Threshold("quantile", 0.5, "q, the quantile to fit; > 0 and < 1"),
+        threshold=Threshold("quantile", 0.5, "q, the quantile to fit, between 0 and 1 exclusive"),
     ),
 )
 LOSSES = {loss.name: loss for loss in _ROWS}
 
 
 def threshold_of(op: str, loss: str, **given: Any) -> Any:
-    """The threshold of `loss` among the keyword arguments of `op`, None where it was not given.
+    """The threshold of `loss` as given to `op`, or its default.
 
     Raises:
-        ValueError: one was given that belongs to another loss.
+        ValueError: a threshold of another loss is given.
     """
     row = LOSSES.get(loss) if isinstance(loss, str) else None
     if row is None:
-        return 1.0  # the operator says what is wrong with the loss
+        return 1.0  # the operator rejects the loss
     own = row.threshold.name if row.threshold else None
     for name, value in given.items():
         if value is not None and name != own:

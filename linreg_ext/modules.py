@@ -19,7 +19,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 class LinearRegressionLoss(nn.Module):
-    """What the modules ``Linear…Loss`` have in common; :class:`LinearMSELoss` documents it."""
+    """The base class of the modules `Linear…Loss`, documented in `LinearMSELoss`."""
 
     _loss: Loss
 
@@ -49,13 +49,19 @@ class LinearRegressionLoss(nn.Module):
         return {} if own is None else {own.name: getattr(self, own.name)}
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in the function."""
+        """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in `linear_mse_loss`."""
         linear = self.linear
         if type(linear) is not nn.Linear or _has_hooks(linear) or "forward" in linear.__dict__:
-            own = " with hooks" if _has_hooks(linear) else " with its own" if "forward" in linear.__dict__ else ""
+            own = (
+                " with hooks"
+                if _has_hooks(linear)
+                else " with a custom forward"
+                if "forward" in linear.__dict__
+                else ""
+            )
             raise RuntimeError(
-                f"{type(self).__name__}: linear must be an nn.Linear without hooks, parametrizations or a forward of "
-                f"its own, got {type(linear).__name__}{own}; apply the loss to predict(input) instead"
+                f"{type(self).__name__}: linear must be an nn.Linear without hooks, parametrizations or a custom "
+                f"forward, got {type(linear).__name__}{own}; apply the loss to predict(input) instead"
             )
         return FUNCTIONS[self._loss.name](
             input, linear.weight, target, linear_bias=linear.bias, weight=weight, reduction=self.reduction,
@@ -63,30 +69,30 @@ class LinearRegressionLoss(nn.Module):
         )  # fmt: skip
 
     def predict(self, input: Tensor) -> Tensor:
-        """``input @ weight.T + bias``, of shape [*, out_features]."""
+        """The predictions `input @ weight.T + bias`, of shape [*, out_features]."""
         return self.linear(input)
 
     def extra_repr(self) -> str:
         return ", ".join([f"reduction='{self.reduction}'", *(f"{k}={v:g}" for k, v in self._threshold().items())])
 
 
-_SUMMARY = r"""A linear layer and its {title}: the mean of :math:`\ell(r) = {formula}` over the residuals.
+_SUMMARY = """A linear layer and its loss in one module. {title}: ℓ(r) = {formula}, r = prediction − target.
 """
 
 _ARGUMENTS = """
+    The layer is `linear`, an `nn.Linear` with its initialisation and its state_dict keys (`linear.weight` [K, D],
+    `linear.bias` [K]). `forward(input, target, weight=None)` returns the loss; `predict(input)` returns the
+    predictions [*, K].
+
     Args:
-        in_features: D, the size of each input row.
+        in_features: D, the size of a row of the input.
         out_features: K, the number of targets.
-        bias: whether the layer learns b.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        bias: whether the layer has a bias.
+        reduction: `"mean"`, `"sum"` or `"none"`.
         device, dtype: of the parameters.
 
-    `linear` is an :class:`nn.Linear` with its initialisation and its state_dict keys (``linear.weight`` [K, D],
-    ``linear.bias`` [K]). ``forward(input, target)`` takes [*, D] and [*, K] and returns the loss; ``predict(input)``
-    returns [*, K].
-
     Raises:
-        TypeError, ValueError, RuntimeError: in ``forward``, as :func:`linear_mse_loss`.
+        TypeError, ValueError, RuntimeError: in `forward`, as in `linear_mse_loss`.
 """
 
 _EXAMPLE = """
@@ -97,18 +103,18 @@ _EXAMPLE = """
 
 
 def _loss_module(loss: Loss) -> type[LinearRegressionLoss]:
-    """The public module of a row of the table."""
+    """The public module for a row of the table."""
     name, own = f"Linear{loss.camel_case}Loss", loss.threshold
-    doc = _SUMMARY.format(title=loss.title[0].lower() + loss.title[1:], formula=loss.formula)
+    doc = _SUMMARY.format(title=loss.title, formula=loss.formula)
     if loss.name == "mse":
         doc += _ARGUMENTS
     else:
         doc += f"\n    Args:\n        {own.name}: {own.meaning}.\n" if own else ""
-        doc += "\n    Arguments, shapes, errors and state are otherwise those of :class:`LinearMSELoss`.\n"
+        doc += "\n    Everything else is as in `LinearMSELoss`.\n"
     if loss.module is not None:
         option = f", {own.name}={own.name}" if own else ""
-        doc += f"\n    Equivalent to:\n        ``nn.{loss.module.__name__}(reduction=reduction{option})"
-        doc += "(nn.Linear(in_features, out_features, bias)(input), target)``\n"
+        doc += f"\n    Equivalent to:\n        `nn.{loss.module.__name__}(reduction=reduction{option})"
+        doc += "(nn.Linear(in_features, out_features, bias)(input), target)`\n"
     members: dict[str, Any] = {"_loss": loss, "__doc__": doc + _EXAMPLE.format(name=name), "__module__": __package__}
     return type(name, (LinearRegressionLoss,), members)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pictures of a training run, drawn with matplotlib's Figure alone: no pyplot, no global state, no window."""
+"""Plots of a training run, drawn on a matplotlib Figure: no pyplot, no global state, no window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     class Losses(Protocol):
-        """The losses of each epoch, as :class:`linreg_ext.History` has them."""
+        """The losses of each epoch, as in `linreg_ext.History`."""
 
         @property
         def epoch_loss(self) -> Tensor: ...
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
         def val_loss(self) -> Tensor | None: ...
 
 
-# Okabe and Ito's blue and vermilion, told apart with any colour vision, and by their markers in print.
+# Okabe and Ito's blue and vermilion: distinct for any colour vision, and in black and white by their markers.
 _TRAINING, _VALIDATION, _QUIET = "#0072B2", "#D55E00", "#666666"
-_MAX_POINTS = 2000  # a panel; more only darken it
+_MAX_POINTS = 2000  # per panel; more only darken it
 _MAX_PANELS = 6
 
 
 def loss_curves(
     history: Losses, path: str | os.PathLike[str] | IO[bytes] | None = None, *, loss: str = "loss"
 ) -> Figure:
-    """Training (and validation) loss per epoch.
+    """Plot the training (and validation) loss of each epoch.
 
     Args:
-        history: a run's :class:`linreg_ext.History`.
-        path: where to save the picture (its suffix names the format); None saves nothing, a binary file gets a PNG.
+        history: the `linreg_ext.History` of a run.
+        path: where to save the plot: a path, whose suffix is the format, or a binary file for a PNG. None: nowhere.
         loss: the label of the vertical axis.
 
     Returns:
-        The :class:`matplotlib.figure.Figure`.
+        The `matplotlib.figure.Figure`.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -65,20 +65,20 @@ def fit_figure(
     *,
     loss: str = "loss",
 ) -> Figure:
-    """Loss curves beside predicted against actual values, one panel a target.
+    """Plot the loss curves and, in one panel per target, predicted against actual values.
 
     Args:
-        history: the run's :class:`linreg_ext.History`, or what has its losses of epochs.
+        history: the `linreg_ext.History` of the run, or an object with the same epoch losses.
         targets: the names of the K targets; the first 6 are drawn.
         actual: [N, K], in the targets' own units.
         predicted: [N, K].
-        validation: [N], bool: which rows took no part in training.
-        r2: a caption for each target, naming its R².
-        path: where to save the picture (its suffix names the format); None saves nothing, a binary file gets a PNG.
+        validation: [N], bool: the rows held out from training.
+        r2: a caption for each target, with its R².
+        path: as in `loss_curves`.
         loss: the label of the loss axis.
 
     Returns:
-        The :class:`matplotlib.figure.Figure`.
+        The `matplotlib.figure.Figure`.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -91,7 +91,7 @@ def fit_figure(
     rows = math.ceil((1 + shown) / columns)
     figure = _figure(width=3.5 * columns, height=3.6 * rows)
     losses = figure.add_subplot(rows, columns, 1)
-    losses.set_box_aspect(1)  # as the panels beside it
+    losses.set_box_aspect(1)  # like the panels beside it
     _draw_losses(losses, history, loss)
     for k in range(shown):
         axes = figure.add_subplot(rows, columns, k + 2)
@@ -108,10 +108,10 @@ def _draw_losses(axes: Axes, history: Losses, label: str) -> None:
         marker = "o" if len(values) == 1 else ""
         axes.plot(epochs, values.tolist(), dashes, color=colour, marker=marker, linewidth=1.6, label=name)
     values = torch.cat([curve[1] for curve in curves])
-    # A factor of ten is where a linear axis begins to hide the end of the run.
+    # Beyond a factor of ten, a linear axis hides the end of the run.
     if len(values) and values.min() > 0 and values.max() > 10 * values.min():
         axes.set_yscale("log")
-        axes.set_xscale("log")  # most of such a fall is in the first epochs, which a linear axis draws as a cliff
+        axes.set_xscale("log")  # most of such a drop is in the first epochs, a cliff on a linear axis
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.xaxis.set_minor_formatter("")
     else:
@@ -136,14 +136,14 @@ def _draw_predictions(
     if validation.any():
         groups.append(("validation", validation, _VALIDATION, "D"))
     for label, rows, colour, marker in groups:
-        # One stride for both, so that the picture keeps the shares of training and validation.
+        # The same stride for both keeps the proportion of training to validation rows.
         x, y = actual[rows][::stride], predicted[rows][::stride]
         axes.scatter(
             x.tolist(), y.tolist(), s=34 if few else 10, color=colour, marker=marker, label=label,
             alpha=0.85 if few else 0.45, linewidths=0.6 if few else 0, edgecolors="white", zorder=2,
         )  # fmt: skip
     axes.set(xlim=ends, ylim=ends, aspect="equal")
-    axes.locator_params(nbins=5)  # long numbers side by side must not touch
+    axes.locator_params(nbins=5)  # long tick labels must not touch
     axes.set_title(_plain(name), loc="left")
     axes.set_xlabel(f"actual {_plain(name)}")
     axes.set_ylabel(f"predicted {_plain(name)}")
@@ -152,7 +152,7 @@ def _draw_predictions(
 
 
 def _plain(name: str) -> str:
-    """A name to be drawn letter by letter: without formulas between dollars, and not over-long."""
+    """A name as literal text, at most 32 characters: matplotlib would parse what is between dollars as a formula."""
     return (name if len(name) <= 32 else name[:31] + "…").replace("$", r"\$")
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The operators in plain PyTorch: the definition of what the kernels compute.
 
-16-bit tensors are computed in float32 and rounded once, at the end; everything else is what autograd and
-``torch.optim.SGD`` do. The arguments are those of the operators' schemas, and nothing is checked.
-``LINREG_EXT_REFERENCE=1`` makes this file the implementation.
+16-bit tensors are computed in float32 and rounded once, at the end; otherwise these are autograd and
+`torch.optim.SGD`. The arguments are those of the operators' schemas, unchecked. `LINREG_EXT_REFERENCE=1` makes this
+file the implementation.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def sgd_run_(
 
 
 def loss_dtype(linear_weight: Tensor, target: Tensor) -> torch.dtype:
-    """The dtype of the loss, as PyTorch promotes those of prediction and target."""
+    """The dtype of the loss: what those of prediction and target promote to."""
     return torch.promote_types(linear_weight.dtype, target.dtype)
 
 

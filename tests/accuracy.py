@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The accuracy rule, and the problems and twins that the tests judge by it.
+"""The accuracy rule, with its problems, its oracle and the plain PyTorch that it compares with.
 
-A result is right when its error against an exact oracle that starts from the same bits has a norm of at most twice
-that of the same-dtype PyTorch code plus 8 units in the last place of the result's norm. In float64, where no wider type
-is left to compute in, the units are those of the terms that the result is the sum of.
+The norm of a result's error, against an exact oracle that starts from the same bits, may be at most twice that of
+same-dtype PyTorch code plus 8 units in the last place of the result's norm. For float64, which has no wider type to
+compute in, the units are those of the terms of the result's sum.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLACES = 8  # units in the last place that the rule allows
 
 
 def quantile_loss(prediction: Tensor, target: Tensor, *, quantile: float, reduction: str = "mean") -> Tensor:
-    """As users write it, PyTorch having none; under autocast in float32, as PyTorch's losses."""
+    """As users write it, since PyTorch has none; float32 under autocast, like PyTorch's losses."""
     if torch.is_autocast_enabled(prediction.device.type):
         prediction, target = prediction.float(), target.float()
     r = prediction - target
@@ -30,12 +30,12 @@ def quantile_loss(prediction: Tensor, target: Tensor, *, quantile: float, reduct
     return value if reduction == "none" else getattr(value, reduction)()
 
 
-# Each loss as PyTorch has it; what is beside it here stands in losses_and_slopes.
+# Each loss in PyTorch; losses_and_slopes has its formula.
 PLAIN = {
     "mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss, "quantile": quantile_loss,
 }  # fmt: skip
 LOSSES = tuple(PLAIN)
-JUMPS = {"l1", "quantile"}  # losses whose derivative does at 0
+JUMPS = {"l1", "quantile"}  # losses whose derivative jumps at 0
 DTYPES = {
     "float32": (torch.float32, torch.float32),
     "float64": (torch.float64, torch.float64),
@@ -48,7 +48,7 @@ DTYPES = {
 
 @dataclass
 class Problem:
-    """The operands of one call; `data` and `parameter` are the dtypes of rows and of weights."""
+    """The operands of one call."""
 
     input: Tensor
     linear_weight: Tensor
@@ -56,7 +56,7 @@ class Problem:
     linear_bias: Tensor | None
     weight: Tensor | None = None
 
-    def _repr_pretty_(self, printer, cycle) -> None:  # as hypothesis prints it
+    def _repr_pretty_(self, printer, cycle) -> None:  # for hypothesis
         tensors = ((name, t) for name, t in vars(self).items() if t is not None)
         lines = (
             f"{name}={list(t.tolist()) if t.numel() < 10 else list(t.shape)} {t.dtype} {t.stride()}"
@@ -69,7 +69,10 @@ class Problem:
         n: int, d: int, k: int, dtypes: tuple[torch.dtype, torch.dtype], *, bias: bool = True,
         weight: str | None = None, device: str = "cpu", noise: float = 1.0,
     ) -> Problem:  # fmt: skip
-        """Targets that a linear layer explains up to `noise`; small noise is the cancelling regime near convergence."""
+        """Targets that a linear layer explains up to `noise`; small noise is cancellation near convergence.
+
+        `dtypes` are those of rows and parameters.
+        """
         data, parameter = dtypes
         x = torch.randn(n, d, dtype=torch.float64)
         w = torch.randn(k, d, dtype=torch.float64).to(parameter)
@@ -88,19 +91,19 @@ class Problem:
 
 
 def threshold(loss: str, number: float) -> float:
-    """A threshold in the range of a loss, made of a positive number."""
+    """A threshold in the valid range of a loss, from a positive number."""
     if loss == "quantile":
         return number / 2 if number <= 1 else min(1 - 0.5 / number, 1 - 1e-9)
     return number
 
 
 def option(loss: str, number: float) -> dict[str, float]:
-    """The same under the loss's own keyword; nothing for a loss without a threshold."""
+    """The threshold as a keyword argument; empty for a loss without one."""
     return linreg_ext.losses.LOSSES[loss].options(threshold(loss, number))
 
 
 def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Tensor:
-    """What a user writes today, in the problem's own dtype."""
+    """What a user would write, in the problem's dtype."""
     x, w, y, b, v = vars(problem).values()
     prediction = F.linear(x.to(w.dtype), w, b)
     y = y.to(torch.promote_types(w.dtype, y.dtype))
@@ -114,8 +117,8 @@ def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Ten
 
 
 def loss_and_grads(function, problem: Problem, grad_loss: float = 1.0, of: str = "") -> dict[str, Tensor]:
-    """The loss under `function(problem)` and its gradients, for a grad_output of `grad_loss`, in every operand whose name
-    begins with `of`."""
+    """The loss `function(problem)` and its gradients for a grad_output of `grad_loss`, in the operands whose names
+    begin with `of`."""
     operands = {name: t for name, t in problem.operands().items() if name.startswith(of)}
     leaves = {name: t.detach().clone().requires_grad_() for name, t in operands.items()}
     value = function(Problem(**{**vars(problem), **leaves}))
@@ -125,14 +128,14 @@ def loss_and_grads(function, problem: Problem, grad_loss: float = 1.0, of: str =
 
 @dataclass
 class Exact:
-    """A result in extended precision, and the size of the terms that it is the sum of."""
+    """A result in extended precision, and the absolute sum of its terms."""
 
     value: np.ndarray
     terms: np.ndarray
 
 
 def extended(problem: Problem) -> list[np.ndarray | None]:
-    """The operands, and a weight for every element."""
+    """The operands in long double, with a weight for every element."""
     x, w, y, b, v = (
         None if t is None else t.detach().cpu().double().numpy().astype(np.longdouble) for t in vars(problem).values()
     )
@@ -141,23 +144,23 @@ def extended(problem: Problem) -> list[np.ndarray | None]:
 
 
 def residuals(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """And the sizes of their terms."""
+    """The residuals, and the absolute sums of their terms."""
     x, w, y, b, _ = extended(problem)
     r = x @ w.T - y + (0 if b is None else b)
     return r, abs(x) @ abs(w).T + abs(y) + (0 if b is None else abs(b))
 
 
 def losses_and_slopes(problem: Problem, loss: str, delta: float) -> list[Exact]:
-    """ℓ and ℓ' of every residual, by the formulas."""
+    """ℓ and ℓ' of every residual, from the formulas."""
     delta = threshold(loss, delta)
     r, terms = residuals(problem)
     z = abs(r)
-    clipped = np.where(np.isinf(terms), delta, terms)  # however inexact an infinite residual, it is clipped
+    clipped = np.where(np.isinf(terms), delta, terms)  # an infinite residual is clipped exactly
     if loss == "smooth_l1" and delta == 0:
         loss = "l1"
     value, slope, value_terms, slope_terms = {
         "mse": lambda: (r * r, 2 * r, terms**2, 2 * terms),
-        "l1": lambda: (z, 1.0 * (r > 0) - (r < 0), terms, 1.0 * (r != 0)),  # in PyTorch sign(nan) is 0, too
+        "l1": lambda: (z, 1.0 * (r > 0) - (r < 0), terms, 1.0 * (r != 0)),  # sign(nan) is 0, as in PyTorch
         "huber": lambda: (
             np.where(z <= delta, r * r / 2, delta * (z - delta / 2)), np.clip(r, -delta, delta), terms**2, clipped,
         ),
@@ -175,7 +178,7 @@ def losses_and_slopes(problem: Problem, loss: str, delta: float) -> list[Exact]:
 def summed(
     problem: Problem, losses: np.ndarray, slopes: np.ndarray, reduction: str, grad_loss: float, *, sizes: bool = False
 ) -> dict[str, np.ndarray]:
-    """The loss and its gradients where these are every element's; or, if these are sizes, the sizes of their sums."""
+    """The loss and its gradients from the elementwise ones; with `sizes`, the absolute sums of their terms."""
     x, w, _, _, v = extended(problem)
     once = 1 / (v.sum() if reduction == "mean" else 1)
     if sizes:
@@ -188,7 +191,7 @@ def summed(
 
 
 def oracle(problem: Problem, loss: str, delta: float, reduction: str, grad_loss: float = 1.0) -> dict[str, Exact]:
-    """The loss and its gradients by the formulas, from the same bits."""
+    """The loss and its gradients from the formulas and the same bits."""
     losses, slopes = losses_and_slopes(problem, loss, delta)
     values = summed(problem, losses.value, slopes.value, reduction, grad_loss)
     sizes = summed(problem, losses.terms, slopes.terms, reduction, grad_loss, sizes=True)
@@ -196,8 +199,8 @@ def oracle(problem: Problem, loss: str, delta: float, reduction: str, grad_loss:
 
 
 def assert_same_wherever(ours: Tensor, twin: Tensor) -> None:
-    """The same result from operands that lie elsewhere: bit for bit on a CPU. CUDA kernels read rows that are aligned in
-    larger pieces, which changes the order of a sum in double: by less than a unit in the last place of float32."""
+    """The same result from operands elsewhere in memory, on a CPU bit for bit. CUDA kernels read aligned rows in larger
+    words, which changes the order of a sum in double, by less than a unit in the last place of float32."""
     if ours.is_cuda or "LINREG_EXT_SIMT" in os.environ:
         eps = torch.finfo(ours.dtype).eps
         torch.testing.assert_close(ours, twin, rtol=64 * eps, atol=64 * eps * twin.abs().max().item())
@@ -209,7 +212,7 @@ def assert_as_accurate(name: str, ours: Tensor, plain: Tensor, oracle: Exact, *,
     """The accuracy rule. Where the exact result overflows the dtype, so must ours.
 
     Args:
-        allowing: a norm of the error beyond the rule's; of ordinary problems none.
+        allowing: the norm of an error that is permitted beyond the rule.
     """
     assert ours.dtype == plain.dtype, f"{name}: dtype {ours.dtype}, expected {plain.dtype}"
     assert ours.shape == plain.shape, f"{name}: shape {list(ours.shape)}, expected {list(plain.shape)}"
@@ -227,20 +230,20 @@ def assert_as_accurate(name: str, ours: Tensor, plain: Tensor, oracle: Exact, *,
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (plain PyTorch {error_of_plain:.3g})"
 
 
-SEEDS = 64  # problems of one case that the rule over seeds takes
+SEEDS = 64  # problems per case for the rule over seeds
 
 
 def assert_as_accurate_over_seeds(name: str, ours: list[Tensor], plain: list[Tensor], oracles: list[Exact]) -> None:
-    """The accuracy rule for what goes through PyTorch's matrix products: over seeds, so that no rounding error that
-    cancels by luck, in a loss above all, decides.
+    """The accuracy rule over seeds, for results of PyTorch's matrix products, so that rounding errors that happen to
+    cancel, above all in a loss, do not decide.
 
-    Both errors come from float32 products that add in another order, so their root mean squares must agree but for the
-    sampling error of n of them. The relative standard deviation of such a ratio of n independent normal errors is
-    1/√n, and 4 of these leave one false alarm in thirty thousand; 1.1 leaves room for errors whose distribution has a
-    heavier tail. A 16-bit result is PyTorch's only after several roundings: it must have half of that error, or no more
-    than a tenth above that of one rounding. No single error may exceed 4 times PyTorch's by more than 16 units in the last
-    place of the sum of the absolute terms, which the additions of a product cannot lose: their errors grow with the square
-    root of a few hundred terms, whose partial sums are below the sum of all.
+    Both errors come from float32 products that add in different orders, so their root mean squares must agree up to the
+    sampling error of n errors. The ratio for n independent normal errors has a relative standard deviation of 1/√n, and
+    four of these leave one false alarm in thirty thousand; 1.1 leaves room for heavier tails. PyTorch rounds a 16-bit
+    result several times: ours must have half its error, or at most 10 % more than that of rounding once. No single
+    error may exceed 4 times PyTorch's by more than 16 units in the last place of the sum of the absolute terms. A
+    product's additions cannot lose as much: their error grows with the square root of a few hundred terms, whose
+    partial sums are below the sum of all.
     """
     info = torch.finfo(ours[0].dtype)
     assert len(ours) >= SEEDS, f"{name}: {len(ours)} problems, expected at least {SEEDS}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-SIMT = os.environ.get("LINREG_EXT_SIMT")  # a module of tests/simt, to be tested in place of the CPU kernels
+SIMT = os.environ.get("LINREG_EXT_SIMT")  # a module from tests/simt, to test in place of the CPU kernels
 if SIMT:
     from simt.module import install
 
@@ -25,7 +25,7 @@ else:  # the same examples in every run, or new ones with `--hypothesis-profile 
     settings.register_profile("long", deadline=None, max_examples=300, stateful_step_count=50, print_blob=True)
     settings.load_profile("short")
 
-# A job that a script has put into the background ignores Ctrl-C, and what the tests press it in would never end.
+# A background job of a script ignores Ctrl-C, and the tests that send it would never end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -56,7 +56,7 @@ HAS_CUDA = torch.cuda.is_available() and linreg_ext.build_info()["cuda"] is not 
 
 
 def pytest_collection_modifyitems(items):
-    """The cases of a shape that a CPU computes by PyTorch's matrix products have the mark of those."""
+    """Mark the shapes that a CPU computes by PyTorch's matrix products."""
     for item in items:
         shape = item.callspec.params.get("shape") if hasattr(item, "callspec") else None
         if isinstance(shape, tuple) and len(shape) == 3 and shape[2] >= 16 and math.prod(shape) >= 1 << 15:
@@ -70,7 +70,7 @@ def device(request):
 
 @pytest.fixture(autouse=True)
 def _fresh_state():
-    """Every test starts from one seed and leaves the number of threads as it found it."""
+    """Every test starts from the same seed and restores the number of threads."""
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield

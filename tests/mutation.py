@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Plants faults in copies of the sources, one at a time, and says which the tests notice; 1 when they overlook one.
+"""Plant faults in copies of the sources, one at a time, and report which the tests detect; exit with 1 if one survives.
 
-Python's faults are planted in the text. Those of C++ are all compiled at once, each as a choice that the module makes
-when it is loaded: one module for the CPU kernels and two for the CUDA kernels in the interpreter of tests/simt.
-Everything is in build/mutants, but for what the interpreter caches in build/simt.
+Faults of Python are planted in the text. Those of C++ are compiled all at once, each as a choice that the module makes
+when it is loaded: one module has the CPU kernels, and two have the CUDA kernels in the interpreter of tests/simt.
+Everything is in build/mutants, except for the interpreter's cache in build/simt.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from simt.module import build_module
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "build" / "mutants"
 NOT_COPIED = (".git", ".venv", "build", "dist", "runs", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "*.so")
-SECONDS = 1800  # of a process, which is hanging after them
+SECONDS = 1800  # after which a process is taken to hang
 
-# What else is asked when the tests that a mutant names have not noticed: the core. What compiles or measures is left out,
-# as are tests that read the sources.
+# Run when a mutant's own tests do not detect it: the core, without tests that compile or measure and those that read the
+# sources.
 REST = ["-m", "not extended", "tests", *(f"--ignore=tests/test_{name}.py" for name in (
     "benchmarks", "cuda", "cuda_compile", "cuda_launches", "mutants", "setup",
 ))]  # fmt: skip
 REST_OF_CUDA = ["tests/test_values.py", "tests/test_parity.py", "tests/test_training.py", "tests/test_run.py"]
-# In the interpreter one dtype, and no shapes that take it minutes.
+# In the interpreter, one dtype and no shapes that take minutes.
 FEWER = ["-k", "not (float16 or float64 or 131072 or 70001 or 40000 or million)"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant."""
+    """The result for a mutant."""
 
     killed: bool
     by: str
@@ -51,13 +51,13 @@ class Outcome:
 
 
 class Builds:
-    """The modules that mutants choose from."""
+    """The modules that contain the mutants."""
 
     def __init__(self) -> None:
         self._modules: dict[str, Path] = {}
 
     def make(self, build: str) -> None:
-        """Compile what the mutants of a build need; those of Python need the CPU's."""
+        """Compile the module of a build; Python's mutants use the CPU's."""
         if build in ("python", "cpu"):
             self._modules["python"] = self._modules["cpu"] = _cpu_module()
         else:
@@ -66,8 +66,8 @@ class Builds:
             self._modules[build] = build_module(races=build == "races", sanitize=build == "addresses", replace=replace)
 
     def environment(self, build: str) -> dict[str, str]:
-        """What a process that tests a build has in its environment."""
-        own = {"PYTHONDONTWRITEBYTECODE": "1"}  # bytecode of one fault would be taken for that of the next
+        """The environment of a process that tests a build."""
+        own = {"PYTHONDONTWRITEBYTECODE": "1"}  # the next fault must not run the bytecode of this one
         if build in ("python", "cpu"):
             return {**os.environ, **own}
         return {**(sanitizer_environment() if build == "addresses" else os.environ), **own,
@@ -80,7 +80,7 @@ class Builds:
 
 
 def number_of(mutant: Mutant) -> int:
-    """By which a module chooses a mutant of its own."""
+    """The number that selects a mutant in its module."""
     return 1 + [other for other in MUTANTS if other.build == mutant.build].index(mutant)
 
 
@@ -92,9 +92,9 @@ def sources(build: str) -> dict[str, str]:
 
 
 def _cpu_module() -> Path:
-    """Compile the extension with its choices; of what has not changed since, nothing."""
+    """Compile the extension with its choices, and only what has changed."""
     tree, texts = PLACE / "module", sources("cpu")
-    texts["setup.py"] = (ROOT / "setup.py").read_text().replace('"-O3"', '"-O1"')  # which takes half as long
+    texts["setup.py"] = (ROOT / "setup.py").read_text().replace('"-O3"', '"-O1"')  # half the time
     files = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*")) if path.is_file()]
     files += ["setup.py", "pyproject.toml", "README.md", "linreg_ext/_version.py"]
     for path in tree.glob("csrc/**/*"):
@@ -116,8 +116,7 @@ def _cpu_module() -> Path:
 def run_tests(
     tree: Path, tests: list[str], build: str, environment: dict[str, str], processes: int = 1, to_the_end: bool = False
 ) -> tuple[int | None, str]:
-    """The exit status of a pytest process that stops at its first failure or goes on `to_the_end`, None if it hung, and
-    what it printed."""
+    """The exit status (None if it hung) and output of pytest, which stops at its first failure unless `to_the_end`."""
     stops = [] if to_the_end else ["-x"]
     command = [sys.executable, "-m", "pytest", *stops, "-vv", "-s", "-p", "no:cacheprovider", *tests]
     command += FEWER if build in ("races", "addresses") else []
@@ -126,16 +125,16 @@ def run_tests(
         try:
             output = process.communicate(timeout=processes * SECONDS)[0]
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with all that the tests have started
+            os.killpg(process.pid, signal.SIGKILL)  # with everything that the tests started
             return None, process.communicate()[0]
     return process.returncode, output
 
 
 def judge(mutant: Mutant, tree: Path, builds: Builds) -> Outcome:
-    """Plant a mutant in a copy of the repository, and see who notices."""
+    """Plant a mutant in a copy of the repository, and find the test that detects it."""
     began = time.monotonic()
     path = tree / mutant.file
-    text = path.read_text()  # what is edited meanwhile in the repository itself is left out
+    text = path.read_text()  # of the copy, since the repository itself may be edited meanwhile
 
     def tested(tests: list[str], faulty: bool = True, to_the_end: bool = False) -> tuple[int | None, str]:
         environment = builds.environment(mutant.build)
@@ -155,7 +154,7 @@ def judge(mutant: Mutant, tree: Path, builds: Builds) -> Outcome:
         by = ask(list(mutant.tests))
         if not by:
             other = ask(REST if mutant.build in ("python", "cpu") else REST_OF_CUDA)
-            # Of these nobody has seen yet that they pass without a fault.
+            # Unlike its own tests, these are not known to pass without the fault.
             if other and not ask(["tests/" + re.sub(r" (hung|ended with status \S+)$", "", other)], faulty=False):
                 by = f"{other}, none of its own tests"
     finally:
@@ -164,18 +163,18 @@ def judge(mutant: Mutant, tree: Path, builds: Builds) -> Outcome:
 
 
 def killer(status: int | None, output: str, mutant: Mutant) -> str:
-    """Which test has noticed; none where nothing has, or not for the reason that the mutant names."""
+    """The test that detected the mutant; empty if none did, or not for the reason that the mutant states."""
     if status == 0 or (mutant.says and not any(word in output for word in mutant.says)):
         return ""
     found = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(.+?)(?: - |$)", output, re.MULTILINE)
-    begun = re.findall(r"^tests/(\w+\.py::\w+)", output, re.MULTILINE)  # of which the last may not have ended
+    begun = re.findall(r"^tests/(\w+\.py::\w+)", output, re.MULTILINE)  # the last may not have ended
     if status in (4, 5) or not (found or begun):
         raise SystemExit(f"mutation.py: pytest cannot run the tests of '{mutant.name}'\n{output[-2000:]}")
     return found[1] if found else f"{begun[-1]} {'hung' if status is None else f'ended with status {status}'}"
 
 
 def overlooked(output: str, mutant: Mutant) -> list[str]:
-    """Those of its tests of which no case has failed."""
+    """The mutant's tests of which no case failed."""
     failed = set(re.findall(r"^(?:FAILED|ERROR) ([^\s\[]+)", output, re.MULTILINE))
     return [test for test in mutant.tests if test not in failed]
 
@@ -185,7 +184,7 @@ def _since(began: float) -> float:
 
 
 def baseline(chosen: list[Mutant], tree: Path, builds: Builds) -> None:
-    """Stop unless the tests that are named pass where there is no fault."""
+    """Stop unless the mutants' tests pass without a fault."""
     for build in dict.fromkeys(mutant.build for mutant in chosen):
         names = list(dict.fromkeys(name for mutant in chosen if mutant.build == build for name in mutant.tests))
         began = time.monotonic()
@@ -196,7 +195,7 @@ def baseline(chosen: list[Mutant], tree: Path, builds: Builds) -> None:
 
 
 def copy_of_the_repository(name: str, builds: Builds) -> Path:
-    """A fresh one, without what was built, but with the module of the CPU kernels."""
+    """A fresh copy, without build products except for the module of the CPU kernels."""
     tree = PLACE / name
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
@@ -205,7 +204,7 @@ def copy_of_the_repository(name: str, builds: Builds) -> Path:
 
 
 def run(chosen: list[Mutant], jobs: int) -> dict[Mutant, Outcome]:
-    """Judge mutants, some at a time, each in a copy of the repository that no other has meanwhile."""
+    """Judge mutants, several at a time, each in its own copy of the repository."""
     began = time.monotonic()
     builds = Builds()
     for build in dict.fromkeys("cpu" if mutant.build == "python" else mutant.build for mutant in chosen):
@@ -231,19 +230,19 @@ def run(chosen: list[Mutant], jobs: int) -> dict[Mutant, Outcome]:
                 mutant, outcome = waiting[future], future.result()
                 outcomes[mutant] = outcome
                 print(f"{mutant.name:<58} {mutant.file:<34} {outcome.seconds:5.0f} s  {outcome.by}", flush=True)
-        except BaseException:  # Ctrl-C, too: what has not begun does not begin
+        except BaseException:  # including Ctrl-C: start no more
             pool.shutdown(cancel_futures=True)
             raise
     return outcomes
 
 
 def main() -> int:
-    """Judge the mutants that are chosen; 1 when one survives."""
+    """Judge the selected mutants; return 1 if one survives."""
     parser = argparse.ArgumentParser(prog="mutation.py", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only", metavar="TEXT", action="append", help="mutants with this in their name, file or build"
     )
-    parser.add_argument("--list", action="store_true", help="list them, and what should notice each")
+    parser.add_argument("--list", action="store_true", help="list them, and the tests for each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time (default: %(default)s)")
     arguments = parser.parse_args()
     wanted = arguments.only or [""]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mixed precision: autocast beside `F.linear` and the loss under it, steps that it does not touch, and GradScaler."""
+"""Mixed precision: losses under autocast compared with `F.linear` and its loss, in-place steps, and GradScaler."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def under(dtype, device, function, *arguments):
 
 
 def rounded(problem, dtype):
-    """The problem that autocast makes of it: what the linear layer sees in the lower precision, the rest as it is."""
+    """The problem after autocast: the operands of the linear layer in the lower precision, the rest as it is."""
     x, w, y, b, v = vars(problem).values()
     return Problem(x.to(dtype), w.to(dtype), y, None if b is None else b.to(dtype), v)
 
@@ -46,8 +46,8 @@ def rounded(problem, dtype):
 @pytest.mark.parametrize("data", [torch.float32, "lower", "other"], ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_are_those_of_plain_pytorch_under_autocast(loss, data, dtype, device):
-    """Dtypes of loss and gradients, and values beside an oracle on rounded operands; features and targets of any dtype.
-    A loss that came out in 16 bits, or a prediction rounded twice, would fail."""
+    """Dtypes, and values against an oracle on rounded operands, for features and targets of any dtype. Fails if the
+    loss is 16-bit or a prediction is rounded twice."""
     data = {"lower": dtype, "other": LOWER[1 - LOWER.index(dtype)]}.get(data, data)
     cases = itertools.product(("mean", "sum", "none"), (None, "elements"), ("float32 target", "target"))
     for i, (reduction, weight, target) in enumerate(cases):
@@ -67,8 +67,8 @@ def test_losses_are_those_of_plain_pytorch_under_autocast(loss, data, dtype, dev
 @pytest.mark.parametrize("dtype", LOWER, ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_rounded_and_what_is_not(loss, dtype, device):
-    """Features, weights and bias that round to 1 predict 17 exactly, which the target misses by what only float32 holds:
-    to the bit what plain PyTorch says. Features not rounded, or targets that are, would fail."""
+    """Features, weights and bias that round to 1 predict exactly 17, and the target differs by what only float32 can
+    hold: the bits of plain PyTorch. Fails if features are not rounded, or targets are."""
     almost = 1 + torch.finfo(dtype).eps / 4
     x, w, b = (torch.full(shape, almost, device=device) for shape in ((8, 16), (1, 16), (1,)))
     y = torch.full((8, 1), 17 + 2.0**-19, device=device)
@@ -81,7 +81,7 @@ def test_what_is_rounded_and_what_is_not(loss, dtype, device):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_reference_and_the_modules_under_autocast(reduction, device):
-    """Fails where a module's loss, or its twin's, comes out in another dtype or from other operands than plain PyTorch's."""
+    """Fails if the loss of a module or of the reference differs from plain PyTorch's in dtype or operands."""
     x, y = torch.randn(32, 8, device=device), torch.randn(32, 3, device=device)
     for loss, module in linreg_ext.modules.MODULES.items():
         model = module(8, 3, reduction=reduction, device=device)
@@ -95,7 +95,7 @@ def test_the_reference_and_the_modules_under_autocast(reduction, device):
 
 
 def test_float64_and_regions_without_autocast_are_left_alone(device):
-    """A loss that is rounded although autocast does not concern it would fail."""
+    """Fails if a loss is rounded although autocast does not apply to it."""
     for dtype in (torch.float64, torch.float32):
         problem = Problem.random(40, 6, 2, (dtype, dtype), device=device)
         expected = fused(problem, "mse")
@@ -109,7 +109,7 @@ def test_float64_and_regions_without_autocast_are_left_alone(device):
 
 
 def test_second_derivatives_of_a_loss_under_autocast(device):
-    """A gradient penalty: the derivative of what autocast computed, whose casts are differentiated as well."""
+    """A gradient penalty differentiates through the casts of autocast."""
     problem = Problem.random(40, 6, 2, (torch.float32, torch.float32), device=device)
     results = []
     for function in (fused, plain):
@@ -123,7 +123,7 @@ def test_second_derivatives_of_a_loss_under_autocast(device):
 
 
 def test_autocast_in_and_around_what_is_compiled_and_transformed(device):
-    """A trace that missed autocast, or kept it after it ended, would fail."""
+    """Fails if a trace misses autocast, or keeps it after it ends."""
     problem = Problem.random(40, 6, 2, (torch.float32, torch.float32), device=device)
     x, w, y, b, _ = vars(problem).values()
 
@@ -148,7 +148,7 @@ def test_autocast_in_and_around_what_is_compiled_and_transformed(device):
 
 
 def test_steps_in_place_are_left_alone(device):
-    """As optimizers are: parameters and momentum have the bits of a step outside of autocast, which is plain PyTorch's."""
+    """Like optimizers: parameters and momentum have the bits of a step outside autocast, which is plain PyTorch's."""
     problem = Problem.random(40, 6, 2, (torch.float32, torch.float32), device=device)
     results = []
     for library, enabled in itertools.product((linreg_ext, reference_twins), (False, True)):
@@ -165,7 +165,7 @@ def test_steps_in_place_are_left_alone(device):
 
 
 class Plain(nn.Module):
-    """LinearMSELoss as plain PyTorch has it."""
+    """LinearMSELoss in plain PyTorch."""
 
     def __init__(self, linear):
         super().__init__()
@@ -185,8 +185,8 @@ def batches(device):
 
 @pytest.mark.parametrize("dtype", LOWER, ids=str)
 def test_training_with_a_grad_scaler(dtype, device):
-    """A network with our loss as its head, and a plain one: scaled, unscaled, clipped; where gradients are not finite
-    neither parameters nor momentum change, and the scale is halved."""
+    """A network with a fused head and a plain one: scaled, unscaled and clipped. Gradients that are not finite change
+    neither parameters nor momentum, and halve the scale."""
     torch.manual_seed(0)
     ours = nn.ModuleList([nn.Linear(8, 16), linreg_ext.LinearMSELoss(16, 1)]).to(device)
     stock = nn.ModuleList([nn.Linear(8, 16), Plain(nn.Linear(16, 1))]).to(device)
@@ -216,7 +216,7 @@ def test_training_with_a_grad_scaler(dtype, device):
 
 
 def values(model, optimizer):
-    """Parameters, and the momentum buffers that there are."""
+    """The parameters and the existing momentum buffers."""
     return [*model.parameters(), *(s["momentum_buffer"] for s in optimizer.state.values())]
 
 
@@ -253,7 +253,7 @@ class Scaled:
 
 
 def test_a_train_step_with_a_grad_scaler_is_eager_and_says_so(device):
-    """The scaler in the loss and in the optimizer: a fused step would ignore it and step on inf."""
+    """A fused step would ignore the scaler and step on inf."""
     model = nn.Linear(8, 1, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     scaler = torch.amp.GradScaler(device, init_scale=2.0**14)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Are the gradients right? First and second derivatives, any grad_output, any subset of operands."""
+"""First and second derivatives, for any grad_output and any subset of operands."""
 
 import itertools
 
@@ -17,7 +17,7 @@ FLOAT64 = (torch.float64, torch.float64)
 
 @pytest.fixture(autouse=True, params=["direct", "LinearLoss"])
 def recorder(request, monkeypatch):
-    """What records the derivative: plain tensors have a direct way, everything has LinearLoss."""
+    """The recorder of the derivative: the direct one, for plain tensors only, or LinearLoss."""
     if request.param == "LinearLoss":
         monkeypatch.setattr(functional._C, "linear_loss", lambda *_: NotImplemented)
     return request.param
@@ -38,7 +38,7 @@ def test_gradcheck_and_gradgradcheck(loss, reduction, weight, bias, device):
 
     assert torch.autograd.gradcheck(function, operands)
     assert torch.autograd.gradgradcheck(function, operands)
-    # Which differentiates the gradients that have a graph, whatever they are: they are those that have none.
+    # gradgradcheck differentiates the gradients that have a graph, right or not: they must equal those without one.
     value = function(*operands)
     grad_output = torch.rand_like(value)
     grads = torch.autograd.grad(value, operands, grad_output, retain_graph=True)
@@ -137,7 +137,7 @@ def test_a_scaled_loss(scale, device):
 
 
 def test_float16_gradients_are_scaled_before_they_are_rounded(device):
-    """1/N of a small residual is below float16, times the scale of the loss it is not."""
+    """1/N of a small residual underflows float16, but not when multiplied by the loss scale."""
     x, y = torch.ones(4096, 1, device=device).half(), torch.full((4096, 1), 2e-3, device=device).half()
     w = torch.zeros(1, 1, device=device).half().requires_grad_()
     target = y.clone().requires_grad_()
@@ -218,7 +218,7 @@ def test_backward_under_anomaly_detection_and_through_only_some_operands(device)
 
 
 def test_operands_that_are_computed_get_their_gradients(device):
-    """The loss is in the middle of a graph, and one operand is there twice."""
+    """The loss is inside a graph, and one operand occurs twice."""
     p = Problem.random(8, 3, 2, FLOAT64, device=device)
     leaf = p.linear_weight.requires_grad_()
     shift = torch.randn(8, 3, dtype=torch.float64, device=device)
@@ -262,7 +262,7 @@ def test_second_derivative_is_the_hessian(device):
 
 
 def test_many_grad_outputs_at_once(device):
-    """is_grads_batched, which goes by another kind of batch than vmap."""
+    """is_grads_batched, whose batches are of another kind than vmap's."""
     problem = Problem.random(6, 3, 2, FLOAT64, device=device)
     w = problem.linear_weight.requires_grad_()
     rows = call("mse", problem.input, w, problem.target, reduction="none")
@@ -305,7 +305,7 @@ def test_a_linear_layer_that_does_more_is_refused(device):
     hook.remove()
     model(x, y)
     model.linear.forward = lambda x: x
-    with pytest.raises(RuntimeError, match="a forward of its own, got Linear with its own;"):
+    with pytest.raises(RuntimeError, match="a custom forward, got Linear with a custom forward;"):
         model(x, y)
     del model.linear.forward
     torch.nn.utils.parametrizations.weight_norm(model.linear)
@@ -340,7 +340,7 @@ def test_modules(device):
 @pytest.mark.parametrize("recorder", ["direct"], indirect=True)
 @crossed(5, loss=LOSSES, dtypes=DTYPES)
 def test_both_recorders_give_the_same_bits(loss, dtypes, device):
-    """Of the loss and its gradients, for few and for many elements, scaled and not, once and twice differentiated."""
+    """Loss and gradients, for few and many elements, scaled or not, differentiated once and twice."""
     for n, reduction, weight, create_graph in itertools.product(
         (7, 3000), ("mean", "sum", "none"), (None, "rows"), (False, True)
     ):
@@ -359,7 +359,7 @@ def test_both_recorders_give_the_same_bits(loss, dtypes, device):
 @pytest.mark.parametrize("recorder", ["direct"], indirect=True)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradcheck_of_the_operators_themselves(loss, device):
-    """Of the loss, and of the gradients beside it, which are differentiable themselves."""
+    """gradcheck of the loss, and of the gradients beside it, which are themselves differentiable."""
     p = Problem.random(4, 3, 2, FLOAT64, weight="rows", device=device)
     operands = [t.requires_grad_() for t in p.operands().values()]
     ops = torch.ops.linreg_ext
@@ -374,7 +374,7 @@ def test_gradcheck_of_the_operators_themselves(loss, device):
     assert torch.autograd.gradcheck(loss_alone, operands)
     assert torch.autograd.gradgradcheck(loss_alone, operands)
     assert torch.autograd.gradcheck(loss_and_grads, operands)
-    # The gradients that have a derivative, whatever they are, are those of the kernel.
+    # Differentiable gradients, right or not, must equal the kernel's.
     torch.testing.assert_close(loss_and_grads(*operands), loss_and_grads(*(t.detach() for t in operands)))
     assert torch.equal(loss_alone(*operands), call(loss, *operands, p.weight, "sum"))
     with pytest.raises(RuntimeError, match="weight must not require grad"):

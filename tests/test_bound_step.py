@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A bound step beside the plain loop: whatever of the documented list of guards changes between two steps."""
+"""A bound step compared with the plain loop, while anything that the documented guards cover changes between steps."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ from linreg_ext.training import TrainStep
 
 
 class Run:
-    """A model in training, one step after another."""
+    """A model in training, step by step."""
 
     def __init__(self, model, loss_fn, optimizer, x, y):
         self.model, self.loss_fn, self.optimizer, self.x, self.y = model, loss_fn, optimizer, x, y
@@ -33,12 +33,12 @@ class Run:
     def start(self, make):
         self.step = make(self.model, self.loss_fn, self.optimizer)
         self.explain = getattr(self.step, "explain", lambda: "plain")
-        if make is plain_loop.make_train_step:  # which takes no 16-bit data beside float32 parameters
+        if make is plain_loop.make_train_step:  # plain PyTorch takes no 16-bit data with float32 parameters
             self.x, self.y = (t.to(next(self.model.parameters()).dtype) for t in (self.x, self.y))
         return self
 
     def take(self, steps=1):
-        """What each step leaves behind."""
+        """The state after each step."""
         left = []
         for _ in range(steps):
             with self.context():
@@ -52,7 +52,7 @@ class Run:
 
 
 def compare(make_run, change=None, level="fused", steps=3):
-    """Train beside the plain loop: some steps, some after a change, of the level then, and some after it is undone."""
+    """Compare with the plain loop: before a change, after it at the expected level, and after it is undone."""
     results = []
     for make in (make_train_step, plain_loop.make_train_step):
         with warnings.catch_warnings():
@@ -151,7 +151,7 @@ def to_double(run):
         values["momentum_buffer"] = values["momentum_buffer"].double()
 
 
-GOES_ON = {  # what a step reads every time
+GOES_ON = {  # the settings that every step reads
     "lr": set_group(lr=0.2),
     "lr tensor": set_group(lr=torch.tensor(0.2, dtype=torch.float64)),
     "settings": set_group(momentum=0.3, weight_decay=0.2, nesterov=True, maximize=True),
@@ -188,7 +188,7 @@ def globally(register, hook):
 
 
 def set_attribute(path, value):
-    """Set an attribute that is in an instance's __dict__, or is taken from there again."""
+    """Set an attribute in an instance's __dict__, and remove it again."""
 
     def change(run):
         *owners, name = path.split(".")
@@ -357,14 +357,14 @@ GUARDS = {  # and the level of the steps after the change
 
 @pytest.mark.parametrize("change", GUARDS)
 def test_what_is_watched(change):
-    """Fails where a step goes on as it was bound, or is given up for longer than need be."""
+    """Fails if a step continues as bound, or stays slow for longer than necessary."""
     level, function = GUARDS[change]
     compare(make_forwards, function, level)
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_scheduler(before):
-    """Its mark on the optimizer is set by a fused step; one that comes later is seen."""
+    """A fused step sets the flag that a scheduler checks; a scheduler made later is detected."""
 
     def attach(run):
         scheduler = torch.optim.lr_scheduler.StepLR(run.optimizer, 1, 0.5)
@@ -410,7 +410,7 @@ def test_what_a_step_is_bound_to_cannot_be_replaced():
 
 
 def replaced_dictionary(run):
-    """Of a module, with other parameters in it, which the optimizer has."""
+    """Replace a layer's dictionary of parameters, and the optimizer's parameters with it."""
     layer = run.model.linear
     layer.__dict__["_parameters"] = {name: nn.Parameter(p.detach() * 2) for name, p in layer._parameters.items()}
     run.optimizer.param_groups[0]["params"] = list(layer.parameters())
@@ -522,7 +522,7 @@ def test_a_model_that_holds_its_own_step_is_collected():
 
 
 def test_threads():
-    """Steps long enough to let other threads run, which take away what a step in progress works on."""
+    """Steps long enough for other threads to run, which remove what a step in progress uses."""
     results, x, y = {}, torch.randn(4096, 64), torch.randn(4096, 1)
 
     def train(name):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a result is the small difference of large numbers: residuals near 0, means far above spreads, 10⁷ rows.
+"""Results that are small differences of large numbers: residuals near 0, means far above standard deviations, 10⁷ rows.
 
-The predictions of up to 15 targets are in double, so the error is not above that of the same-dtype PyTorch code, or a
-matter of the result's own last places. From 16 targets on they are PyTorch's own matrix products, and the accuracy rule
-holds: of the loss, a single number in which PyTorch's rounding errors may cancel by luck, over many seeds.
+The predictions of up to 15 targets are in double, so the error is at most that of same-dtype PyTorch code or a few of
+the result's last places. From 16 targets on they come from PyTorch's matrix products, and the accuracy rule holds: for
+the loss, a single number in which PyTorch's rounding errors may happen to cancel, over many seeds.
 """
 
 import numpy as np
@@ -95,7 +95,7 @@ def check(problem, loss="mse"):
 
 
 def losses(problem):
-    """Ours, alone and of a step, PyTorch's and the exact one."""
+    """The losses: ours, alone and from a step, PyTorch's, and the exact one."""
     x, w, y, b, _ = vars(problem).values()
     exact = oracle(problem, "mse", 1.0, "mean")["loss"]
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_losses_of_many_targets(regime, dtypes):
 
 @pytest.mark.parametrize("regime", cases(core=["means far above spreads"], extended=["residuals near 0"]))
 def test_ten_million_rows(regime):
-    """Beside float64, in which sums of so many numbers are exact enough."""
+    """Compared with float64, in which sums of this many numbers are exact enough."""
     problem = problem_of(10_000_000, 1, 1, DTYPES["float32"], **REGIMES[regime])
     x, w, y, b = (t.double() for t in (problem.input, problem.linear_weight, problem.target, problem.linear_bias))
     r = torch.addmm(b, x, w.T).sub_(y)
@@ -136,7 +136,7 @@ def test_ten_million_rows(regime):
 
 @pytest.mark.parametrize("weight", [None, "rows", "elements"])
 def test_many_equal_rows(weight):
-    """Their rounding errors are equal, and add up in a chain of additions: hundreds of units in the last place."""
+    """Equal rounding errors accumulate in a chain of additions, to hundreds of units in the last place."""
     for n, d, k in [
         (1021, 1, 1),
         (289, 1, 5),

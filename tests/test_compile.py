@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""torch.compile, torch.export and AOTInductor: what comes out beside plain PyTorch, and how often it is compiled."""
+"""torch.compile, torch.export and AOTInductor: results compared with plain PyTorch, and the number of compilations."""
 
 import functools
 import io
@@ -35,7 +35,7 @@ def fused_loss(problem, loss, reduction):
 
 
 def assert_is_plain(function, problem, loss, reduction):
-    """The compiled loss alone and with its gradients; fails where either is dropped, scaled or of another loss."""
+    """The compiled loss, alone and with its gradients; fails if either is missing, scaled or of another loss."""
     ours = loss_and_grads(function, problem, 2.0)
     theirs = loss_and_grads(lambda p: plain_loss(p, loss, 0.5, reduction), problem, 2.0)
     for name, value in theirs.items():
@@ -44,13 +44,13 @@ def assert_is_plain(function, problem, loss, reduction):
 
 
 def assert_same_and_plain(eager, traced, plain):
-    """Compiled and not, the bits are the same, and they are plain PyTorch's numbers."""
+    """Compiled or not, the bits are the same, and the numbers are plain PyTorch's."""
     for one, other in zip(eager, traced, strict=True):
         assert torch.equal(one, other)
     torch.testing.assert_close(eager, plain)
 
 
-# Each reduction, with and without weights and a bias.
+# Every reduction, with and without weights and bias.
 CASES = [
     ("mean", None, True), ("mean", "rows", False), ("sum", "elements", True), ("none", None, False), ("none", "rows", True),
 ]  # fmt: skip
@@ -58,7 +58,7 @@ CASES = [
 
 @crossed(5, case=CASES, loss=LOSSES)
 def test_losses_in_one_graph(case, loss, device):
-    """Fails where what is compiled is another loss, or has another gradient, than plain PyTorch."""
+    """Fails if the compiled loss or gradient differs from plain PyTorch's."""
     reduction, weight, bias = case
     problem = Problem.random(9, 5, 2, DTYPES["float32"], bias=bias, weight=weight, device=device)
     compiled = torch.compile(lambda p: fused_loss(p, loss, reduction), fullgraph=True, backend="aot_eager")
@@ -66,7 +66,7 @@ def test_losses_in_one_graph(case, loss, device):
 
 
 def test_what_is_compiled_are_the_kernels(device):
-    """Not plain PyTorch, which would give the same numbers."""
+    """The graph must call the operator; plain PyTorch would give the same numbers."""
     p = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
     compiled = torch.compile(linreg_ext.linear_mse_loss, fullgraph=True, backend="aot_eager")
     for requires_grad, op in ((False, "linreg_ext::linear_loss"), (True, "linreg_ext::linear_loss_grads")):
@@ -81,8 +81,8 @@ def test_what_is_compiled_are_the_kernels(device):
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_network_with_our_head_by_inductor(mode, device):
-    """Forward and backward through the layer before, called again and again with other data: fails where the loss or a
-    gradient of any parameter, those below the head among them, is not plain PyTorch's."""
+    """Forward and backward through a body and a fused head, repeatedly with other data. Fails if the loss or the
+    gradient of any parameter, including those below the head, differs from plain PyTorch's."""
     ours = nn.Sequential(nn.Linear(5, 7), nn.Tanh()).to(device), linreg_ext.LinearHuberLoss(7, 2).to(device)
     compiled = torch.compile(lambda x, y: ours[1](ours[0](x), y), fullgraph=True, mode=mode)
     parameters = [*ours[0].parameters(), *ours[1].parameters()]
@@ -97,14 +97,14 @@ def test_a_network_with_our_head_by_inductor(mode, device):
 
 
 def sizes(problem):
-    """Batches of a problem: one size, another, and then as many as come."""
+    """Batches of a problem: one size, a second, then many."""
     for n in (33, 9, 17, 32, 3):
         yield problem.input[:n].clone(), problem.target[:n].clone()
 
 
 def test_a_shorter_last_batch_is_not_compiled_anew(device):
-    """Sizes are dynamic after the second one, or at once with dynamic=True: for losses, gradients and steps, each beside
-    plain PyTorch's."""
+    """Sizes become dynamic at the second one, or at once with dynamic=True: losses, gradients and steps, each compared
+    with plain PyTorch's."""
     problem = Problem.random(33, 5, 2, DTYPES["float32"], device=device)
     w, b = problem.linear_weight, problem.linear_bias
 
@@ -134,8 +134,8 @@ def test_a_shorter_last_batch_is_not_compiled_anew(device):
 
 
 def test_steps_on_views_of_one_buffer_by_inductor(device):
-    """Parameters and momentum lie in one tensor, the learning rate is another; torch.optim.SGD takes the same steps. An
-    update that is lost, or applied to a copy, would fail."""
+    """Parameters and momentum are views of one tensor, and the learning rate is a tensor; torch.optim.SGD takes the
+    same steps. Fails if an update is lost, or applied to a copy."""
     problem = Problem.random(33, 5, 2, DTYPES["float32"], device=device)
     parameters = [problem.linear_weight.clone().requires_grad_(), problem.linear_bias.clone().requires_grad_()]
     flat = torch.cat([p.detach().flatten() for p in parameters] + [torch.zeros(12, device=device)])
@@ -164,7 +164,7 @@ def test_steps_on_views_of_one_buffer_by_inductor(device):
 
 
 def test_the_first_step_compiled_hands_over_its_momentum(device):
-    """It has the bits of the eager one, and both are plain PyTorch's step; a buffer that is lost would fail."""
+    """It has the bits of an eager step, and both are plain PyTorch's. Fails if the buffer is lost."""
     problem = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
 
     def step(w, buffers, library=linreg_ext):
@@ -181,8 +181,8 @@ def test_the_first_step_compiled_hands_over_its_momentum(device):
 
 
 def test_a_learning_rate_is_not_frozen_in_what_is_compiled(device):
-    """A float is compiled anew for every value, as by PyTorch's own optimizers; a tensor is read at every step. A step
-    with the first one's rate would fail."""
+    """Every float recompiles, as in PyTorch's optimizers; a tensor is read at every step. Fails if a step uses the
+    first learning rate."""
     problem = Problem.random(9, 5, 2, DTYPES["float32"], device=device)
 
     def step(w, lr, library=linreg_ext):
@@ -200,7 +200,7 @@ def test_a_learning_rate_is_not_frozen_in_what_is_compiled(device):
 
 @pytest.mark.skipif(not RUNS, reason="there is no CUDA kernel for runs yet")
 def test_runs_in_one_graph():
-    """With the bits of eager runs, which are plain PyTorch's; an update that is lost would fail."""
+    """The bits of eager runs, whose numbers are plain PyTorch's. Fails if an update is lost."""
     problem = Problem.random(9, 5, 2, DTYPES["float32"])
     orders = torch.stack([torch.randperm(9), torch.randperm(9)])
     compiled = torch.compile(linreg_ext.sgd_run_, fullgraph=True, backend="aot_eager")
@@ -225,7 +225,7 @@ class Network(nn.Module):
 
 
 class Trainer(nn.Module):
-    """A model that takes its own steps: the loss of before, and the mean absolute error of after."""
+    """A model that takes its own steps and returns the loss before and the mean absolute error after."""
 
     def __init__(self, device):
         super().__init__()
@@ -237,7 +237,7 @@ class Trainer(nn.Module):
 
 
 def exported(device):
-    """The trainer for batches of any size, saved and loaded."""
+    """The trainer, exported for batches of any size, saved and loaded."""
     rows = torch.export.Dim("rows", min=2)
     sample = torch.randn(9, 5, device=device), torch.randn(9, 2, device=device)
     return saved_and_loaded(
@@ -274,7 +274,7 @@ def test_export_is_saved_loaded_and_run(device):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_loss_is_trained_like_the_plain_one(strict, device):
-    """An operator without a derivative would leave the loaded program's parameters alone, or raise in backward."""
+    """Without a derivative, the operator would leave the loaded program's parameters alone, or raise in backward."""
     model = nn.ModuleList([nn.Linear(5, 7), linreg_ext.LinearHuberLoss(7, 2, delta=0.5)]).to(device)
     network = Network(model)
     rows = torch.export.Dim("rows", min=2)
@@ -301,7 +301,7 @@ def test_an_exported_loss_is_trained_like_the_plain_one(strict, device):
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PyTorch, about itself
 def test_aot_inductor_is_packaged_loaded_and_run(tmp_path):
     """A step that is not plain PyTorch's, or is taken on a copy of the buffer, would fail."""
-    # A header that is compiled for all packages to come would take ten times as long as this one.
+    # Precompiling a header for later packages would take ten times as long as compiling this one.
     with torch._inductor.config.patch(cpp_cache_precompile_headers=False):
         path = torch._inductor.aoti_compile_and_package(exported("cpu"), package_path=str(tmp_path / "trainer.pt2"))
     assert_trains(torch._inductor.aoti_load_package(path), "cpu")

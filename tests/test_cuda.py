@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What only a GPU has: streams, graphs, launches, synchronisation. Everything else is tested there by the other files."""
+"""What only a GPU has: streams, graphs, launches and synchronisation. The other files also run on it."""
 
 import itertools
 import warnings
@@ -16,7 +16,7 @@ from benchmarks import launches
 
 pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU and a build for it")
 
-# Every way to lay out rows: several a load, a part of a warp, a warp, a block, through memory; some targets.
+# Every layout of rows: several per load, part of a warp, a warp, a block, through memory; and several targets.
 SHAPES = [
     (4099, 1, 1), (4099, 3, 1), (4099, 8, 1), (1021, 64, 1), (509, 101, 1), (257, 1024, 1), (67, 5000, 1), (19, 20000, 1),
     (7, 70001, 1), (1021, 16, 2), (257, 128, 4), (129, 256, 8), (67, 40, 30), (129, 65, 130),
@@ -25,12 +25,12 @@ ONE_KERNEL = [shape for shape in SHAPES if shape[2] <= 8]
 
 
 def stable_lr(problem: Problem) -> float:
-    """No run may diverge: a nan does not equal itself."""
+    """Small learning rates: a diverged run would end in nan, which does not equal itself."""
     return 0.1 / (1 + problem.input.shape[1])
 
 
 class Step:
-    """An sgd_step_ with everything it reads and writes at fixed addresses."""
+    """An sgd_step_ that reads and writes fixed addresses."""
 
     def __init__(self, problem: Problem, momentum: float = 0.9) -> None:
         self.problem, self.momentum = problem, momentum
@@ -64,7 +64,7 @@ def assert_same_bits(ours, others):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_same_bits_a_hundred_times_across_streams(shape):
-    """Launches on four streams run beside each other; each must give what one gives that runs alone."""
+    """Concurrent launches on four streams must give the same results as launches that run alone."""
     problem = make(shape)
     alone = Step(problem)
     alone()
@@ -101,10 +101,10 @@ def test_different_problems_on_different_streams():
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_graph_replay_with_changed_data_and_learning_rate(shape, dtypes):
-    """A step that read anything when it was captured alone would not have the bits of steps that are not captured, which
-    test_training.py compares with torch.optim.SGD's."""
+    """A step that read anything only during capture would not have the bits of uncaptured steps, which test_training.py
+    compares with torch.optim.SGD's."""
     captured = Step(make(shape, dtypes))
-    captured()  # what a first call loads is not captured
+    captured()  # a first call loads what cannot be captured
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(3):
@@ -147,7 +147,7 @@ def test_two_graphs_replayed_beside_each_other():
 
 @pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16], ids=str)
 def test_graph_of_loss_and_backward(autocast):
-    """Under autocast the casts are captured, too; a weight cast before the capture would not follow the weight."""
+    """Under autocast, the casts must be captured, too: a weight cast before the capture would not follow the weight."""
     problem = make((509, 101, 1))
     w, b = problem.linear_weight.requires_grad_(), problem.linear_bias.requires_grad_()
 
@@ -170,7 +170,7 @@ def test_graph_of_loss_and_backward(autocast):
     problem.target.mul_(3)
     with torch.no_grad():
         w.mul_(2)
-    captured = w.grad, b.grad  # which replaying writes, and backward() below replaces
+    captured = w.grad, b.grad  # replaying writes them, and backward() below replaces them
     graph.replay()
     found = [t.clone() for t in (loss, *captured)]
     assert_same_bits(found, [backward(), w.grad, b.grad])
@@ -178,8 +178,8 @@ def test_graph_of_loss_and_backward(autocast):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_graphed_callables(reduction):
-    """A module whose forward and backward are two graphs, as the head of a network: fails where the loss or a gradient on
-    other data is not plain PyTorch's."""
+    """A head whose forward and backward are two graphs. Fails if the loss or a gradient on other data differs from
+    plain PyTorch's."""
     model = linreg_ext.LinearHuberLoss(101, 3, reduction=reduction, device="cuda")
     w, b = (p.detach().clone().requires_grad_() for p in model.parameters())
     sample = torch.randn(509, 101, device="cuda", requires_grad=True), torch.randn(509, 3, device="cuda")
@@ -196,7 +196,7 @@ def test_graphed_callables(reduction):
 
 
 def pieces(shape):
-    """What a training loop calls, by name."""
+    """The functions that a training loop calls, by name."""
     problem = make(shape)
     model = torch.nn.Linear(shape[1], shape[2], device="cuda")
     lr = stable_lr(problem)
@@ -252,7 +252,7 @@ def test_steps_ask_the_driver_for_no_memory(shape):
 @pytest.mark.skipif(HAS_CUDA and torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_another_device_than_the_current_one(shape):
-    """Without a guard, a launch goes to the current device, whose kernels cannot reach the tensors."""
+    """Without a device guard, a launch goes to the current device, where kernels cannot access the tensors."""
     problem = Problem.random(*shape, DTYPES["float32"])
     results = []
     for device in ("cuda:0", "cuda:1"):
@@ -269,7 +269,7 @@ def test_another_device_than_the_current_one(shape):
     torch.testing.assert_close(*([t.cpu() for t in found] for found in results))
 
 
-# Of one block, launched one by one, by matrix products; and how many kernels ten epochs are.
+# In one block, step by step, and by matrix products; with the number of kernels in ten epochs.
 RUNS = {
     (700, 8, 1): 2,  # the steps, and the count of those that were taken
     (257, 20, 3): 2,
@@ -280,7 +280,7 @@ RUNS = {
 
 
 class Run(Step):
-    """Ten epochs of sgd_run_, whose results include every loss."""
+    """Ten epochs of sgd_run_, with every loss."""
 
     def __call__(self) -> None:
         self.loss = linreg_ext.sgd_run_(
@@ -353,7 +353,7 @@ def test_graph_of_a_run(shape):
 
 
 def test_graph_of_a_run_that_otherwise_waits_for_the_device():
-    """One in stretches would look at what the first has done, which ends the capture."""
+    """A run in chunks would read the results of the first, which ends the capture."""
     x, w, y, *_ = vars(make((50, 3, 1))).values()
     plain, captured = w.clone(), w.clone()
     losses = linreg_ext.sgd_run_(x, plain, y, epochs=5000, lr=0.001)
@@ -387,7 +387,7 @@ def test_a_run_that_a_loss_ends():
 
 
 def test_an_order_in_pinned_memory_that_changes_after_the_call():
-    """The stream may be behind, and comes to the copy when the order has become another."""
+    """A lagging stream reaches the copy after the order has changed."""
     x, w, y, *_ = vars(make((257, 20, 1))).values()
     order = torch.randperm(len(x))
     expected, found = w.clone(), w.clone()
@@ -400,7 +400,7 @@ def test_an_order_in_pinned_memory_that_changes_after_the_call():
 
 
 def test_threads_whose_runs_need_different_amounts_of_shared_memory():
-    """Fails with an invalid argument where one thread takes from a kernel what another is about to launch it with."""
+    """Fails with an invalid argument if one thread lowers the shared-memory limit of a kernel that another launches."""
     runs = [Run(make((rows, 16, 1))) for rows in (1000, 3000)]
 
     def repeat(run):

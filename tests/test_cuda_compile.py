@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Does `make cuda-compile` see what is wrong with a kernel?"""
+"""`make cuda-compile` detects faulty kernels."""
 
 import subprocess
 import sys

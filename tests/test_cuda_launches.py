@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every launch owes to PyTorch, read in the source: a machine with one GPU, or with none, cannot show it.
+"""What PyTorch requires of every launch, checked in the source, since a machine with one GPU or none cannot show it.
 
-The device of the tensors, the current stream, an error that is looked at; no allocation, no synchronisation, no
-addition whose order is left to the hardware."""
+The device of the tensors, the current stream, and checked errors; no allocation, no synchronisation, no addition whose
+order the hardware decides."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 GLUE = (CSRC / "torch" / "cuda.cpp").read_text()
 KERNELS = {path.name: path.read_text() for path in sorted((CSRC / "cuda").iterdir())}
 
-# Of the runtime, all that device.cu and device.cuh may call: nothing that allocates, copies, clears or waits.
+# The runtime functions that device.cu and device.cuh may call: none that allocates, copies, clears or waits.
 RUNTIME = {
     "cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaGetDevice", "cudaGetErrorString", "cudaGetLastError",
     "cudaGetSymbolAddress", "cudaLaunchKernelEx", "cudaStreamGetCaptureInfo", "cudaThreadExchangeStreamCaptureMode",
@@ -25,7 +25,7 @@ def without_comments(text):
 
 
 def entries():
-    """Functions of cuda.cpp that call into csrc/cuda, or allocate for it: name -> body."""
+    """The functions of cuda.cpp that call into csrc/cuda, or allocate for it: name -> body."""
     bodies = re.findall(r"^[\w:][^\n;]*?(\w+)\(([^;{]*?)\) \{\n(.*?)^\}", without_comments(GLUE), re.M | re.S)
     calls = re.compile(r"(?<!c10::)\bcuda::|\bworkspace\(|\btake_steps\(|CUDACachingAllocator::get\(\),")
     return {name: body for name, _, body in bodies if calls.search(body)}

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Are the CUDA kernels right? Their own source, run on the CPU by tests/simt in place of the CPU kernels, has to pass the
-tests that judge those, with a detector of races or with AddressSanitizer and UBSan.
-
-Would these runs notice a fault? tests/mutants/cuda.py has what they have to notice."""
+"""The source of the CUDA kernels, run on the CPU by tests/simt with a race detector or with AddressSanitizer and UBSan, must
+pass the tests of the CPU kernels. tests/mutants/cuda.py has the faults that these runs must detect."""
 
 import os
 import subprocess
@@ -19,7 +17,7 @@ pytestmark = [
 
 
 def run_tests(*arguments, sanitize=False, **settings):
-    """The outcome of a pytest process whose linreg_ext computes with the kernels' source."""
+    """The outcome of a pytest process in which linreg_ext runs the kernels' source."""
     module = build_module(sanitize=sanitize, races=not sanitize)
     environment = {**os.environ, **(sanitizer_environment() if sanitize else {}), **settings}
     return subprocess.run(
@@ -56,7 +54,7 @@ def test_every_option_of_sgd():
     passed(run_tests("tests/test_training.py", "-k", "every_step and (float32 or bfloat16) or many_targets"))
 
 
-# Every kernel of a run: of one block, and those of steps that are launched one by one.
+# Every kernel of a run: in one block, and of steps launched one by one.
 RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (dampening or plain or data))"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A fused head on a network trains the network as `nn.Linear` and its loss do, however the training is arranged."""
+"""A fused head trains a network as `nn.Linear` and its loss do, in every kind of training loop."""
 
 import copy
 import functools
@@ -21,7 +21,7 @@ FUSED = {
 
 
 class Network(nn.Module):
-    """Layers under a fused head; `plain` says the same in PyTorch's words."""
+    """Layers under a fused head, or under the same head in plain PyTorch."""
 
     def __init__(self, loss="mse", plain=False, body=None, k=2):
         super().__init__()
@@ -57,7 +57,7 @@ def assert_same(ours, theirs, rtol=1e-4):
 
 
 def assert_trained_alike(train, **options):
-    """`train(model)` leaves the same parameters and gradients and returns the same, fused and plain."""
+    """`train(model)` has the same parameters, gradients and results, fused and plain."""
     results = []
     for model in pair(**options):
         before = [p.detach().clone() for p in model.parameters()]
@@ -103,13 +103,13 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("loss", FUSED)
 def test_optimizers(loss, optimizer):
-    """Fails where the head's gradients, or those that it gives to the layers below it, are not those of the loss: at every
-    step, since Adam takes the same one by any multiple of them."""
+    """Fails if the gradients of the head or of the layers below it are wrong at any step. Parameters alone would not
+    show it: Adam takes the same step for any multiple of a gradient."""
     assert_trained_alike(loop(OPTIMIZERS[optimizer]), loss=loss)
 
 
 def test_lbfgs_calls_the_loss_as_often_and_gets_the_same():
-    """Fails where a gradient is not that of the loss, along which the line search would look in vain."""
+    """Fails if a gradient is not that of the loss, since the line search would then fail."""
 
     def train(model):
         optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=5, line_search_fn="strong_wolfe")
@@ -131,7 +131,7 @@ def test_lbfgs_calls_the_loss_as_often_and_gets_the_same():
 
 @pytest.mark.parametrize("loss", FUSED)
 def test_gradients_of_the_input_and_of_what_lies_between(loss):
-    """Fails where the head's gradient of its input or of its target is wrong, or hooks between do not see it."""
+    """Fails if the head's gradient with respect to its input or target is wrong, or hidden from hooks in between."""
     results = []
     for model in pair(loss=loss):
         x, y = batches()[0]
@@ -148,7 +148,7 @@ def test_gradients_of_the_input_and_of_what_lies_between(loss):
 
 
 def test_micro_batches_add_up():
-    """Fails where a second backward writes over what the first has left in .grad."""
+    """Fails if a second backward overwrites .grad instead of adding to it."""
 
     def train(model):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -169,7 +169,7 @@ def test_micro_batches_add_up():
 
 @pytest.mark.parametrize("clip", ["norm", "value"])
 def test_clipped_gradients(clip):
-    """Fails where what is clipped is not plain PyTorch's gradient, whatever is left of it."""
+    """Fails if the gradient before clipping differs from plain PyTorch's, even if the clipped one does not."""
 
     def train(model):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -190,7 +190,7 @@ def test_clipped_gradients(clip):
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointed_activations(use_reentrant):
-    """Fails where the second forward, which backward runs, saves other tensors or gives other gradients."""
+    """Fails if the recomputed forward saves different tensors or gives different gradients."""
 
     def body():
         return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(0.5))
@@ -201,7 +201,7 @@ def test_checkpointed_activations(use_reentrant):
         model.body.train()
         torch.manual_seed(2)
         x, y = batches()[0]
-        x.requires_grad_()  # without which use_reentrant=True gives no gradients at all
+        x.requires_grad_()  # use_reentrant=True gives no gradients otherwise
         loss = model(x, y)
         loss.backward()
         results.append([loss.detach(), x.grad, [p.grad for p in model.parameters()]])
@@ -210,7 +210,7 @@ def test_checkpointed_activations(use_reentrant):
 
 
 def test_tied_weights():
-    """The head's weight is a layer's below it, and gets the sum of two gradients; fails where it gets one of them alone."""
+    """The head shares its weight with a layer below. Fails if the weight gets only one of its two gradients."""
     results = []
     for model in pair(k=5):
         model.body[2].weight = model.head.linear.weight
@@ -226,7 +226,7 @@ def test_tied_weights():
 
 @pytest.mark.parametrize("frozen", ["head", "head.linear.weight", "head.linear.bias", "body"])
 def test_frozen_parts(frozen):
-    """Fails where what is frozen changes or gets a gradient, or what is not gets another one than plain PyTorch's."""
+    """Fails if a frozen parameter changes or gets a gradient, or another parameter's differs from plain PyTorch's."""
 
     def freeze(model):
         part = functools.reduce(getattr, frozen.split("."), model)
@@ -248,7 +248,7 @@ def test_frozen_parts(frozen):
 
 
 def test_two_heads_on_one_body():
-    """Each adds its gradient to what lies below both; fails where one writes over the other's."""
+    """Fails if one head overwrites, instead of adding to, the other's gradient of the shared body."""
     results = []
     for plain in (False, True):
         torch.manual_seed(0)
@@ -276,7 +276,7 @@ def test_a_parameter_that_changes_before_backward_is_refused_as_by_pytorch():
 
 @pytest.mark.parametrize("name", ["Adam", "SGD"])
 def test_train_step_of_a_network_is_the_plain_loop(name):
-    """Fails where the last layer is stepped without those below it."""
+    """Fails if the last layer is stepped without the layers below it."""
     results = []
     for make in (linreg_ext.make_train_step, plain_loop.make_train_step):
         torch.manual_seed(0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The same call gives the same bits, for any number of threads and repeats, whatever else runs.
+"""The same call gives the same bits for any number of threads and repeats, whatever else is running.
 
-test_parity.py has the same values in other layouts and at other storage offsets. Between processors, instruction sets,
-settings of MKL_CBWR and versions of torch bits may differ."""
+test_parity.py has other layouts and storage offsets. Bits may differ between processors, instruction sets, settings of
+MKL_CBWR and versions of torch."""
 
 import threading
 
@@ -40,7 +40,7 @@ def test_same_bits_for_any_number_of_threads(shape, dtypes, device):
 
 
 def test_same_bits_for_any_number_of_threads_when_subnormals_are_flushed():
-    """The mode belongs to a thread; the workers take over the caller's."""
+    """The mode is per thread; workers must adopt the caller's."""
     tiny = Problem(
         torch.full((200_000, 2), 2.0**-20).half(),
         torch.full((1, 2), 2.0**14).half(),
@@ -85,7 +85,7 @@ def test_same_bits_from_several_python_threads():
 
 @pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled:UserWarning")
 def test_pytorchs_deterministic_mode_refuses_and_changes_nothing(device):
-    """It fills memory that nothing has been written to with nans, such as a new momentum buffer."""
+    """This mode fills uninitialised memory, such as a new momentum buffer, with nan."""
     for shape in ((400, 9, 2), (300, 64, 40)):
         problem = Problem.random(*shape, DTYPES["float32"], device=device)
         once = results(problem)
@@ -108,7 +108,7 @@ def test_a_learning_rate_of_zero_leaves_the_bits_alone(device):
 
 
 def test_small_problems_start_no_threads():
-    """A problem below the threshold runs where it was called, so it works after fork, too."""
+    """A problem below the threshold runs on the calling thread, and so also after a fork."""
     import multiprocessing
 
     problem = Problem.random(40_000, 9, 1, DTYPES["float32"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two processes train what one would: DistributedDataParallel, FSDP2 and DTensor over gloo, on the CPU."""
+"""Two processes train like one: DistributedDataParallel, FSDP2 and DTensor over gloo, on the CPU."""
 
 import copy
 import datetime
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Head(nn.Module):
-    """A body, and a fused head."""
+    """A body with a fused head."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +80,7 @@ def assert_same_parameters(model, twin):
 
 
 def loaders(rows, batch_size):
-    """This process's batches, and those of both processes joined."""
+    """This process's batches, and the concatenated batches of both."""
     dataset = TensorDataset(*data(rows))
     samplers = [DistributedSampler(dataset, num_replicas=2, rank=r, shuffle=True, seed=5) for r in range(2)]
     mine = DataLoader(dataset, batch_size=batch_size, sampler=samplers[dist.get_rank()])
@@ -98,18 +98,18 @@ def data_parallel(ours, plain):
 
 
 def check_data_parallel_module():
-    """Fails where the gradients of the fused head come past the reducer."""
+    """Fails if the gradients of the fused head bypass the reducer."""
     data_parallel(Head, PlainHead)
 
 
 def check_data_parallel_function():
-    """Fails where the gradients of a function of parameters are not those of the joined batch."""
+    """Fails if the gradients of the functional loss are not those of the concatenated batch."""
     data_parallel(Function, PlainFunction)
 
 
 def check_unequal_last_batches():
-    """One process has another batch, and a shorter one: join takes the other's part. Fails where the gradients to be
-    averaged are not plain PyTorch's."""
+    """One process has more batches, the last one smaller, and join stands in for the other. Fails if the gradients to
+    average differ from plain PyTorch's."""
     x, y = data(11)
     batches = (
         [(x[:3], y[:3]), (x[3:6], y[3:6])] if dist.get_rank() else [(x[i : i + 2], y[i : i + 2]) for i in (5, 7, 9, 10)]
@@ -122,7 +122,7 @@ def check_unequal_last_batches():
 
 
 def check_train_step_of_the_wrapper():
-    """Fails where the wrapped model is recognised and updated before the gradients are reduced."""
+    """Fails if the wrapped model is fused, and so updated before the gradients are reduced."""
     mine, joined = loaders(12, 3)
     model, twin = made(lambda: nn.Linear(3, 1)), made(lambda: nn.Linear(3, 1))
     wrapped = DistributedDataParallel(model)
@@ -139,7 +139,7 @@ def check_train_step_of_the_wrapper():
 
 
 def check_train_step_of_the_wrapped():
-    """Fails where hooks of the reducer on the model's parameters are passed over."""
+    """Fails if the reducer's hooks on the parameters are bypassed."""
     model = nn.Linear(3, 1)
     kept = DistributedDataParallel(model)
     step = make_train_step(model, nn.MSELoss(), sgd(model))
@@ -148,7 +148,7 @@ def check_train_step_of_the_wrapped():
 
 
 def check_fully_sharded():
-    """Fails where the gradients of gathered parameters are wrong or not scattered, or a shard is taken for the whole."""
+    """Fails if the gradients of gathered parameters are wrong or not scattered, or a shard is used as the whole."""
     from torch.distributed.fsdp import fully_shard
 
     mine, joined = loaders(12, 3)
@@ -167,7 +167,7 @@ def check_fully_sharded():
 
 
 def check_train_step_of_a_fully_sharded_model():
-    """Fails where a shard is updated as if it were the parameter."""
+    """Fails if a shard is updated as if it were the parameter."""
     from torch.distributed.fsdp import fully_shard
 
     mine, joined = loaders(12, 3)
@@ -182,7 +182,7 @@ def check_train_step_of_a_fully_sharded_model():
 
 
 def check_dtensors():
-    """Fails where a DTensor reaches a kernel, which would take a shard for the whole."""
+    """Fails if a DTensor reaches a kernel, which would use a shard as the whole."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, distribute_tensor
 
@@ -224,13 +224,13 @@ def work(rank, folder):
             check()
         except BaseException:
             failures[name] = traceback.format_exc()
-            break  # the processes may not be in step any more
+            break  # the processes may be out of step
     torch.save(failures, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes(tmp_path):
-    """All the checks above, in one pair of processes, since starting it takes longer than they do."""
+    """All checks above in one pair of processes, since starting them takes longer than the checks."""
     torch.multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method="spawn")
     failures = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert failures == [{}, {}], "\n".join(text for found in failures for text in found.values())

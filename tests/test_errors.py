@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Does bad input fail well? One table of bad calls, eager and compiled."""
+"""Bad input raises the right error with a clear message: one table of bad calls, eager and compiled."""
 
 import math
 
@@ -19,7 +19,7 @@ def good():
 
 
 def shared(name, *, of):
-    """An argument that is a view of the memory of another."""
+    """Make an argument a view of another's memory."""
 
     def change(arguments):
         other = arguments[of].view(-1)
@@ -36,7 +36,7 @@ def expanded(name, shape):
 
 
 def buffers(change):
-    """Momentum buffers that `change` puts into the memory of something else."""
+    """Momentum buffers that `change` makes overlap something else."""
 
     def with_buffers(arguments):
         arguments["momentum"] = 0.9
@@ -46,7 +46,7 @@ def buffers(change):
     return with_buffers
 
 
-# what is changed in a good call -> the error and its words. A function changes the arguments in place.
+# (change to a good call, error, words of its message). A change is new arguments, or a function that modifies them.
 LOSS_CASES = [
     ({"target": torch.zeros(32)}, RuntimeError, "target must have shape [32, 1], got [32]"),
     ({"target": torch.zeros(32, 32)}, RuntimeError, "target must have shape [32, 1], got [32, 32]"),
@@ -67,7 +67,7 @@ LOSS_CASES = [
     ({"target": torch.zeros(32, 1).bool()}, RuntimeError, "target must have dtype float32, got bool"),
     ({"linear_bias": torch.zeros(1).double()}, RuntimeError, "linear_bias must have dtype float32, got float64"),
     ({"weight": torch.ones(32).long()}, RuntimeError, "weight must have dtype float32, got int64"),
-    ({"input": torch.zeros(32, 3).to_sparse()}, RuntimeError, "input must be a dense tensor, not a sparse or nested one"),
+    ({"input": torch.zeros(32, 3).to_sparse()}, RuntimeError, "input must be a dense tensor, got a sparse or nested one"),
     ({"target": torch.zeros(32, 1, device="meta")}, RuntimeError, "target must be on cpu, got meta"),
 ]  # fmt: skip
 
@@ -105,14 +105,14 @@ STEP_CASES = [
     ({"momentum": 0.9, "momentum_buffers": [1.0, None]}, TypeError, "momentum_buffers[0] must be a Tensor or None, got float"),
     ({"momentum": 0.9, "momentum_buffers": [torch.zeros(3), None]}, RuntimeError, "momentum_buffers[0] must have shape [1, 3], got [3]"),
     ({"momentum": 0.9, "momentum_buffers": [None, torch.zeros(1).double()]}, RuntimeError, "momentum_buffers[1] must have dtype float32"),
-    (shared("linear_weight", of="input"), RuntimeError, "linear_weight must not overlap input in memory"),
+    (shared("linear_weight", of="input"), RuntimeError, "linear_weight must not overlap input in memory; clone one of them"),
     (shared("linear_weight", of="target"), RuntimeError, "linear_weight must not overlap target in memory"),
     (shared("linear_bias", of="linear_weight"), RuntimeError, "linear_weight must not overlap linear_bias in memory"),
     (shared("linear_bias", of="target"), RuntimeError, "linear_bias must not overlap target in memory"),
     (buffers(lambda a, b: b.__setitem__(0, a["linear_weight"])), RuntimeError, "linear_weight must not overlap momentum_buffers[0] in memory"),
     (buffers(lambda a, b: b.__setitem__(1, b[0][0, 2:])), RuntimeError, "momentum_buffers[0] must not overlap momentum_buffers[1] in memory"),
     (buffers(lambda a, b: b.__setitem__(1, a["target"][0])), RuntimeError, "momentum_buffers[1] must not overlap target in memory"),
-    (expanded("linear_weight", (1, 3)), RuntimeError, "linear_weight must not overlap itself in memory (is it expanded?)"),
+    (expanded("linear_weight", (1, 3)), RuntimeError, "linear_weight must not overlap itself in memory (is it expanded?); clone it"),
     ({"linear_weight": torch.zeros(1, 3).cfloat().conj().imag}, RuntimeError, "tensors must not have the negative bit; pass their resolve_neg()"),
     ({"input": torch._neg_view(torch.zeros(32, 3))}, RuntimeError, "tensors must not have the negative bit"),
     ({"momentum": 0.9, "momentum_buffers": [None, torch._neg_view(torch.zeros(1))]}, RuntimeError, "tensors must not have the negative bit"),
@@ -128,7 +128,7 @@ RUN_CASES = [
     ({"order": torch.zeros(2, 2, 2).long(), "epochs": 1}, RuntimeError, "order must have shape [rows] or [1, rows], got [2, 2, 2]"),
     ({"order": torch.zeros(2, 32).long(), "epochs": 3}, RuntimeError, "order must have shape [rows] or [3, rows], got [2, 32]"),
     ({"order": torch.zeros(()).long()}, RuntimeError, "order must have shape [rows] or [1, rows], got []"),
-    ({"order": torch.arange(64)[::2]}, RuntimeError, "order must be contiguous"),
+    ({"order": torch.arange(64)[::2]}, RuntimeError, "order must be contiguous, got strides [2]; pass order.contiguous()"),
     ({"order": torch.arange(32, device="meta")}, RuntimeError, "order must be on cpu, got meta"),
     ({"order": [0, 1]}, TypeError, "order must be a Tensor or None, got list"),
     ({"input": torch.zeros(4, 8, 3), "target": torch.zeros(4, 8, 1)}, RuntimeError, "input must have shape [rows, in_features], got [4, 8, 3]"),
@@ -137,8 +137,8 @@ RUN_CASES = [
 ]  # fmt: skip
 
 ORDERS = [
-    ({"order": torch.arange(33)}, IndexError, "order must name rows from 0 to 31, got 32"),
-    ({"order": torch.tensor([[0, 1], [2, -1]])}, IndexError, "order must name rows from 0 to 31, got -1"),
+    ({"order": torch.arange(33)}, IndexError, "order must hold indices from 0 to 31, got 32"),
+    ({"order": torch.tensor([[0, 1], [2, -1]])}, IndexError, "order must hold indices from 0 to 31, got -1"),
 ]
 
 
@@ -199,12 +199,24 @@ def test_bad_validation_and_ranges_of_a_run():
     step = (x, y, [w, b], [], [0.1, 0, 0, 0, 0, 0], "mse", 1.0, None, None, "mean", 0, 0, False)
 
     for validation, begin, end, error, words in (
-        ((x[:4], None, None), 0, 4, ValueError, "validation_input and validation_target must be given together"),
-        ((None, None, y), 0, 4, ValueError, "validation_input and validation_target must be given together"),
+        (
+            (x[:4], None, None),
+            0,
+            4,
+            ValueError,
+            "validation_input and validation_target must both be tensors or both be None",
+        ),
+        (
+            (None, None, y),
+            0,
+            4,
+            ValueError,
+            "validation_input and validation_target must both be tensors or both be None",
+        ),
         ((x[:4], y[:4, 0], None), 0, 4, RuntimeError, r"validation: target must have shape \[4, 1\], got \[4\]"),
         ((w, torch.zeros(1, 1), None), 0, 4, RuntimeError, "linear_weight must not overlap validation_input in memory"),
-        ((None, None, None), 3, 5, ValueError, "begin and end must be in order and at most 4, got 3 and 5"),
-        ((None, None, None), -1, 2, ValueError, "begin and end must be in order and at most 4, got -1 and 2"),
+        ((None, None, None), 3, 5, ValueError, "begin and end must satisfy 0 <= begin <= end <= 4, got 3 and 5"),
+        ((None, None, None), -1, 2, ValueError, "begin and end must satisfy 0 <= begin <= end <= 4, got -1 and 2"),
     ):
         with pytest.raises(error, match=f"sgd_run_: {words}"):
             torch.ops.linreg_ext.sgd_run_(*step, None, *validation, 16, False, 2, begin, end)
@@ -245,7 +257,7 @@ def test_operators_say_what_their_lists_hold():
     for parameters, rule, words in (
         ([], [0.1] + [0.0] * 5, r"sgd_step_: parameters must be \[linear_weight\] or \[linear_weight, linear_bias\], got 0 tensors"),
         ([w, b, b], [0.1] + [0.0] * 5, "got 3 tensors"),
-        ([w, b], [], r"sgd_step_: rule must be \[lr, momentum, dampening, weight_decay, nesterov, maximize\], the last of which may be left out, got 0 numbers"),
+        ([w, b], [], r"sgd_step_: rule must be \[lr, momentum, dampening, weight_decay, nesterov, maximize\] or the first of them, got 0 numbers"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             torch.ops.linreg_ext.sgd_step_(x, y, parameters, [], rule)
@@ -260,7 +272,7 @@ def test_memory_that_interleaves_without_overlap_is_accepted():
 
 
 def test_a_compiled_call_says_the_same():
-    """Fakes give shapes and check nothing; the operator does when it runs."""
+    """Fake kernels only infer shapes; the operator checks when it runs."""
     for function, options in (
         (linreg_ext.linear_mse_loss, {}),
         (linreg_ext.sgd_step_, {"lr": 0.1}),

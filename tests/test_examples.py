@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The five tutorial programs: does every figure come out, and is the fused run the eager one?"""
+"""The five tutorial programs print the expected figures, and their fused runs equal the eager ones."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ from linreg_ext.examples import d_three_rows as d
 from linreg_ext.examples import e_absolute_error as e
 from linreg_ext.examples.__main__ import PROGRAMS, main
 
-# How far the weights and losses of a fused run may be from those of its eager twin, relatively.
+# The permitted relative difference between the weights and losses of a fused run and those of its eager twin.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -47,7 +47,7 @@ def five_rows(device):
     return c.INPUTS[:5].to(device), c.TARGETS[:5].to(device)
 
 
-# {program: (fused, device) -> weights, losses and, where it has them, the optimizer and the validation losses}
+# {program: (fused, device) -> weights, losses and, if it has them, the optimizer and the validation losses}
 RUNS = {
     "A1": lambda fused, device: a.train_tensors(fused, *a.make_data(device)),
     "A2": lambda fused, device: a.train_module(fused, *a.make_data(device)),
@@ -74,7 +74,7 @@ WITHOUT_TRAIN_STEP = {"A1", "B1", "B3", "B4", "C1", "D1"}
 
 @functools.cache
 def run(name, fused, device):
-    """What a run leaves behind, at which level each TrainStep ended, and what was printed."""
+    """The results of a run, the final level of each TrainStep, and the printed text."""
     steps, init = [], linreg_ext.TrainStep.__init__
 
     def recorded(step, *args):
@@ -102,18 +102,18 @@ def assert_same_run(eager, fused):
     shapes, theirs = ([(name, w.shape) for name, w in r.weights.items()] for r in (fused, eager))
     assert shapes == theirs, "weights"
     tolerance = TOLERANCE[next(iter(eager.weights.values())).dtype]
-    # As one vector, since training couples the parameters: the rounding of a large slope moves a small intercept.
+    # Compared as one vector, since training couples parameters: the rounding of a large slope moves a small intercept.
     ours, theirs = (torch.cat([w.flatten() for w in r.weights.values()]) for r in (fused, eager))
     assert (ours - theirs).norm() <= tolerance * theirs.norm(), "weights"
     # Predictions that agree to a relative ε differ by about ε times the size of the targets, which is that of the first
-    # residuals, √first. A mean square then moves by at most 2ε √loss √first, and a mean of absolute values by less than
-    # ε times its first value. When the loss has become small, that is more than ε of it.
+    # residuals, √first. A mean square then changes by at most 2ε √loss √first, and a mean absolute value by less than ε
+    # times its first value. For a small loss, that is more than ε of it.
     for name in ("losses", "validation"):
         ours, theirs = getattr(fused, name), getattr(eager, name)
         assert ours.shape == theirs.shape, name
         first = max(theirs.tolist(), default=0.0)
         assert ((ours - theirs).abs() <= 2 * tolerance * (theirs * first).sqrt()).all(), name
-    # SGD without momentum, the only optimizer here, keeps no tensors: dictionaries compare as they are.
+    # The only optimizer here is SGD without momentum, which keeps no tensors, so dictionaries can be compared.
     assert fused.optimizer is None or eager.optimizer == fused.optimizer, "optimizer"
     assert torch.equal(eager.generator, fused.generator), "generator"
     assert all(level.startswith("fused") for level in fused.levels), "levels"
@@ -158,7 +158,7 @@ def test_every_figure_is_met(program, device):
     assert_met(program.figures, device)
 
 
-# Mini-batches end near least squares, not on it: each follows the noise of its own 16 rows.
+# Mini-batches only come near least squares: each follows the noise of its 16 rows.
 ENDS = {"B1": "1.02354094 1.96896411"} | dict.fromkeys(("B3", "B4", "B5", "B6"), "1.0235 1.9690")
 ENDS |= dict.fromkeys(("B7", "B8", "B10", "B12"), "1.9690 1.0235")
 
@@ -199,7 +199,7 @@ either_run = pytest.mark.parametrize("fused", [False, True], ids=["eager", "fuse
 @pytest.mark.parametrize("name", ["A1", "A2"])
 def test_full_batch_losses_only_fall(name, fused, device):
     losses = run(name, fused, device).losses
-    # Once converged, the loss may rise by its own rounding: a few units of 2**-23, relative to it.
+    # Once converged, the loss may rise by rounding: a relative few units of 2**-23.
     assert (losses[1:] / losses[:-1] - 1).max() <= 1e-6
 
 
@@ -208,7 +208,7 @@ def test_data_sets_and_validation(fused, device):
     """B10 to B14."""
     assert [len(part) for part in split()] == [80, 20]
     assert torch.equal(run("B10", fused, device).losses, run("B12", fused, device).losses)
-    # 20 squares of N(0, 0.1**2): a mean of 0.01, of which 3 standard deviations are 0.03 * sqrt(2 / 20).
+    # 20 squares of N(0, 0.1**2) have a mean of 0.01 with three standard deviations of 0.03 * sqrt(2 / 20).
     assert run("B14", fused, device).validation[-1].item() == pytest.approx(0.01, abs=0.0095)
 
 
@@ -222,7 +222,7 @@ def test_fit_logs_every_tenth_epoch(fused, device):
 
 
 def test_the_gradient_of_a_sum_is_the_column_sums(device):
-    """A's warm-up: against a target 1 below each prediction, the absolute errors add up to sum(X a) and a constant."""
+    """A's warm-up: against targets 1 below the predictions, the absolute errors sum to sum(X a) plus a constant."""
     X, _ = a.make_data(device)
 
     def figures(fused, _):
@@ -230,16 +230,16 @@ def test_the_gradient_of_a_sum_is_the_column_sums(device):
         total = torch.mv(X, w)
         total = linreg_ext.linear_l1_loss(X, w, total.detach() - 1, reduction="sum") if fused else total.sum()
         total.backward()
-        # 100 float32 additions in any order are 100 roundings, by at most 2**-24 of a partial sum of at most 100.
+        # 100 float32 additions round 100 times, each by at most 2**-24 of a partial sum of at most 100.
         return [("gradient", X.double().sum(0), w.grad, 6e-4)]
 
     assert_met(figures)
 
 
 def test_gradients_accumulate(device):
-    """C1: those of w, as far as a start that is printed to four decimals, half a unit off, determines them."""
+    """C1: the gradients of w, to the accuracy of a start that is printed to four decimals."""
     x, _ = five_rows("cpu")
-    # A prediction moves by at most 5e-5 (x1 + x2 + x3 + 1), and the gradients are its means against 1 and x.
+    # A prediction changes by at most 5e-5 (x1 + x2 + x3 + 1), and the gradients are its means against 1 and x.
     slack = (5e-5 * (x.sum(1) + 1) @ x * 2 / (2 * 5)).repeat(2)
 
     def figures(fused, _):
@@ -281,7 +281,7 @@ def test_a_figure_that_is_off_fails_the_run(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["F"], "there is no program 'F'"),
+        (["F"], "PROGRAM must be one of A, B, C, D, E, got 'F'"),
         (["--device", "tpu"], "--device"),
         (["--device", "cuda"], "finds no CUDA device"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The compiled part: what it says of itself, and what is said when it cannot be used."""
+"""The compiled part: its build information, and the errors if it cannot be used."""
 
 import os
 import re
@@ -162,7 +162,7 @@ HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text().split()
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch multiplies without MKL")
 @pytest.mark.parametrize("setting", ["COMPATIBLE", "AVX2", *(["AVX512"] if HAS_AVX512 else [])])
 def test_products_pass_as_other_processors_compute_them(setting):
-    """MKL chooses its kernels by the processor, unless the user's MKL_CBWR names others: what passes here alone, by the
-    luck of one set of bits, shows."""
+    """MKL chooses its kernels by the processor, or by the user's MKL_CBWR. Fails if results pass only by the luck of
+    one choice."""
     tests = [f"tests/test_{name}.py" for name in ("parity", "cancellation", "determinism", "run")]
     assert_passes("-x", "-m", "products", "-k", "not 1024", *tests, MKL_CBWR=setting)

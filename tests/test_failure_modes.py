@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Is the table of failure modes in README.md whole? Every row has a test that exists, or a reason for having none."""
+"""Every row in the table of failure modes, tests/README.md, names an existing test or a reason for having none."""
 
 import ast
 import functools

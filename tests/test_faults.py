@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is left when a process is killed, a disk is full, a process forks or many threads train: whole files, no
-deadlock, and the same bits. (Loaders that raise: test_fit.py. Ctrl-C: test_run.py, test_loader_order.py.)"""
+"""Killed processes, full disks, forks and threads that train leave whole files, no deadlock and the same bits.
+
+Loaders that raise are in test_fit.py, Ctrl-C is in test_run.py and test_loader_order.py."""
 
 import contextlib
 import itertools
@@ -32,9 +33,9 @@ def contents(folder):
 
 
 def in_a_fork(function):
-    """The exit status of a forked process that calls `function`; it is killed after a minute."""
+    """The exit status of a forked process that calls `function`, killed after a minute."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which is what is tested here
+        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads, which is the subject here
         child = os.fork()
     if child == 0:
         try:
@@ -61,7 +62,7 @@ NEW = {"weights.safetensors": b"new weights", "history.csv": b"new history", "pl
     "new", [NEW, {"weights.pt": b"new weights", "history.csv": b"new history"}], ids=["same", "pt"]
 )
 def test_killed_between_any_two_changes_of_its_folder(new, tmp_path):
-    """Whole files of one fit alone are there, and the same command then works."""
+    """Only whole files of one fit remain, and the same command then works."""
     for moment in itertools.count(1):
         place = tmp_path / str(moment)
         run_folder.write(place, OLD)
@@ -91,7 +92,7 @@ def test_killed_between_any_two_changes_of_its_folder(new, tmp_path):
 
 
 def test_killed_while_it_trains(tmp_path, monkeypatch):
-    """The earlier results stay as they were, and the same command, run again, gives what it would have given."""
+    """The earlier results are unchanged, and repeating the command gives the intended results."""
     monkeypatch.chdir(tmp_path)
     once = ["fit", "--epochs", "7", "--out"]
     assert main([*once, "run"]) == 0
@@ -126,7 +127,7 @@ def test_a_fit_that_fails_leaves_nothing(tmp_path, tmp_path_factory, capsys):
 
 @contextlib.contextmanager
 def full_disk():
-    """No file of this process may have more than 100 bytes; nor may the one that pytest's own words go to."""
+    """Limits every file of this process to 100 bytes, including pytest's own output."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -153,7 +154,7 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, capsys):
 
 
 def test_places_that_cannot_be_written(tmp_path, monkeypatch, capsys):
-    """/proc takes no files, even from root; it is found out before a fit trains."""
+    """/proc rejects files even from root; the error must come before training."""
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--out", "/proc/new/run"]) == 2
     out, err = capsys.readouterr()
@@ -179,7 +180,7 @@ def test_predictions_replace_a_file_with_its_mode_and_through_a_link(tmp_path, m
 
 
 def large_problems():
-    """One of rows and one of matrix products, each of which starts threads."""
+    """One step by rows and one by matrix products, both of which start threads."""
     x = torch.randn(100_000, 17)
     return [(x, torch.randn(k, 17), torch.randn(100_000, k), torch.randn(k)) for k in (1, 20)]
 
@@ -190,7 +191,7 @@ def steps(x, w, y, b):
 
 
 class Computed(Dataset):
-    """Items that a worker computes by the kernels."""
+    """A data set whose items a worker computes with the kernels."""
 
     def __init__(self, problems):
         self.problems = problems
@@ -204,7 +205,7 @@ class Computed(Dataset):
 
 
 def test_a_process_that_is_forked_after_use():
-    """OpenMP's threads are the parent's; a child that waits for them hangs."""
+    """OpenMP's threads stay with the parent; a child that waits for them hangs."""
     torch.set_num_threads(4)
     problems = large_problems()
     once = [steps(*p) for p in problems]
@@ -233,7 +234,7 @@ def test_workers_of_a_loader_compute(start):
 
 
 def test_several_threads_train_at_once():
-    """Each its own model, by whole runs and step by step; as one after the other, bit for bit."""
+    """Each thread trains its own model, by runs and step by step, with the bits of training one after the other."""
     torch.set_num_threads(2)
     x, y = torch.randn(20_000, 9), torch.randn(20_000, 1)
     start = threading.Barrier(4)

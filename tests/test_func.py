@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""torch.func: derivatives, batches and both of each other, beside plain PyTorch; eager and compiled."""
+"""torch.func: derivatives, batches and their compositions compared with plain PyTorch, eager and compiled."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 import linreg_ext
 
 OPS = torch.ops.linreg_ext
-# What of weight, bias, input and target there are many of.
+# Which of weight, bias, input and target are batched.
 MANY = {
     "samples": (None, None, 0, 0),
     "weights": (0, 0, None, None),
@@ -22,7 +22,7 @@ MANY = {
 
 
 def pair(loss, reduction="mean"):
-    """A loss as a function of weight, bias, input and target: ours, and PyTorch's."""
+    """A loss as a function of weight, bias, input and target: ours and PyTorch's."""
     ours, plain = getattr(linreg_ext, f"linear_{loss}_loss"), PLAIN[loss]
     options = {"reduction": reduction, **option(loss, 0.7)}
     return (
@@ -32,7 +32,7 @@ def pair(loss, reduction="mean"):
 
 
 def operands(device, *leading):
-    """Weight, bias, input and target, each with these dimensions before its own."""
+    """Weight, bias, input and target, each with additional leading dimensions."""
     return [
         torch.randn(*leading, *shape, dtype=torch.float64, device=device) for shape in ((2, 3), (2,), (6, 3), (6, 2))
     ]
@@ -45,7 +45,7 @@ def same(transform, functions):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_derivatives(loss, device):
-    """Of every operand; a zero where plain PyTorch has none would fail."""
+    """For every operand; fails on a zero where plain PyTorch has none."""
     at, direction, every = operands(device), operands(device), (0, 1, 2, 3)
     functions, elements = pair(loss), pair(loss, "none")
     same(lambda f: grad(f, every)(*at), functions)
@@ -59,7 +59,7 @@ def test_derivatives(loss, device):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("many", MANY.values(), ids=MANY)
 def test_batches(loss, many, device):
-    """Losses and gradients of many problems at once, and one after the other without any transform."""
+    """Losses and gradients of many problems at once equal those of one after the other without a transform."""
     one, batch = operands(device), operands(device, 4)
     at = [one_of if dim is None else all_of for one_of, all_of, dim in zip(one, batch, many, strict=True)]
     functions = pair(loss)
@@ -70,14 +70,14 @@ def test_batches(loss, many, device):
 
 
 def test_gradients_of_every_sample(device):
-    """Fails where samples are taken for one batch, whose gradient they would share."""
+    """Fails if samples are treated as one batch with one gradient."""
     w, b, x, y = operands(device)
     same(lambda f: vmap(grad(f, (0, 1)), (None, None, 0, 0))(w, b, x, y), pair("mse"))
     same(lambda f: vmap(grad(f, (0, 1)), (None, None, 0, 0))(w, b, x[:, None], y[:, None]), pair("mse"))
 
 
 def test_functional_call_of_a_module_and_of_an_ensemble(device):
-    """Fails where the module's own parameters are used, or those of another of the ensemble."""
+    """Fails if the module's own parameters are used, or those of another member of the ensemble."""
     models = [linreg_ext.LinearMSELoss(3, 2, dtype=torch.float64, device=device) for _ in range(3)]
     w, b, x, y = operands(device)
     plain = pair("mse")[1]
@@ -96,7 +96,7 @@ def test_functional_call_of_a_module_and_of_an_ensemble(device):
 
 
 def test_transforms_inside_and_outside_of_each_other_and_of_autograd(device):
-    """Where requires_grad does not tell what will be differentiated, nothing is lost silently."""
+    """Inside transforms, requires_grad does not show what is differentiated; no derivative may be lost silently."""
     _, _, x, y = operands(device)
     many = torch.randn(4, 2, 3, dtype=torch.float64, device=device)
     ours, plain = (lambda w, f=f: f(w, None, x, y) for f in pair("huber"))
@@ -115,7 +115,7 @@ def test_transforms_inside_and_outside_of_each_other_and_of_autograd(device):
 
 
 def test_transforms_that_are_compiled(device):
-    """In what is compiled and around it; a trace that took the operators, which have no derivative, would give 0."""
+    """Inside and around compiled code. Fails if a trace uses the operators, whose derivative would be 0."""
     w, b, x, y = operands(device)
     many, one = torch.randn(2, 4, 2, 3, dtype=torch.float64, device=device)
     ours, plain = pair("mse")
@@ -127,15 +127,15 @@ def test_transforms_that_are_compiled(device):
     ):
         compiled = torch.compile(transform(ours), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(*at), transform(plain)(*at))
-    compiled = torch.compile(ours, backend="aot_eager")  # which PyTorch leaves out inside of a transform
-    for _ in range(2):  # with the trace of one in the cache of the other
+    compiled = torch.compile(ours, backend="aot_eager")  # not supported by PyTorch inside a transform
+    for _ in range(2):  # with one's trace in the other's cache
         torch.testing.assert_close(compiled(w, b, x, y), plain(w, b, x, y))
         torch.testing.assert_close(grad(compiled)(w, b, x, y), grad(plain)(w, b, x, y))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_operators_themselves(reduction, device):
-    """Called by name, the loss and the gradients have the derivatives of plain PyTorch; none would be a silent 0."""
+    """Called directly, the operators have the derivatives of plain PyTorch. Fails on a silent 0."""
     at, many = operands(device), torch.randn(4, 2, 3, dtype=torch.float64, device=device)
     w, b, x, y = at
 
@@ -176,7 +176,7 @@ STEPS = {"sgd_step_": linreg_ext.sgd_step_, "sgd_run_": linreg_ext.sgd_run_, "th
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_steps_in_place_are_refused(transform, compiled, device):
-    """Their loss has no derivative: it would be a 0 that nobody asked for. Nothing is changed."""
+    """The loss of an in-place step has no derivative, and a 0 would be wrong. Nothing is modified."""
     w, _, x, y = operands(device)
     given = w.expand(3, 2, 3).contiguous() if transform == "vmap" else w.clone()
     before = given.clone()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Does every module of the package import only what lies below it?"""
+"""Every module of the package imports only from lower layers."""
 
 import ast
 import graphlib
@@ -31,7 +31,7 @@ LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 def import_graph(package):
     """{module: the modules of the package that it imports}, each as a tuple of names below the package.
 
-    All import statements count: those in functions and under TYPE_CHECKING, too.
+    Import statements in functions and under TYPE_CHECKING are included.
     """
     files = {file.relative_to(package).with_suffix("").parts: file for file in package.rglob("*.py")}
     modules = {*files, ("_C",)}
@@ -60,7 +60,7 @@ def _imports(module, file, modules, package):
 
 
 def _module(path, modules):
-    """The module that a path leads to, which may end in a name that the module defines."""
+    """The module of a path, which may end in a name that the module defines."""
     for candidate in (path, [*path, "__init__"], path[:-1], [*path[:-1], "__init__"]):
         if tuple(candidate) in modules:
             return tuple(candidate)
@@ -68,7 +68,7 @@ def _module(path, modules):
 
 
 def circle(graph):
-    """A circle of imports, or []."""
+    """A cycle of imports, or []."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -77,7 +77,7 @@ def circle(graph):
 
 
 def upward_imports(graph):
-    """Imports of another file or folder that does not lie in a lower layer."""
+    """The imports of another file or folder that is not in a lower layer."""
     return sorted(
         f"{'.'.join(module)} imports {'.'.join(other)}"
         for module, others in graph.items()

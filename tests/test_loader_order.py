@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fit's whole epochs in one call beside the plain loop over the loader: the same batches, weights, histories, states and
-next draws of every generator, wherever the run ends."""
+"""fit with whole epochs in one call, compared with the plain loop over the loader: the same batches, weights,
+histories, states and next random numbers of every generator, wherever the run ends."""
 
 import copy
 import math
@@ -55,7 +55,7 @@ class Scaled(Pairs):
 
 
 class Backwards(Sampler):
-    """Draws as it goes along, as a user's own may."""
+    """Draws while it is iterated, as a user's sampler may."""
 
     def __iter__(self):
         for i in reversed(range(50)):
@@ -71,7 +71,7 @@ def weighted(replacement, **options):
     return WeightedRandomSampler(torch.arange(1.0, 51), 30, replacement, **options)
 
 
-# name -> (data set, generator) -> loader; what takes whole epochs in one call, then what does not
+# name -> (data set, generator) -> loader; first those that allow whole epochs in one call, then the others
 FOLLOWED = {
     "in order": lambda d, g: DataLoader(d, 16),
     "in order, last batch dropped": lambda d, g: DataLoader(d, 16, drop_last=True),
@@ -119,7 +119,7 @@ LOADERS = FOLLOWED | ITERATED
 
 @dataclass
 class End:
-    """Where a run has led."""
+    """The results of a run."""
 
     history: object
     model: nn.Module
@@ -203,7 +203,7 @@ def test_every_loader(name, validate, dtype, device, monkeypatch):
 
 
 def test_a_data_set_is_brought_to_the_device_once():
-    """And again when it has changed; where it lies there already, never."""
+    """It is copied again after a change, and never if it is already there."""
     data = TensorDataset(X.clone(), Y.clone())
     loader, cache = DataLoader(data, 16, shuffle=True), DeviceCache("meta")
     first, second = (cache.order_of("train", loader) for _ in range(2))
@@ -226,7 +226,7 @@ def test_a_loader_may_pin_what_goes_to_a_gpu():
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("train", ["in order", "shuffled by the user's generator", "weighted"])
 def test_every_loader_validates(name, train, monkeypatch):
-    """Whatever validation draws comes after what its epoch has drawn, from the same generators."""
+    """Validation draws after its epoch, from the same generators."""
     ours, theirs = (run(f, LOADERS[train], monkeypatch, make_val=LOADERS[name]) for f in (fit, plain_loop.fit))
     assert_same(ours, theirs)
     assert len(ours.calls) in (1, 5)
@@ -367,7 +367,7 @@ def test_two_fits_in_a_row_are_one(monkeypatch):
 
 
 def diverging(implementation, name, lr, validate):
-    """(error, model, next draws) of a run whose losses grow until they are inf, or None if it does not get there."""
+    """(error, model, next random numbers) of a run whose losses grow to inf, or None if they do not."""
     torch.manual_seed(5)
     data, generator = rows(torch.float64), torch.Generator().manual_seed(3)
     model = nn.Linear(3, 2, dtype=torch.float64)
@@ -382,10 +382,10 @@ def diverging(implementation, name, lr, validate):
 @pytest.mark.parametrize("name", ["in order", "shuffled", "shuffled by the user's generator", "weighted", "split"])
 @pytest.mark.parametrize("validate", [False, True])
 def test_divergence_at_step_3_of_epoch_7(name, validate):
-    """The generators end where the plain loop's do: with that epoch begun, and nothing drawn for later ones."""
+    """The generators end as in the plain loop: with that epoch begun, and nothing drawn for later ones."""
     steps = len(LOADERS[name](rows(torch.float64), torch.Generator()))
     wanted = 6 * steps + 3
-    low, high = 1.0, 1e16  # the larger the rate, the earlier
+    low, high = 1.0, 1e16  # the larger the learning rate, the earlier
     for _ in range(100):
         lr = math.sqrt(low * high)
         error, model, draws = diverging(fit, name, lr, validate)
@@ -416,7 +416,7 @@ def test_divergence_can_be_let_go_on(monkeypatch):
 
 
 def test_ctrl_c_leaves_generators_where_the_steps_left_them():
-    """The epochs that were taken, taken again one by one, and some batches of one more lead to the same place."""
+    """Repeating the completed epochs one by one, and some batches of the next, gives the same results."""
     data = TensorDataset(torch.randn(100_000, 2), torch.randn(100_000, 1))
 
     def prepared():
@@ -541,7 +541,7 @@ def test_a_learning_rate_that_is_a_tensor(monkeypatch):
 
 
 def test_drawing_epoch_by_epoch_is_the_same(monkeypatch):
-    """Where a torch draws numbers at once otherwise than one by one, they are drawn one by one."""
+    """If a version of torch draws different numbers at once than one by one, they are drawn one by one."""
     together = run(fit, LOADERS["shuffled"], monkeypatch)
     monkeypatch.setattr(batches, "_draws_one_by_one", lambda: False)
     alone = run(fit, LOADERS["shuffled"], monkeypatch)

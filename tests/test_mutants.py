@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Is the list of `make mutants` in order, and would its tool know a survivor?"""
+"""The mutants of `make mutants` are valid, and its tool recognises survivors."""
 
 import functools
 import re
@@ -47,7 +47,7 @@ def test_mutants_name_tests_that_there_are():
 def test_every_choice_of_a_build_is_written_once(build):
     sources = "".join(mutation.sources(build).values())
     numbers = [mutation.number_of(mutant) for mutant in MUTANTS if mutant.build == build]
-    assert numbers == list(range(1, len(numbers) + 1))  # and 0 is none of them
+    assert numbers == list(range(1, len(numbers) + 1))  # 0 selects none
     for number in numbers:
         assert sources.count(f"(linreg_mutant == {number})") + sources.count(f"(linreg_mutant == {number} ?") == 1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Is the kernel the reference? Under the accuracy rule, over shapes, dtypes, losses, reductions, weights and layouts."""
+"""Kernels against the oracle, by the accuracy rule: shapes, dtypes, losses, reductions, weights and layouts."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ SHAPES = [(n, 5, 1) for n in ROWS] + [(n, 17, 3) for n in ROWS] + [(67, d, 1) fo
 SHAPES += [(35, d, k) for d in (1, 4, 9, 130) for k in (2, 3, 4, 5, 8, 33)] + [(1000, 3, 2), (3, 40000, 2), (9, 6, 700)]
 SHAPES += [(41, 300, 1), (19, 1026, 2), (6, 5000, 1), (3, 70001, 1), (2, 131072, 1), (37, 520, 7), (21, 4096, 2)]
 SHAPES += [(n, d, k) for n, d in ((7, 9), (8, 16), (129, 33), (400, 131)) for k in (4, 6, 9, 15)]
-# Targets, and work, from which a device takes PyTorch's matrix products: one block of rows, several, several chunks.
+# Enough targets and work for PyTorch's matrix products: one row block, several, and several chunks.
 SHAPES += [(1, 1100, 33), (77, 130, 16), (64, 64, 64), (300, 65, 257), (513, 33, 40), (5003, 9, 34), (70, 1025, 100)]
 
 WEIGHTS = (None, "elements", "rows", "row columns")
@@ -46,8 +46,7 @@ def fused_loss(problem, loss, delta, reduction):
 
 
 def check(problem, loss="mse", delta=1.0, reduction="mean", grad_loss=1.0):
-    """Loss and gradients, every one and then those of a training step alone, judged beside plain PyTorch in the same
-    dtype."""
+    """Check the loss and gradients, all of them and then only those of a training step, against same-dtype PyTorch."""
     plain = loss_and_grads(lambda p: plain_loss(p, loss, delta, reduction), problem, grad_loss)
     exact = oracle(problem, loss, delta, reduction, grad_loss)
     for of in ("", "linear_"):
@@ -71,13 +70,13 @@ def test_losses_reductions_weights(loss, reduction, weight, bias, dtypes, device
 
 @pytest.mark.parametrize("shape", [(3001, 3, 1), (3001, 1, 2), (20000, 8, 1)], ids=str)
 def test_every_element_of_many_rows(shape, device):
-    """Rows that are few numbers each are laid out otherwise where something is written for each of them."""
+    """Narrow rows use another layout if something is written for each row."""
     check(Problem.random(*shape, DTYPES["float32"], device=device), reduction="none")
 
 
 @crossed(3, weight=WEIGHTS[:3], name=[name for name in DTYPES if "16" in name])
 def test_float32_targets_beside_16_bit_rows(name, weight, device):
-    """Targets and weights that 16 bits cannot hold; the loss is float32 then, as PyTorch promotes it."""
+    """Targets and weights that 16 bits cannot hold; the loss is then float32, as PyTorch promotes it."""
     for shape in ((45, 6, 1), (3001, 3, 1), (130, 21, 3), (300, 64, 1), (70, 1025, 1), (90, 11, 36), (21, 4096, 2)):
         problem = Problem.random(*shape, DTYPES[name], weight=weight, device=device)
         problem.target = problem.target + torch.rand(shape[0], shape[2], device=device)
@@ -101,20 +100,20 @@ def test_float32_targets_beside_16_bit_rows(name, weight, device):
 
 @crossed(3, shape=[(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3), (4000, 31, 9)], noise=NOISES, dtypes=DTYPES)
 def test_near_convergence(shape, noise, dtypes, device):
-    """The residual is what is left of large numbers: nothing may be rounded before the subtraction."""
+    """The residual is the small difference of large numbers, so nothing may be rounded before the subtraction."""
     check(Problem.random(*shape, dtypes, noise=noise, device=device))
 
 
 @pytest.mark.products
 @crossed(3, noise=NOISES, dtypes=DTYPES)
 def test_near_convergence_by_products(noise, dtypes, device):
-    """A float32 product rounds the prediction itself, as PyTorch's does; which of the two is nearer is luck."""
+    """A float32 product rounds the prediction itself, as PyTorch's does; which of the two is closer is chance."""
     ours, plain, exact = [], [], []
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         # Two chunks of rows, two groups of targets.
         problem = Problem.random(300, 12, 40, dtypes, noise=noise, device=device)
-        if noise == 0.0 and dtypes[0] == torch.float64:  # PyTorch's own product is no judge of PyTorch's product
+        if noise == 0.0 and dtypes[0] == torch.float64:  # PyTorch's product cannot judge itself
             nearest = extended(problem)[2] + residuals(problem)[0]
             problem.target = torch.from_numpy(nearest.astype("float64")).to(device)
         ours.append(
@@ -135,12 +134,12 @@ def test_near_convergence_by_products(noise, dtypes, device):
 @pytest.mark.parametrize("dtypes", [DTYPES[name] for name in DTYPES if "16" in name], ids=lambda d: f"{d[0]} {d[1]}")
 @pytest.mark.parametrize("shape", [(300, 4, 1), (90, 31, 9), (60, 130, 2), (90, 64, 40)], ids=str)
 def test_a_residual_of_16_bit_rows_keeps_its_digits(shape, dtypes, device):
-    """Targets miss predictions by their own rounding alone, so that a prediction rounded as they are would leave nothing
-    of the residual. The accuracy rule forgives that, since PyTorch rounds it; here a hundredth has to be right, of the
-    loss, and of gradients as autograd gets them and as a step and a run put them into new momentum."""
+    """Targets differ from predictions only by their own rounding, so that rounding the prediction as well would cancel
+    the residual. The accuracy rule permits that, since PyTorch does it; here the loss, and the gradients from autograd
+    and in new momentum buffers of a step and a run, must be right to a hundredth."""
     problem = Problem.random(*shape, dtypes, noise=0.0, device=device)
     for tensor in (problem.linear_weight, problem.linear_bias, problem.target):
-        tensor.mul_(16)  # which is exact, and keeps results from being subnormal
+        tensor.mul_(16)  # exact, and keeps results from being subnormal
     exact = oracle(problem, "mse", 1.0, "mean")
     found = [("autograd", loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem))]
     for take in (linreg_ext.sgd_step_, linreg_ext.sgd_run_):
@@ -162,19 +161,22 @@ def test_a_million_rows(dtype, device):
 
 @pytest.mark.products
 def test_several_blocks_of_rows_by_products(device):
-    """A device multiplies 20 MB of rows and predictions at a time, or 1024 rows."""
+    """A GPU multiplies 20 MB of rows and predictions at a time, or 1024 rows."""
     problem = Problem.random(1030, 5100, 33, DTYPES["float32"], device=device)
     in_double = Problem(*(None if t is None else t.double() for t in vars(problem).values()))
     ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem)
     plain = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem)
     exact = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), in_double)
-    for name, value in exact.items():  # the accuracy rule, in double: so many numbers take longer in more
+    for (
+        name,
+        value,
+    ) in exact.items():  # the accuracy rule in double, since this many numbers take too long in long double
         allowed = 2 * (plain[name] - value).norm() + 8 * torch.finfo(torch.float32).eps * value.norm()
         assert (ours[name] - value).norm() <= allowed, name
 
 
 def test_many_rows_far_from_zero(device):
-    """Means of 10⁴ and spreads of 1: sums in float32 alone would lose the spread."""
+    """Means of 10⁴ and standard deviations of 1, which sums in float32 alone would lose."""
     problem = Problem.random(200_000, 4, 1, DTYPES["float32"], device=device)
     problem.input += 1e4
     problem.target += 1e4
@@ -183,7 +185,7 @@ def test_many_rows_far_from_zero(device):
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_a_large_row_hides_few_others_from_a_sum(k, device):
-    """Next to 2²⁴ a 1 is lost in float32, which only blocks of up to 128 rows are summed in."""
+    """float32, in which only blocks of up to 128 rows are summed, loses a 1 next to 2²⁴."""
     x, y = torch.ones(30_000, 9, device=device), -torch.ones(30_000, k, device=device)
     y[0] = -(2.0**24)
     w = torch.zeros(k, 9, device=device, requires_grad=True)
@@ -194,7 +196,7 @@ def test_a_large_row_hides_few_others_from_a_sum(k, device):
 
 @pytest.mark.parametrize("k", [1, 5, pytest.param(16, marks=pytest.mark.products)])
 def test_sums_that_only_a_mean_has_in_range(k):
-    """Rows and residuals of 1e18: sums over hundreds of rows would be inf before they are divided."""
+    """Rows and residuals of 1e18, whose sums over hundreds of rows overflow before they are divided."""
     x, y, w, b = torch.full((2048, 64), 1e18), torch.full((2048, k), 1e18), torch.zeros(k, 64), torch.zeros(k)
     problem = Problem(x, w, y, b)
     ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem)
@@ -236,7 +238,7 @@ LAYOUTS = {
     5, shape=[(70, 6, 2), (70, 40, 1), (70, 40, 3), (300, 40, 37), (3000, 1, 16)], layout=list(LAYOUTS), dtypes=DTYPES
 )
 def test_layouts_give_the_bits_of_contiguous_operands(layout, shape, dtypes, device):
-    """Of our own kernels and, since their operands are packed, of PyTorch's matrix products."""
+    """For our kernels and, since their operands are packed, for PyTorch's matrix products."""
     problem = Problem.random(*shape, dtypes, weight="elements", device=device)
     strided = Problem(
         LAYOUTS[layout](problem.input), rows_with_gaps(problem.linear_weight), LAYOUTS[layout](problem.target),
@@ -275,7 +277,7 @@ def test_rows_with_gaps_give_the_same_bits_where_only_sums_are_wanted(shape, dty
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", [(9, 3, 2), (9, 20, 2), (70, 20, 35)], ids=str)
 def test_any_storage_offset_and_nothing_written_outside(shape, dtypes, device):
-    """The bits are the same wherever operands begin, those of PyTorch's matrix products too."""
+    """The bits do not depend on where operands begin, even with PyTorch's matrix products."""
     momentum = 0.9
     problem = Problem.random(*shape, dtypes, device=device)
     expected = [problem.linear_weight.clone(), problem.linear_bias.clone()]
@@ -409,7 +411,7 @@ def test_a_weight_of_zero_does_not_hide_a_nan(d, k, device):
 @pytest.mark.parametrize("where", ["input", "target"])
 @pytest.mark.parametrize("shape", [(9, 3, 1), (9, 20, 2), (40, 9, 34)], ids=str)
 def test_a_row_of_weight_zero_is_not_left_out_of_the_gradients(value, where, shape, device):
-    """0 · nan and 0 · inf are nan, as in PyTorch; a kernel that skipped such rows would hide what is wrong with them."""
+    """0 · nan and 0 · inf are nan, as in PyTorch; a kernel that skipped rows of weight 0 would hide bad data."""
     for loss in LOSSES:
         problem = Problem.random(*shape, DTYPES["float32"], weight="row columns", device=device)
         getattr(problem, where)[4] = value
@@ -433,7 +435,7 @@ def test_empty_and_odd(shape, reduction, device):
 
 
 def test_an_empty_weight_may_have_any_strides(device):
-    """An expanded one would be refused, were anything written to it."""
+    """An expanded parameter would be rejected if anything were written to it."""
     x, y = torch.empty(4, 0, device=device), torch.ones(4, 2, device=device)
     for step in (linreg_ext.sgd_step_, reference_twins.sgd_step_):
         b = torch.zeros(2, device=device)
@@ -466,7 +468,7 @@ def test_every_16_bit_number_is_read_and_written_as_it_is(dtype, d, device):
 
 
 def test_a_result_is_rounded_to_16_bits_once(device):
-    """1 + 2⁻¹¹ is a tie in float16, 1 + 2⁻⁸ in bfloat16; what is added to it, 2⁻³⁸, is lost in float32."""
+    """1 + 2⁻¹¹ is a tie in float16, 1 + 2⁻⁸ in bfloat16; 2⁻³⁸, added to break the tie, is lost in float32."""
     for dtype, half in ((torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)):
         x = torch.tensor([[1.0, half, 2.0**-24]], device=device).to(dtype)
         w = torch.tensor([[1.0, 1.0, 2.0**-14]], device=device).to(dtype)

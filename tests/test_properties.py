@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What holds for any operands: hypothesis chooses sizes, layouts, dtypes, settings and special values, and the accuracy
-rule judges."""
+"""Properties for any operands: hypothesis chooses sizes, layouts, dtypes, settings and special values, and the accuracy
+rule judges the results."""
 
 import functools
 import math
@@ -61,7 +61,7 @@ def sizes(draw) -> tuple[int, int, int]:
 
 @st.composite
 def problems(draw, shapes=None, scaled: bool = True) -> Problem:
-    """Operands of any layout, as a linear layer would see them, near convergence or not."""
+    """Operands of any layout for a linear layer, near convergence or not."""
     n, d, k = draw(sizes() if shapes is None else shapes)
     dtypes = DTYPES[draw(st.sampled_from(list(DTYPES)))]
     torch.manual_seed(draw(SEEDS))
@@ -78,13 +78,13 @@ def problems(draw, shapes=None, scaled: bool = True) -> Problem:
 
 
 def shifted(t: Tensor, offset: int) -> Tensor:
-    """The same numbers, so many elements behind the beginning of their memory."""
+    """The same numbers at a storage offset."""
     return torch.cat([t.new_full((offset,), math.nan), t.reshape(-1)])[offset:].view(t.shape)
 
 
 @st.composite
 def layouts(draw, problem: Problem) -> Problem:
-    """The problem with each operand where it may also lie; expanded ones have other values."""
+    """The problem with each operand in another layout; expanded ones have other values."""
 
     def placed(t: Tensor | None) -> Tensor | None:
         if t is None:
@@ -108,13 +108,13 @@ def bits(t: Tensor) -> Tensor:
 
 
 def bits_of_numbers(t: Tensor) -> Tensor:
-    """One kind of nan: which of two a product of 16 bits is in PyTorch depends on where threads divide a tensor."""
+    """With a single nan pattern: which of two a 16-bit product has in PyTorch depends on how threads share it."""
     return bits(t.masked_fill(t.isnan(), math.nan))
 
 
 @dataclass
 class Form:
-    """How the operands are handed over: their leading dimensions, and whether W is a vector."""
+    """The shapes in which operands are passed: their leading dimensions, and whether W is a vector."""
 
     leading: tuple[int, ...]
     vector: bool
@@ -155,7 +155,7 @@ LOSS_SETTINGS = st.builds(
 
 
 def results(function, problem: Problem, form: Form, settings: Settings, wanted: list[bool]) -> dict[str, Tensor]:
-    """The loss, and of the operands the gradients that are wanted."""
+    """The loss and the wanted gradients."""
     shape = problem.target.shape if settings.reduction == "none" else ()
     leaves = {name: t.detach() for name, t in problem.operands().items()}
     chosen = [name for name, asked in zip(leaves, wanted, strict=False) if asked]
@@ -172,29 +172,29 @@ def as_it_is(problem: Problem) -> Problem:
 
 
 def predictions_are_in_double(problem: Problem) -> bool:
-    return problem.input.dtype == torch.float64 or len(problem.linear_weight) < 16  # more go by PyTorch's products
+    return problem.input.dtype == torch.float64 or len(problem.linear_weight) < 16  # more would use PyTorch's products
 
 
 def predictions_overflow(problem: Problem) -> bool:
-    """Whether finite numbers add up to predictions beyond the dtype that these are computed in: what comes of that next
-    to an inf depends on the order of adding, in PyTorch as well."""
+    """Whether finite numbers sum to predictions that overflow: the result next to an inf then depends on the order of
+    additions, in PyTorch as well."""
     x, w, y, b, _ = (None if t is None else np.nan_to_num(abs(long(t)), posinf=0) for t in vars(problem).values())
     sizes = x @ w.T + y + (0 if b is None else b)
     return bool((sizes > torch.finfo(torch.float64 if predictions_are_in_double(problem) else torch.float32).max).any())
 
 
 def of_either_sign(problem: Problem) -> np.ndarray:
-    """Which residuals are within their rounding errors."""
+    """Which residuals are no larger than their rounding errors."""
     r, terms = residuals(problem)
     eps = torch.finfo(torch.float64 if predictions_are_in_double(problem) else torch.float32).eps
     return np.isfinite(terms) & (abs(r) < PLACES * eps * terms)
 
 
 def in_doubt(problem: Problem, settings: Settings) -> dict[str, np.ndarray]:
-    """How far off the results may be besides. Where the slope jumps at 0, as l1's does, residuals within their rounding
-    errors may have either sign. The rounding errors of float32 predictions, here 3 deviations of them, may cancel in
-    PyTorch's loss by luck. And those of many equal rows are equal: in a float32 product, which is PyTorch's own but for
-    its shape, they add up as they may in PyTorch's."""
+    """The error that is permitted beyond the rule. If the derivative jumps at 0, as l1's does, residuals within their
+    rounding errors may have either sign. The rounding errors of float32 predictions, here 3 standard deviations, may
+    happen to cancel in PyTorch's loss. Those of many equal rows are equal and accumulate in a float32 product, which is
+    PyTorch's own except for its shape."""
     _, terms = residuals(problem)
     in_double = predictions_are_in_double(problem)
     eps = torch.finfo(torch.float64 if in_double else torch.float32).eps
@@ -212,7 +212,7 @@ def in_doubt(problem: Problem, settings: Settings) -> dict[str, np.ndarray]:
 
 
 def kinds(values: np.ndarray, largest: float = np.inf) -> np.ndarray:
-    """Of each number: 2 if it is nan, 1 or -1 if its magnitude is `largest` or more, 0 otherwise."""
+    """For each number, 2 if it is nan, 1 or -1 if its magnitude is at least `largest`, else 0."""
     return np.where(np.isnan(values), 2, np.sign(values) * (abs(values) >= largest))
 
 
@@ -220,25 +220,24 @@ def assert_as_accurate_where_finite(
     name: str, ours: Tensor, plain: Tensor, exact: Exact, *, added: np.ndarray | float = 0.0,
     doubt: np.ndarray | float = 0.0, cancels: bool = False,
 ) -> None:  # fmt: skip
-    """The accuracy rule for numbers that were chosen to be hard. What is nan or inf is what is so exactly, is too large
-    for the dtype, or is so in PyTorch; the rest is judged without it.
+    """The accuracy rule for hard numbers. A result may be nan or inf only if the exact one is, overflows the dtype, or
+    is in PyTorch; such results are excluded from the rule.
 
     Args:
-        added: the size of the finite numbers that are added up last: a sum of so much may leave the range on its way, to
-            either side.
-        doubt: how far off the result may be besides.
-        cancels: allow for the places of the terms in any dtype, since numbers may cancel in the order in which PyTorch
-            adds, and only there.
+        added: the size of the finite numbers in the last sum, which may overflow on the way, in either direction.
+        doubt: the error that is permitted beyond the rule.
+        cancels: allow units in the last place of the terms for any dtype, since numbers may cancel only in the order in
+            which PyTorch adds.
     """
     assert ours.shape == plain.shape, f"{name}: shape {list(ours.shape)}, expected {list(plain.shape)}"
     info = torch.finfo(ours.dtype)
-    # float16 gradients are float32 until they have been scaled, bfloat16 ones are not.
+    # float16 gradients are float32 until they are scaled, bfloat16 ones are not.
     range_of_sums = torch.finfo(torch.float32 if ours.dtype == torch.float16 else ours.dtype).max
     value, terms = exact.value, np.where(np.isfinite(exact.terms), exact.terms, exact.value)
     found, too_large = kinds(long(ours)), kinds(value, info.max * (1 + PLACES * info.eps))
     within = kinds(value, info.max * (1 - PLACES * info.eps))
     right = (found == too_large) | (found == within) | (found == kinds(long(plain)))
-    right |= ~np.isnan(value) & np.logical_not(added <= range_of_sums)  # or nan: of a slope beyond the range times 0
+    right |= ~np.isnan(value) & np.logical_not(added <= range_of_sums)  # or nan: a derivative that overflows, times 0
     if not right.all():
         where = tuple(np.argwhere(~right)[0])
         raise AssertionError(f"{name}: got {ours[where]}, expected {value[where]} (plain PyTorch {plain[where]})")
@@ -246,7 +245,7 @@ def assert_as_accurate_where_finite(
     value, terms, doubt = (np.where(judged, array, 0) for array in (value, terms, doubt))
     plain = torch.where(plain.isfinite(), plain, torch.from_numpy(value.astype(float)).to(plain))
     ours, plain = (t.where(torch.from_numpy(judged).to(t.device), t.new_zeros(())) for t in (ours, plain))
-    # Sums are in double whatever the dtype, and what cancels in them leaves double's rounding errors.
+    # Sums are in double for any dtype, and cancellation leaves double's rounding errors.
     places = PLACES * (info.eps if cancels else torch.finfo(torch.float64).eps)
     allowing = np.linalg.norm(doubt.ravel()) + places * np.linalg.norm(terms.ravel())
     assert_as_accurate(name, ours, plain, Exact(value, terms), allowing=allowing)
@@ -254,11 +253,11 @@ def assert_as_accurate_where_finite(
 
 @np.errstate(all="ignore")
 def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], *, cancels: bool = False) -> None:
-    """Loss and gradients by the accuracy rule; with other threads the same bits, and elsewhere, too, unless only sums
-    are wanted, which are added up in another order where rows have gaps; operands stay as they are."""
+    """Loss and gradients follow the accuracy rule and leave the operands alone. The bits are the same with other
+    threads and, unless only sums are wanted, whose order of additions differs for rows with gaps, in other layouts."""
     plain_problem = contiguous(problem)
     assume(not predictions_overflow(plain_problem))
-    # Times an infinite weight, a residual of either sign is an inf of either sign or a nan; so is one whose slope is 0.
+    # Times an infinite weight, a residual of unknown sign or zero derivative may be an inf of either sign or a nan.
     tiny = of_either_sign(plain_problem) | (abs(residuals(plain_problem)[0]) < 1e-150)
     assume(not (tiny & np.isinf(extended(plain_problem)[-1])).any())
     before = [None if t is None else bits(t) for t in vars(problem).values()]
@@ -267,7 +266,7 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
     torch.set_num_threads(1)
     for name, value in results(fused_loss, problem, form, settings, wanted).items():
         same = torch.equal(bits_of_numbers(value), bits_of_numbers(ours[name]))
-        assert same, f"{name}: other bits with other threads"
+        assert same, f"{name}: different bits with other threads"
     twins = results(fused_loss, plain_problem, as_it_is, settings, wanted)
     plain = results(plain_loss, plain_problem, as_it_is, settings, wanted)
     of = (settings.loss, settings.delta)
@@ -276,17 +275,15 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
         *(None if t is None else t.where(t.isfinite(), t.new_zeros(())) for t in vars(plain_problem).values())
     )
     losses, slopes = (np.nan_to_num(abs(e.value), posinf=0) for e in losses_and_slopes(plain_problem, *of))
-    if settings.reduction == "none":  # the elements' weights are multiplied by grad_outputs, and then by slopes
+    if settings.reduction == "none":  # weights are multiplied by grad_outputs first, then by derivatives
         weights = abs(settings.grad_loss * extended(finite)[-1])
         slopes = np.where(weights > torch.finfo(plain["loss"].dtype).max, np.inf, np.maximum(slopes, 1))
-    for sizes in (losses, slopes):  # a mean's, too, are weighted in double before they are scaled
+    for sizes in (losses, slopes):  # a mean's are also weighted in double before they are scaled
         sizes[abs(extended(finite)[-1]) * sizes > torch.finfo(torch.float64).max] = np.inf
     # Other gradients are computed for a grad_output of 1, and then scaled.
     added = summed(finite, losses, slopes, settings.reduction, max(1, abs(settings.grad_loss)), sizes=True)
     doubt = in_doubt(plain_problem, settings)
-    if (
-        cancels
-    ):  # losses and slopes, weighted or not, may be rounded to the smallest numbers before they meet an operand
+    if cancels:  # weighted losses and derivatives may be rounded to subnormals before they are multiplied by an operand
         smallest = PLACES * torch.finfo(problem.input.dtype).smallest_normal * torch.finfo(problem.input.dtype).eps
         v = abs(extended(finite)[-1])
         rounded = np.where(v > 0, np.maximum(v, 1) / v, 0) * smallest
@@ -311,14 +308,14 @@ def test_loss_and_gradients(data, settings, wanted):
 
 
 def numbers(dtype: torch.dtype) -> st.SearchStrategy[float]:
-    """As a float64 tensor would hold them before it is rounded to `dtype`."""
+    """Rounded to float64, as before rounding to `dtype`."""
     width = {torch.float16: 16, torch.float64: 64}.get(dtype, 32)
     return st.sampled_from(SPECIAL + SPECIAL_IN_DOUBLE if width == 64 else SPECIAL) | st.floats(width=width)
 
 
 def weights(dtype: torch.dtype) -> st.SearchStrategy[float]:
-    """Of float64 problems those of float32: in double there is no wider type to weight losses and slopes in, and what
-    1e-300 times one of them, divided by a sum of weights, comes to depends on which of the two is first."""
+    """float64 problems have float32's range: with no wider type, 1e-300 times a loss, divided by a sum of weights,
+    depends on the order of the two operations."""
     return numbers(torch.float32 if dtype == torch.float64 else dtype)
 
 
@@ -356,7 +353,7 @@ def test_any_numbers(data, settings, wanted):
 
 @st.composite
 def rules(draw) -> dict[str, Any]:
-    """Settings of torch.optim.SGD."""
+    """Hyper-parameters of torch.optim.SGD."""
     lr = draw(st.just(0.05) | st.floats(0, 1))
     rule = {"lr": draw(st.sampled_from([lr, torch.tensor(lr), torch.tensor([lr], dtype=torch.float64)]))}
     rule["weight_decay"] = draw(st.just(0.0) | st.floats(0, 1))
@@ -368,7 +365,7 @@ def rules(draw) -> dict[str, Any]:
 
 
 def in_a_frame(t: Tensor, layout: str, offset: int) -> tuple[Tensor, Tensor]:
-    """The memory around a copy of `t`, filled with 77, and the copy."""
+    """A copy of `t`, and the memory around it, filled with 77."""
     rows, columns = t.shape if t.dim() == 2 else (len(t), 1)
     if layout == "columns":
         frame = t.new_full((columns * rows + 2 * offset + 1,), 77.0)
@@ -388,8 +385,7 @@ PARAMETERS = ("linear_weight", "linear_bias")
 def a_step(
     problem: Problem, loss: str, delta: float, rule: dict[str, Any], buffers: list[Tensor | None]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Exact, np.ndarray]]]:
-    """What PyTorch makes of loss, parameters and buffers; the exact results, and what is in doubt of them. Nothing is
-    changed."""
+    """PyTorch's loss, parameters and buffers, the exact results, and their permitted errors. Nothing is modified."""
     parameters = {name: torch.nn.Parameter(p.clone()) for name, p in problem.operands().items() if name in PARAMETERS}
     optimizer = torch.optim.SGD(parameters.values(), **rule)
     problem = contiguous(Problem(**{**vars(problem), **parameters}))
@@ -401,7 +397,7 @@ def a_step(
             optimizer.state[p]["momentum_buffer"] = buffer.clone()
         value, moved = exact_step(long(p), None if buffer is None else long(buffer), grads[name].value, **rule)
         terms = grads[name].terms + rule["weight_decay"] * abs(long(p)) + (0 if buffer is None else abs(long(buffer)))
-        # A buffer that cancels the gradient leaves its rounding errors, which PyTorch's own rounding may have undone.
+        # A buffer that cancels the gradient leaves its rounding errors, which PyTorch's rounding may happen to undo.
         off = doubt[name] + PLACES * torch.finfo(torch.promote_types(p.dtype, torch.float32)).eps * abs(
             grads[name].value
         )
@@ -417,7 +413,7 @@ def a_step(
 
 @given(st.data(), rules(), LOSSES_AND_THRESHOLDS, st.integers(0, 9))
 def test_two_steps(data, rule, loss_and_threshold, offset):
-    """Each from our own state beside PyTorch's and the exact one; what lies around a parameter stays as it is."""
+    """Each step, from our state, against PyTorch's and the exact one; the memory around a parameter is unchanged."""
     loss, delta = loss_and_threshold
     problem = data.draw(layouts(data.draw(problems())))
     form = Form(data.draw(forms(problem)).leading, vector=False)
@@ -451,7 +447,7 @@ def test_two_steps(data, rule, loss_and_threshold, offset):
 
 @given(st.data(), rules(), LOSSES_AND_THRESHOLDS)
 def test_a_run_is_its_steps(data, rule, loss_and_threshold):
-    """Rows of any order, several times or not at all, in batches of any size, with a rate for every step or not."""
+    """Rows in any order, repeated or missing, in batches of any size, with one learning rate or one for each step."""
     small = st.tuples(st.integers(1, 60), st.integers(0, 12), st.integers(1, 5))
     many = st.tuples(st.integers(1, 300), st.integers(0, 70), st.integers(1, 40))
     problem = data.draw(layouts(data.draw(problems(small | many, scaled=False))))

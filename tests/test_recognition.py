@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A fused step is the plain loop's step or it is not taken: whatever is replaced, hooked, patched or switched on."""
+"""A fused step equals the plain loop's step or is not taken, whatever is replaced, hooked, patched or switched on."""
 
 import contextlib
 import copy
@@ -20,11 +20,11 @@ from linreg_ext import make_train_step
 
 
 class Regression(Forwards):
-    """The model that all the changes below are made to."""
+    """The model for all changes below."""
 
 
 class Trained:
-    """A model in training beside the objects that a change may be made to."""
+    """A model in training, with the objects that a change may affect."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -32,10 +32,10 @@ class Trained:
         self.optimizer = sgd(self.model)
         self.x, self.y = torch.randn(6, 3), torch.randn(6, 1)
         self.context = contextlib.nullcontext
-        self.seen = []  # what a hook or a mode has been shown
+        self.seen = []  # what a hook or a mode has seen
 
     def train(self, make, steps=3):
-        """The step after `steps`, and what it leaves behind."""
+        """The step after `steps`, and its results."""
         step = make(self.model, self.loss, self.optimizer)
         for _ in range(steps):
             step(self.x, self.y)
@@ -50,8 +50,8 @@ class Trained:
 
 
 def assert_steps_are_the_plain_loops(change, level, *, watched=True):
-    """One more step after a change, of three runs: by the step of before, if the change is `watched`, by a step that is
-    bound after it, and by the plain loop."""
+    """Compare one more step after a change in three runs: by the step made before, if the change is `watched`, by a
+    step made after it, and by the plain loop."""
     results = []
     for make, anew in ((make_train_step, False), (make_train_step, True), (plain_loop.make_train_step, None)):
         if anew is False and not watched:
@@ -84,7 +84,7 @@ def in_context(make):
 
 
 class Doubling(TorchFunctionMode):
-    """Changes what F.linear computes."""
+    """Makes F.linear compute something else."""
 
     def __init__(self, run):
         super().__init__()
@@ -95,7 +95,7 @@ class Doubling(TorchFunctionMode):
 
 
 class Halving(TorchDispatchMode):
-    """Changes what the multiplication of matrices computes."""
+    """Makes matrix products compute something else."""
 
     def __init__(self, run):
         super().__init__()
@@ -106,7 +106,7 @@ class Halving(TorchDispatchMode):
 
 
 def rounding(run):
-    """Saved tensors lose digits on their way to backward."""
+    """Saved tensors lose digits before backward."""
     return torch.autograd.graph.saved_tensors_hooks(lambda t: t.bfloat16(), lambda t: t.float())
 
 
@@ -131,14 +131,14 @@ def rescaled(self, *args, **options):
 
 
 def result_of_an_operation(run, patch):
-    """A frozen weight that an operation in place makes depend on another tensor."""
+    """A frozen weight that an in-place operation makes depend on another tensor."""
     run.scale = torch.full((), 2.0, requires_grad=True)
     run.model.linear.weight.requires_grad_(False)
     run.model.linear.weight.mul_(run.scale)
 
 
 def gradient_scale(run, patch):
-    """As a GradScaler leaves it with an optimizer that divides by it."""
+    """As set by a GradScaler for an optimizer that unscales gradients itself."""
     run.optimizer.param_groups[0]["fused"] = True
     run.optimizer.grad_scale, run.optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
 
@@ -149,7 +149,7 @@ def one_memory(run, patch):
     run.model.linear.weight.data, run.model.linear.bias.data = whole[None], whole[2:]
 
 
-PATCHED = {  # whoever does so makes a new step
+PATCHED = {  # these changes need a new step
     "class of the loss": lambda run, patch: setattr(run.loss, "__class__", type("Mine", (nn.SmoothL1Loss,), {})),
     "forward of the loss's class": lambda run, patch: patch.setattr(
         nn.SmoothL1Loss, "forward", lambda self, p, t: ((p - t) ** 4).mean()
@@ -233,25 +233,25 @@ FUSED = {
 
 @pytest.mark.parametrize("change", EAGER)
 def test_the_plain_loop_is_run_as_written(change):
-    """Fails where a step stays fused, by plan or by a new decision, although the plain loop would do something else."""
+    """Fails if a step, bound before or after, is fused although the plain loop would do something else."""
     assert_steps_are_the_plain_loops(EAGER[change], "eager")
 
 
 @pytest.mark.parametrize("change", PATCHED)
 def test_what_is_patched_before_a_step_is_made(change):
-    """Fails where recognition goes by names and types alone."""
+    """Fails if recognition relies on names and types alone."""
     assert_steps_are_the_plain_loops(PATCHED[change], "eager", watched=False)
 
 
 @pytest.mark.parametrize("change", PATCHED_OPTIMIZERS)
 def test_an_optimizer_that_is_patched_before_a_step_is_made(change):
-    """Fails where the update is fused although the optimizer would do something else."""
+    """Fails if the update is fused although the optimizer would do something else."""
     assert_steps_are_the_plain_loops(PATCHED_OPTIMIZERS[change], "gradients", watched=False)
 
 
 @pytest.mark.parametrize("change", GRADIENTS)
 def test_the_optimizer_steps_for_itself(change):
-    """Fails where a fused update passes over hooks, replaced methods or gradients that SGD would have used."""
+    """Fails if a fused update bypasses hooks, replaced methods or gradients that SGD would have used."""
     assert_steps_are_the_plain_loops(GRADIENTS[change], "gradients")
 
 
@@ -268,7 +268,7 @@ UNUSABLE = {  # by torch.optim.SGD, too
 
 @pytest.mark.parametrize("change", UNUSABLE)
 def test_what_sgd_cannot_use_raises_as_in_the_plain_loop(change):
-    """And leaves the same behind; a fused step would go on without, or fail after it has changed the parameters."""
+    """And with the same results: a fused step would continue, or fail after it has changed the parameters."""
     results = []
     for make in (make_train_step, plain_loop.make_train_step):
         run = Trained()
@@ -288,12 +288,12 @@ def test_what_sgd_cannot_use_raises_as_in_the_plain_loop(change):
 
 @pytest.mark.parametrize("change", FUSED)
 def test_what_changes_nothing_stays_fused(change):
-    """And is the plain loop's step; fails where it is another, or where it is given up for nothing."""
+    """And equals the plain loop's step. Fails if it differs, or is not fused without need."""
     assert_steps_are_the_plain_loops(FUSED[change], "fused")
 
 
 def test_inside_of_inference_mode_the_plain_loops_error_is_raised():
-    """Fails where a fused step is taken, which needs no derivative."""
+    """Fails if a fused step is taken, which needs no derivative."""
     run = Trained()
     step = run.train(make_train_step)
     with pytest.warns(UserWarning, match="grad mode is off"), torch.inference_mode(), pytest.raises(RuntimeError):
@@ -320,7 +320,7 @@ PROGRAMS = {  # of the tutorials: model, features, shape of a target of 6 rows, 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_tutorials_models_are_fused(program):
-    """Fails where one is not recognised, or where its steps are not those of the plain loop."""
+    """Fails if one is not recognised, or its steps differ from the plain loop's."""
     make, d, shape, loss = PROGRAMS[program]
     model = make()
     twin = copy.deepcopy(model)
@@ -334,7 +334,7 @@ def test_the_tutorials_models_are_fused(program):
 
 
 class Generated(nn.Module):
-    """A model whose forward is put together at random."""
+    """A model with a random forward."""
 
     def __init__(self, choose):
         super().__init__()
@@ -373,7 +373,7 @@ def function(arguments, expression):
 
 
 def disturb(model, optimizer, choose):
-    """Something that a step may not pass over, or nothing."""
+    """Something that a step must not ignore, or nothing."""
     p = next(model.parameters())
     choose([
         lambda: None,
@@ -394,7 +394,7 @@ def disturb(model, optimizer, choose):
 
 
 def test_random_models_train_as_the_plain_loop_trains_them():
-    """Fails where any combination of model, loss and disturbance is fused into something else; most are not fused."""
+    """Fails if a combination of model, loss and disturbance is fused into something else. Most are not fused."""
     levels = []
     for seed in range(150):
         draw = random.Random(seed)
@@ -418,7 +418,7 @@ def test_random_models_train_as_the_plain_loop_trains_them():
                         if i == 1:
                             levels.append(step.explain().partition(":")[0] if make is make_train_step else "plain")
                             disturb(model, optimizer, choose)
-                except Exception as error:  # which the plain loop must raise, too
+                except Exception as error:  # the plain loop must raise, too
                     left.append(type(error))
             left += [p.detach() for p in model.parameters()] + [p.grad for p in model.parameters()]
             results.append(left)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Does PyTorch believe us? opcheck on every operator, and what a direct entry owes those that have none."""
+"""opcheck on every operator, and the same guarantees for the direct entries."""
 
 import itertools
 
@@ -100,7 +100,7 @@ def test_fake_tensors_have_the_metadata_of_the_results(device):
 
 
 def test_the_direct_entry_sees_transforms_and_subclasses():
-    """What is not a plain tensor goes through the dispatcher, so that fakes stay fake."""
+    """All but plain tensors must go through the dispatcher, so that fake tensors stay fake."""
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     with FakeTensorMode():
@@ -109,7 +109,7 @@ def test_the_direct_entry_sees_transforms_and_subclasses():
 
 
 def test_what_is_not_dispatched_is_profiled_all_the_same():
-    """Only what the dispatcher calls has its operands' shapes told."""
+    """Only calls through the dispatcher record the shapes of operands."""
     x, w, y, *_ = vars(Problem.random(9, 5, 2, DTYPES["float32"])).values()
     layer = torch.nn.Linear(5, 2)
     step = linreg_ext.make_train_step(layer, torch.nn.MSELoss(), torch.optim.SGD(layer.parameters(), lr=0.1))
@@ -170,7 +170,7 @@ def test_parameters_that_require_grad_are_updated_in_any_grad_mode(device):
 
 
 def test_the_losses_are_functions_of_torch_to_tracers_and_modes():
-    """A network with a fused head can be traced, and a TorchFunctionMode sees the loss."""
+    """fx can trace a network with a fused head, and a TorchFunctionMode sees the loss."""
 
     class Head(nn.Module):
         def __init__(self):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Is a run its steps? sgd_run_ beside sgd_step_ on every batch, on the CPU bit for bit, and what ends a run early."""
+"""sgd_run_ equals sgd_step_ on every batch, on the CPU bit for bit; and the ways in which a run ends early."""
 
 import ctypes
 import itertools
@@ -40,7 +40,7 @@ def bits(flags):
 
 def part_of_a_run(x, w, y, b=None, v=None, *, steps, sizes, rule, loss="mse", delta=1.0, lr=None, reduction="mean",
                   buffers=(), order=None, validation=(None, None, None), first_step=(False, False), frozen=(False, False), stop=False):  # fmt: skip
-    """What the operator returns for each stretch of some steps of a run."""
+    """The operator's results for each chunk of a run."""
     parts, parameters = [], [w] if b is None else [w, b]
     state = (bits(first_step), bits(frozen), stop)
     step = (x, y, parameters, list(buffers), rule, loss, delta, v, lr, reduction, *state)
@@ -55,12 +55,12 @@ def batches(order, batch_size, drop_last=False):
 
 
 def both(problem, orders, batch_size, *, lr=0.01, drop_last=False, in_place=False, **options):
-    """(losses, weight, bias, buffers) of the run and of its steps; `in_place` takes every row in turn."""
+    """(losses, weight, bias, buffers) of the run and of its steps; `in_place` takes all rows in sequence."""
     x, w, y, b, v = vars(problem).values()
     results = []
 
     def taken(t, batch):
-        """Rows where they lie or gathered, as the run has them: bits may depend on the gaps."""
+        """Rows in place or gathered, as in the run, since bits may depend on gaps."""
         if in_place:
             return t[batch[0] : batch[-1] + 1]
         expanded = t.dim() == 2 and t.stride(1) == 0
@@ -88,7 +88,7 @@ def both(problem, orders, batch_size, *, lr=0.01, drop_last=False, in_place=Fals
 
 
 def assert_same(results):
-    """The same bits; from a GPU, whose runs add in another order than its steps, the same numbers."""
+    """The same bits; on a GPU, where runs add in another order than steps, the same numbers."""
     for run, steps in zip(*results, strict=True):
         assert run.dtype == steps.dtype
         assert run.shape == steps.shape
@@ -115,7 +115,7 @@ def test_every_step_is_a_single_step(options, dtypes, device):
 
 @pytest.mark.products
 def test_towards_many_targets_too(device):
-    """Batches go by matrix products or, the short last one, by loops, as a single step on them does."""
+    """Batches use matrix products, and the short last one loops, as single steps on them do."""
     for k in (15, 16, 40):
         problem = Problem.random(300, 64, k, DTYPES["float32"], device=device)
         assert_same(both(problem, shuffled(300, 2), 140, momentum=0.9))
@@ -124,7 +124,7 @@ def test_towards_many_targets_too(device):
 
 @pytest.mark.products
 def test_batches_that_begin_anywhere_in_a_cache_line(device):
-    """They are packed for matrix products, unless they begin on one as the first does: memory must be there for both."""
+    """Unlike the first, such batches are packed for matrix products, which needs memory that the first does not."""
     for dtypes, (n, d, k, batch) in itertools.product(DTYPES.values(), [(1000, 33, 40, 111), (300, 1001, 70, 9)]):
         problem = Problem.random(n, d, k, dtypes, device=device)
         assert_same(both(problem, torch.arange(n).repeat(2, 1), batch, in_place=True, lr=1e-3))
@@ -180,7 +180,7 @@ def test_operands_that_lie_otherwise(device):
 
 
 def test_columns_of_several_targets_are_gathered_to_rows(device):
-    """Which a step goes through in another way, and with more workspace, than through the columns."""
+    """Rows with gaps, which a step reads differently and with more workspace than columns."""
     for n, d, k in ((300, 20, 4), (90, 200, 9), (160, 15, 7)):
         problem = Problem.random(n, d, k, DTYPES["float32"], device=device)
         problem.target = problem.target.t().contiguous().t()
@@ -219,12 +219,12 @@ def test_a_run_stops_with_the_last_finite_parameters(d, momentum, device):
     assert torch.equal(losses[:-1], torch.cat([first, second]))
     assert torch.equal(kept, twin)
     assert not momentum or torch.equal(buffers[0], twin_buffers[0])
-    # What is not reached has no loss.
+    # Steps that are not reached have no loss.
     parts = part_of_a_run(x, w.clone(), y, steps=range(8), sizes=(16, False, 2), rule=[options["lr"], 0, 0, 0, 0, 0],
                           order=orders, stop=True)  # fmt: skip
     assert [len(parts), int(parts[0][2]), len(parts[0][0])] == [1, 6, 8]
     assert parts[0][0].isnan().tolist() == [False] * 7 + [True]
-    # A first step that is not taken leaves everything, and goes on where it is not to stop.
+    # A first step that is not taken changes nothing; without stop_nonfinite it is taken.
     kept, buffers = w.clone(), [None, None]
     losses = linreg_ext.sgd_run_(x * torch.inf, kept, y, stop_nonfinite=True, momentum_buffers=buffers, **options)
     assert len(losses) == 1
@@ -242,7 +242,7 @@ def test_validation_after_every_epoch(shape, weight, device):
     twin, twin_bias = w.clone(), b.clone()
     epoch = -(-len(x) // 16)
     rates = torch.linspace(0.01, 0.001, 3 * epoch)
-    steps = range(2, 3 * epoch)  # begins within an epoch and ends with one
+    steps = range(2, 3 * epoch)  # begins inside an epoch and ends with one
     parts = part_of_a_run(x, w, y, b, steps=steps, sizes=(16, False, 3), rule=[0.0] * 6, lr=rates,
                           validation=[rows.input, rows.target, rows.weight])  # fmt: skip
     validation = torch.cat([part[1] for part in parts])
@@ -297,7 +297,7 @@ def test_no_rows_are_no_steps(device):
         assert (w == 1).all()
 
 
-# On a GPU: many narrow rows, a warp that has one, rows over lanes, several targets; rows that one block does not hold.
+# On a GPU: many narrow rows, one row per warp, rows across lanes, several targets, and rows beyond one block's memory.
 @pytest.mark.parametrize("shape", [(700, 1, 1), (33, 8, 1), (40, 100, 2), (70, 17, 3), (50, 300, 1)], ids=str)
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 def test_a_run_in_chunks_has_the_same_bits(shape, dtypes, device):
@@ -321,10 +321,10 @@ def test_a_run_in_chunks_has_the_same_bits(shape, dtypes, device):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-# More than a block's shared memory: 96 KB in tests/simt, up to 227 KB of a GPU.
+# More than a block's shared memory: 96 KB in tests/simt, up to 227 KB on a GPU.
 @pytest.mark.parametrize("shape", [(14_000, 1, 1), (3000, 16, 1), (1501, 31, 1), (40_000, 2, 1)], ids=str)
 def test_a_full_batch_that_no_block_holds(shape, device):
-    """In parts it has the same bits, and it stops."""
+    """In chunks it has the same bits and stops."""
     problem = Problem.random(*shape, DTYPES["float32"], weight="rows", device=device)
     x, w, y, b, v = vars(problem).values()
     options = {"weight": v, "epochs": 5, "lr": 0.1 / (10 + shape[1]), "momentum": 0.9, "loss": "huber"}
@@ -345,7 +345,7 @@ def test_a_full_batch_that_no_block_holds(shape, device):
     assert torch.equal(kept, w)
 
 
-# Rows that no block's shared memory holds: their steps are launched one by one.
+# Rows beyond a block's shared memory, whose steps are launched one by one.
 LARGE = [
     (32_001, 3, 700, "float32"), (60_000, 1, 16, "float32"), (2400, 101, 130, "float32"), (1100, 256, 64, "float32"),
     (700, 61, 32, "float64"), (520, 64, 200, "float64"), (4500, 30, 40, "bfloat16"), (8001, 16, 300, "float16"),
@@ -356,12 +356,13 @@ LARGE = [
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(("n", "d", "batch", "dtypes"), LARGE)
 def test_batches_of_rows_that_no_block_holds(n, d, batch, dtypes, in_place, device):
-    """Begun within an epoch, through its short last batch into the next one: the steps, and in parts the same bits."""
+    """From inside an epoch through its short last batch into the next one: equal to the steps, with the same bits in
+    chunks."""
     problem = Problem.random(n, d, 1, DTYPES[dtypes], weight=None if in_place else "rows", device=device)
     x, w, y, b, v = vars(problem).values()
     rows = n if in_place else 7 * batch // 2
     orders = torch.arange(n).repeat(2, 1) if in_place else torch.randint(n, (2, rows))
-    orders[:, -1] = n - 1  # whose neighbour there is not
+    orders[:, -1] = n - 1  # it has no neighbour
     epoch = -(-rows // batch)
     begin = epoch - 2
     every = [part for order in orders for part in batches(order, batch)][begin : begin + 5]
@@ -390,7 +391,7 @@ def test_batches_of_rows_that_no_block_holds(n, d, batch, dtypes, in_place, devi
 
 
 def test_large_runs_with_every_loss_and_rule(device):
-    """Every loss and rule, without a bias, frozen, with weights of elements; stopped by a loss that is not finite."""
+    """Every loss and rule, without a bias, frozen, with elementwise weights, and ended by a loss that is not finite."""
     n, d, batch = 1500, 50, 90
     orders = torch.randint(n, (2, 200))
     for loss, options in itertools.product(LOSSES, OPTIONS.values()):
@@ -421,7 +422,7 @@ def test_large_runs_with_every_loss_and_rule(device):
 @pytest.mark.parametrize("noise", [1.0, 1e-4])
 @pytest.mark.parametrize("shape", [(3000, 1, 1), (1500, 8, 1), (300, 60, 1), (60, 200, 2), (250, 240, 1)], ids=str)
 def test_a_step_of_a_run_is_as_accurate_as_pytorch(shape, noise, device):
-    """Near convergence too, with a rate that makes the update as large as the weight."""
+    """Also near convergence, with a learning rate that makes the update as large as the weight."""
     problem = Problem.random(*shape, DTYPES["float32"], noise=noise, device=device)
     x, w, y, b, _ = vars(problem).values()
     ours, lr = [w.clone(), b.clone()], len(x) ** 0.5 / noise
@@ -455,7 +456,7 @@ def test_steps_through_shared_memory_are_one_launch():
         x, w, y, *_ = vars(Problem.random(n, d, k, DTYPES["float32"])).values()
         before = launches()
         linreg_ext.sgd_run_(x, w, y, lr=0.01, **options)
-        assert launches() - before == expected + 1  # which says how many steps were taken
+        assert launches() - before == expected + 1  # the number of steps taken
 
 
 def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):
@@ -478,7 +479,7 @@ def test_same_bits_for_any_number_of_threads_and_stretch(monkeypatch):
 
 
 def test_ctrl_c_ends_a_run_between_two_steps():
-    """Every step moves weight and bias by just `lr`, so that they tell how many there were."""
+    """Every step moves weight and bias by exactly `lr`, so that they count the steps."""
     x, y = torch.ones(512, 1, dtype=torch.float64), torch.full((512, 1), 1e9, dtype=torch.float64)
     w, b, buffers, lr = torch.zeros(1, 1).double(), torch.zeros(1).double(), [None, None], 2.0**-20
     pressed = []

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the command line does beside computing, as Python's audit events tell: no network, no other program, no pickle
-that runs, and nothing written elsewhere than it was told to."""
+"""The side effects of the command line, from Python's audit events: no network, no other program, no pickle that runs,
+and no file written anywhere but where it should be."""
 
 import importlib.util
 import os
@@ -52,14 +52,14 @@ sys.addaudithook(hook)
 
 
 class Runs:
-    """Unpickled, it makes a folder."""
+    """Creates a folder when unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("unpickled",)
 
 
 def hostile_files(folder):
-    """Files that would run code in a reader that trusts them, and the arguments that have them read."""
+    """Files that would run code in a trusting reader, and the arguments that read them."""
     (folder / "model").mkdir()
     torch.save({"weight": Runs()}, folder / "model" / "weights.pt")
     np.save(folder / "object.npy", np.array([[Runs(), 1]], dtype=object), allow_pickle=True)
@@ -100,7 +100,7 @@ print("CODES", *(main(arguments) for arguments in {commands + hostile_files(tmp_
 
 
 def test_the_hostile_files_are_hostile(tmp_path, monkeypatch):
-    """Or the test above would prove nothing."""
+    """Otherwise the test above would prove nothing."""
     monkeypatch.chdir(tmp_path)
     hostile_files(tmp_path)
     for trusting in (
@@ -114,7 +114,7 @@ def test_the_hostile_files_are_hostile(tmp_path, monkeypatch):
 
 
 def test_safetensors_with_names_that_are_no_names(tmp_path):
-    """Metadata is JSON of anybody: of the wrong type, nested without end, or of another shape."""
+    """Metadata is untrusted JSON: of the wrong type, nested endlessly, or of another shape."""
     safetensors = pytest.importorskip("safetensors.torch")
     from linreg_ext.cli.coefficients import load_weights
     from linreg_ext.cli.errors import CommandError

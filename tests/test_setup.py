@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What setup.py decides: CUDA or not, architectures, jobs, flags, and what it says where it cannot build."""
+"""The decisions of setup.py (CUDA, architectures, jobs, flags), and its errors if it cannot build."""
 
 import os
 import re
@@ -19,12 +19,12 @@ SETUP = Path(__file__).parents[1] / "setup.py"
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    """Runs setup.py up to where it would compile, on a machine that is described; gives its extension."""
+    """Runs setup.py up to compiling, on a simulated machine, and returns its extension."""
     toolkit = tmp_path / "cuda"
     (toolkit / "include").mkdir(parents=True)
     (toolkit / "include" / "cuda_runtime.h").touch()
     for name in ("LINREG_EXT_CUDA", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS"):
-        monkeypatch.setenv(name, "")  # so that what setup.py sets is taken back
+        monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("a GPU was looked for"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("a GPU was looked for"))
@@ -57,7 +57,7 @@ def test_a_cpu_build_has_fewer_sources(build, capsys):
 
 
 def test_a_machine_without_a_gpu_builds_for_all_of_them(build, capsys):
-    """Fails where a GPU is looked for: this may be a container that is built on another machine than it runs on."""
+    """Fails if setup.py looks for a GPU: a container may be built on another machine than it runs on."""
     extension = build("13.0", True)
     assert "linreg_ext: building with CUDA: torch for CUDA 13.0 and " in capsys.readouterr().out
     assert {"csrc/cuda/pass.cu", "csrc/torch/cuda.cpp"} < set(extension.sources)
@@ -91,17 +91,15 @@ def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(build):
 
 
 def test_without_torch_it_says_what_to_install(build, monkeypatch):
-    """In the environment that pip isolates, or before torch is there."""
+    """In pip's isolated environment, or before torch is installed."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        SystemExit, match=r"there is none .*: install torch, then build with `pip install --no-build-is"
-    ):
+    with pytest.raises(SystemExit, match=r"found none .*: install torch, then build with `pip install --no-build-is"):
         runpy.run_path(str(SETUP))
 
 
 @pytest.fixture
 def isolate(monkeypatch, tmp_path):
-    """Moves the imported torch where an isolated build has it; the target environment has the version that is given."""
+    """Moves the imported torch into an isolated build; the target environment has torch `version`, if given."""
 
     def run(version=None, folder="pip-build-env-x1/overlay/lib"):
         target = tmp_path / "target"
@@ -129,12 +127,12 @@ def test_any_other_isolated_build_warns(folder, has_torch, build, isolate, capsy
     isolate(metadata.version("torch") if has_torch else None, folder)
     assert build().sources
     said = capsys.readouterr().err
-    assert f"WARNING: the build is isolated: it compiles against torch {metadata.version('torch')}" in said
+    assert f"WARNING: the isolated build compiles against torch {metadata.version('torch')}" in said
     assert "`pip install --no-build-isolation .`" in said
 
 
 def test_a_build_that_is_not_isolated_does_not_warn(build, isolate, capsys):
-    isolate("1.2.3", "site-packages")  # as where a virtual environment has the torch of another
+    isolate("1.2.3", "site-packages")  # as in a virtual environment that uses another's torch
     assert build().sources
     assert not capsys.readouterr().err
 
@@ -142,12 +140,12 @@ def test_a_build_that_is_not_isolated_does_not_warn(build, isolate, capsys):
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_other_systems_are_told_so(system, build, monkeypatch):
     monkeypatch.setattr(sys, "platform", system)
-    with pytest.raises(SystemExit, match=f"on Linux only, and this is {system}: set LINREG_EXT_REFERENCE=1 "):
+    with pytest.raises(SystemExit, match=f"on Linux only, got {system}: set LINREG_EXT_REFERENCE=1 "):
         build()
 
 
 def test_no_flag_buys_speed_with_wrongness_or_with_a_machine(build):
-    """Of the compilers: what runs on the machine that built it runs on others, and adds in the order that is written."""
+    """Compiler flags: the build runs on other machines, and adds in the order of the source."""
     given = build("13.0", True).extra_compile_args
     flags = " ".join(given["cxx"] + given["nvcc"])
     assert "-O3" in flags

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Does the interpreter find what is wrong with a kernel, for every seed, and nothing wrong with a right one?"""
+"""The interpreter finds the fault of every faulty kernel, for every seed, and none in correct ones."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def test_faults_are_reported(samples, kernel, fault, message):
         error = samples.run(kernel, fault, seed=seed)
         assert error
         assert re.search(message, error), error
-        assert samples.run(kernel) is None  # nothing is left of the abandoned grid
+        assert samples.run(kernel) is None  # the abandoned grid leaves nothing behind
 
 
 WRONG = [
@@ -89,7 +89,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("kernel", "fault"), WRONG)
 def test_races_make_results_wrong(plain, kernel, fault):
-    """In some order, which ten launches are enough to find."""
+    """In some schedule, which ten launches suffice to find."""
     for seed in SEEDS:
         plain.library.simt_seed(seed)
         assert any(plain.run(kernel, fault) for _ in range(10))

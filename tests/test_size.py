@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sizes that 32 bits do not count: rows, elements and offsets beyond 2³¹ and 2³²; rows of 131072 features; 4096 targets.
+"""Sizes beyond 32 bits: rows, elements and offsets over 2³¹ and 2³²; rows of 131072 features; 4096 targets.
 
-On a CPU only address space is taken: pages that nobody has written to are one page of zeros. What distinguishes a row
-lies at the end, where an offset that has lost its upper bits does not reach.
+On a CPU they take only address space: unwritten pages share one page of zeros. The rows that matter are at the end,
+which a truncated offset does not reach.
 """
 
 import mmap
@@ -15,11 +15,11 @@ from test_parity import check
 
 import linreg_ext
 
-NORESERVE = 0x4000  # of Linux's mmap, which Python 3.10 does not name
+NORESERVE = 0x4000  # a flag of Linux's mmap that Python 3.10 lacks
 
 
 def zeros(shape, dtype, device):
-    """Zeros of any size, none of which is in memory before it is written to; on a GPU all are."""
+    """Zeros of any size, which occupy memory only once written to; on a GPU always."""
     count = torch.Size(shape).numel()
     if device == "cuda":
         if 2.5 * count * dtype.itemsize > torch.cuda.mem_get_info()[0]:
@@ -30,7 +30,7 @@ def zeros(shape, dtype, device):
 
 
 def far_apart(t, span):
-    """A copy of `t` whose first and last row are more than `span` elements from each other."""
+    """A copy of `t` whose first and last rows are more than `span` elements apart."""
     if t is None:
         return None
     rows = t if t.dim() == 2 else t[:, None]
@@ -40,7 +40,7 @@ def far_apart(t, span):
 
 
 def results(problem, order):
-    """Of a loss, of a step and of a run."""
+    """In a loss, a step and a run."""
     x, w, y, b, v = vars(problem).values()
     value, grads = torch.ops.linreg_ext.linear_loss_grads(x, w, y, b, v, "mse", 1.0, "mean", [True] * 4)
     none = linreg_ext.linear_mse_loss(x, w, y, linear_bias=b, weight=v, reduction="none")
@@ -51,7 +51,7 @@ def results(problem, order):
     return [value, *grads, none, step, losses, w.clone(), b.clone(), *buffers]
 
 
-# On a CPU: a small step; lanes along rows; along features, of one target and of several; matrix products.
+# On a CPU: a small step; lanes along rows; lanes along features, for one target and several; matrix products.
 @crossed(5, dtypes=DTYPES, shape=[(70, 5, 1), (500, 3, 2), (70, 20, 3), (70, 40, 8), (300, 40, 37)])
 def test_rows_that_are_far_apart(dtypes, shape, device):
     problem = Problem.random(*shape, dtypes, weight="elements", device=device)
@@ -62,12 +62,12 @@ def test_rows_that_are_far_apart(dtypes, shape, device):
         if not weighted:
             problem.weight = far.weight = None
         for ours, twin in zip(results(far, order), results(problem, order), strict=True):
-            eps = torch.finfo(ours.dtype).eps  # a column of targets with a stride is read otherwise
+            eps = torch.finfo(ours.dtype).eps  # a strided column of targets is read differently
             torch.testing.assert_close(ours, twin, rtol=8 * eps, atol=8 * eps * twin.abs().max().item())
 
 
 def ended(n, d, k, device):
-    """Rows of zeros whose last three are 1, 2 and 3 in every column, with other targets; [n, d] and [n, k]."""
+    """Rows [n, d] and targets [n, k] of zeros, except that the last three rows are 1, 2 and 3, with other targets."""
     x, y = zeros((n, d), torch.bfloat16, device), zeros((n, k), torch.bfloat16, device)
     x[-3:], y[-3:] = torch.tensor([[1.0], [2], [3]]), torch.tensor([[-1.0], [1], [5]])
     return x, y
@@ -88,7 +88,7 @@ def test_more_elements_than_32_bits_count(shape, device):
     assert mean.item() == pytest.approx((residuals @ residuals).item() / n, rel=1e-6)
     assert (w == 2 - residuals @ torch.tensor([1.0, 2, 3], dtype=torch.float64).to(residuals)).all()
     assert (b == -residuals.sum()).all()
-    b.fill_(1)  # now every row counts
+    b.fill_(1)  # every row contributes
     loss = linreg_ext.linear_l1_loss(x, torch.zeros_like(w), y, linear_bias=b, reduction="sum")
     assert loss.item() == pytest.approx(k * (n - 3 + 2 + 0 + 4), rel=1e-7)
 
@@ -116,7 +116,7 @@ def test_more_rows_than_32_bits_count_in_one(device):
 
 @pytest.mark.extended
 def test_results_of_more_elements_than_32_bits_count(device):
-    """4.3 GB of losses, and of gradients."""
+    """4.3 GB each of losses and gradients."""
     x, y = ended(2**31 + 5, 1, 1, device)
     w = torch.full((1, 1), 2.0, dtype=torch.bfloat16, device=device)
     losses = linreg_ext.linear_mse_loss(x, w, y, reduction="none")
@@ -131,5 +131,5 @@ def test_results_of_more_elements_than_32_bits_count(device):
 
 @crossed(2, shape=[(2, 131072, 5), (1, 131072, 17), (1, 7, 4096), (70, 9, 4096)], dtype=["float32", "bfloat16"])
 def test_many_features_or_targets(shape, dtype, device):
-    # So much noise that the rounding of matrix products, which may cancel in one loss by luck, does not decide.
+    # With enough noise that the rounding of matrix products, which may happen to cancel in one loss, does not decide.
     check(Problem.random(*shape, DTYPES[dtype], noise=300.0, device=device))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Models, optimizers and steps that are copied, saved, loaded, moved or made without data go on as stock ones do."""
+"""Models, optimizers and steps that are copied, saved, loaded, moved or made without data behave like stock ones."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ from linreg_ext import LinearHuberLoss, LinearMSELoss, make_train_step
 
 
 class Stock(nn.Module):
-    """What LinearMSELoss is, in PyTorch's own words."""
+    """LinearMSELoss in plain PyTorch."""
 
     def __init__(self, in_features, out_features):
         super().__init__()
@@ -28,7 +28,7 @@ class Stock(nn.Module):
 
 
 def train(model, optimizer, batches):
-    """The gradients of every step: Adam takes the same one by any multiple of them."""
+    """The gradients of every step, since Adam takes the same step for any multiple of them."""
     grads = []
     for x, y in batches:
         model(x, y).backward()
@@ -65,7 +65,7 @@ WAYS = {
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("classes", [(LinearMSELoss, Stock), (Stock, LinearMSELoss)], ids=["to stock", "from stock"])
 def test_training_goes_on_in_the_other_module(classes, assign, way):
-    """Fails where the names, shapes or momenta of one are not those of the other, or one has other gradients."""
+    """Fails if the two differ in names, shapes, momentum or gradients."""
     first, second = classes
     batches = [(torch.randn(5, 3), torch.randn(5, 2)) for _ in range(6)]
     whole = Stock(3, 2)
@@ -86,7 +86,7 @@ def test_training_goes_on_in_the_other_module(classes, assign, way):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_of_a_module_are_its_equals_and_nothing_more(copied):
-    """Fails where a copy has another threshold or reduction than plain PyTorch is given here, or shares parameters."""
+    """Fails if a copy loses its threshold or reduction, or shares parameters."""
     model = nn.Sequential(nn.Linear(2, 3), LinearHuberLoss(3, 1, delta=0.5, reduction="sum"))
     twin = copied(model)
     x, y = torch.randn(4, 2), torch.randn(4, 1)
@@ -99,7 +99,7 @@ def test_copies_of_a_module_are_its_equals_and_nothing_more(copied):
 
 
 def test_parameters_given_by_functional_call():
-    """Fails where the module's own parameters are used, or the gradients do not go to those that are given."""
+    """Fails if the module's own parameters are used, or the gradients do not reach the given ones."""
     model = LinearMSELoss(3, 2)
     x, y = torch.randn(4, 3), torch.randn(4, 2)
     given = {name: torch.randn_like(p).requires_grad_() for name, p in model.named_parameters()}
@@ -112,7 +112,7 @@ def test_parameters_given_by_functional_call():
 
 @pytest.mark.parametrize("how", ["meta and to_empty", "skip_init"])
 def test_a_module_that_is_made_without_data(how):
-    """Fails where what is filled in later is not what is trained, or is not trained as plain PyTorch does."""
+    """Fails if the parameters filled in later are not trained, or not as in plain PyTorch."""
     if how == "skip_init":
         model = nn.utils.skip_init(LinearMSELoss, 3, 1, device="cpu")
     else:
@@ -168,7 +168,7 @@ def swapped_to_double(run):
 
 
 def emptied(run):
-    """To the meta device and back; the parameters are new ones."""
+    """To the meta device and back, with new parameters."""
     kept = copy.deepcopy(run.model.state_dict())
     run.model.to("meta").to_empty(device="cpu")
     run.model.load_state_dict(kept)
@@ -183,7 +183,7 @@ def emptied_with_a_new_optimizer(run):
 
 
 def old_checkpoint(run):
-    """Of a PyTorch that did not know all of today's settings."""
+    """From a version of PyTorch with fewer settings."""
     state = run.optimizer.state_dict()
     for name in ("nesterov", "maximize", "foreach", "differentiable", "fused"):
         state["param_groups"][0].pop(name)
@@ -199,13 +199,13 @@ def shared(run):
     run.model.share_memory()
 
 
-CHANGES = {  # and the level of the steps after them
-    "assign=True, optimizer left behind": (assigned, "gradients: a parameter of the model is not the optimizer's"),
+CHANGES = {  # and the level of the following steps
+    "assign=True, optimizer left behind": (assigned, "gradients: a parameter of the model is not in the optimizer"),
     "assign=True": (assigned_with_its_optimizer, "fused"),
-    "float64, momenta left behind": (to_double, "gradients: a momentum buffer is of another dtype"),
+    "float64, momenta left behind": (to_double, "gradients: a momentum buffer differs from its parameter in dtype"),
     "float64": (to_double_with_its_buffers, "fused"),
     "float64, parameters swapped": (swapped_to_double, "fused"),
-    "to_empty, optimizer left behind": (emptied, "gradients: a parameter of the model is not the optimizer's"),
+    "to_empty, optimizer left behind": (emptied, "gradients: a parameter of the model is not in the optimizer"),
     "to_empty": (emptied_with_a_new_optimizer, "fused"),
     "a checkpoint of an old PyTorch": (old_checkpoint, "fused"),
     "p.data": (new_data_of_parameters, "fused"),
@@ -215,7 +215,7 @@ CHANGES = {  # and the level of the steps after them
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_step_after_its_parameters_have_changed(change):
-    """Fails where a plan goes on with parameters or momenta that are not the model's and the optimizer's any more."""
+    """Fails if a bound step continues with parameters or momentum buffers that have been replaced."""
     change, level = CHANGES[change]
     results = []
     for make in (make_train_step, plain_loop.make_train_step):
@@ -235,7 +235,7 @@ def test_a_step_after_its_parameters_have_changed(change):
 
 
 def test_a_lazy_layer_is_fused_when_it_has_become_one():
-    """Fails where the first, eager step or the fused ones after it are not the plain loop's."""
+    """Fails if the first, eager step or the fused ones after it differ from the plain loop's."""
     x, y = torch.randn(6, 3), torch.randn(6, 1)
     results = []
     for make in (make_train_step, plain_loop.make_train_step):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whatever is done to a model and its optimizer between steps, and by which of our ways the steps go: what plain PyTorch
-makes of the same is what there is. Hypothesis makes up the order; a plain twin is compared after every rule."""
+"""Whatever happens to a model and its optimizer between steps, and however the steps are taken, the state equals plain
+PyTorch's. Hypothesis chooses the sequence, and a plain twin is compared after every rule."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-# All else that is warned of is an error: a scheduler that sees no step of the optimizer warns.
+# All other warnings are errors, such as that of a scheduler that sees no step of the optimizer.
 pytestmark = pytest.mark.filterwarnings("ignore:linreg_ext")
 
 FEATURES = 3
@@ -44,7 +44,7 @@ RATES = st.floats(0, 0.02)
 
 
 class Trainee:
-    """A model and what trains it."""
+    """A model with its loss and optimizer."""
 
     def __init__(self, model, loss, optimizer, scheduler=None):
         self.model, self.loss, self.optimizer, self.scheduler = model, loss, optimizer, scheduler
@@ -81,7 +81,7 @@ class Switching(RuleBasedStateMachine):
         torch.set_num_threads(1)
         torch.manual_seed(seed)
         self.name, self.coarsest = model, torch.float64
-        self.has_jumps = loss == "l1"  # of its slope, where a rounding error of a residual shows
+        self.has_jumps = loss == "l1"  # of its derivative, where a residual's rounding error matters
         model = MODELS[model]().double()
         self.flat = isinstance(model, Vector)
         outputs = () if self.flat else tuple(model(torch.zeros(1, FEATURES, dtype=torch.float64)).shape[1:])
@@ -101,7 +101,7 @@ class Switching(RuleBasedStateMachine):
         return self.x[:size], self.y[:size]
 
     def close(self, ours, theirs, name="loss"):
-        """What rounding errors of up to some 200 steps leave."""
+        """The tolerance for the rounding errors of about 200 steps."""
         assert ours.dtype == theirs.dtype, name
         error = (ours.double() - theirs.double()).norm()
         assert error <= 2000 * torch.finfo(self.coarsest).eps * (1 + theirs.double().norm()), (
@@ -184,7 +184,7 @@ class Switching(RuleBasedStateMachine):
     def add_scheduler(self, name):
         self.both(lambda t: setattr(t, "scheduler", SCHEDULERS[name](t.optimizer)))
 
-    # What the model and the optimizer hold.
+    # The state of the model and the optimizer.
 
     @rule(which=st.integers(0, 1), trains=st.booleans())
     def freeze_or_unfreeze(self, which, trains):
@@ -219,7 +219,7 @@ class Switching(RuleBasedStateMachine):
     @precondition(lambda self: not self.has_jumps)
     @rule(dtype=st.sampled_from([torch.float32, torch.float64]))
     def move_dtype(self, dtype):
-        """The optimizer's state follows when it is loaded anew."""
+        """The optimizer's state follows when it is reloaded."""
 
         def change(trainee):
             trainee.model.to(dtype)
@@ -228,13 +228,13 @@ class Switching(RuleBasedStateMachine):
         self.both(change)
         self.x, self.y = self.x.to(dtype), self.y.to(dtype)
         if dtype == torch.float32:
-            self.coarsest = dtype  # what has been rounded once stays so
+            self.coarsest = dtype  # what is rounded stays rounded
 
-    # Copies, and state in files.
+    # Copies, and saved state.
 
     @rule(keep_the_step=st.booleans())
     def save_and_load(self, keep_the_step):
-        """Into new objects, or into those that are there."""
+        """Into new or existing objects."""
 
         def change(trainee):
             weights, state = through_a_file([trainee.model.state_dict(), trainee.optimizer.state_dict()])
@@ -267,7 +267,7 @@ class Switching(RuleBasedStateMachine):
     def go_back(self):
         for trainee, (weights, state) in zip((self.ours, self.twin), self.kept, strict=True):
             trainee.model.load_state_dict(weights)
-            trainee.optimizer.load_state_dict(copy.deepcopy(state))  # it keeps the tensors, and steps change them
+            trainee.optimizer.load_state_dict(copy.deepcopy(state))  # it holds the tensors, which steps modify
 
     @precondition(lambda self: self.ours.scheduler is None)  # a copied one warns, of a plain loop as well
     @rule()
@@ -278,8 +278,8 @@ class Switching(RuleBasedStateMachine):
     @precondition(lambda self: self.ours.scheduler is None)
     @rule(name=st.sampled_from(["Adam", "RMSprop"]), size=st.integers(1, 12))
     def a_step_of_another_optimizer(self, name, size):
-        """Which leaves the parameters moved, and SGD's state as it was. Both divide by the size of a gradient, and by eps
-        where it is 0 but for rounding errors: these would grow a million times with PyTorch's eps of 1e-8."""
+        """It moves the parameters and leaves SGD's state alone. Both divide by the size of a gradient, or by eps if it
+        is 0 up to rounding errors, which PyTorch's eps of 1e-8 would amplify a million times."""
         if not self.trains():
             return
         optimizers = [getattr(torch.optim, name)(t.parameters(), lr=0.01, eps=0.1) for t in (self.ours, self.twin)]
@@ -290,11 +290,11 @@ class Switching(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.ours.scheduler is not None)
     def step_the_scheduler(self):
-        # Its first step before any of the optimizer warns, on both sides.
+        # A scheduler step before the optimizer's first warns, on both sides.
         if getattr(self.twin.optimizer, "_opt_called", False):
             self.both(lambda t: t.scheduler.step())
 
-    # What has to be the same after each of them.
+    # Checked after every rule.
 
     @invariant()
     def parameters_and_gradients(self):

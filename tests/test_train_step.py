@@ -458,7 +458,7 @@ def test_a_pending_gradient_is_added_as_in_the_plain_loop():
     twin = copy.deepcopy(model)
     twin.weight.grad = torch.ones(2, 3)
     optimizer, twin_optimizer = sgd(model), sgd(twin)
-    with pytest.warns(UserWarning, match="gradients: a parameter has a gradient waiting"):
+    with pytest.warns(UserWarning, match="gradients: a parameter already has a gradient"):
         step = make_train_step(model, nn.MSELoss(), optimizer)
     plain = plain_loop.make_train_step(twin, nn.MSELoss(), twin_optimizer)
     for _ in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Is a run the run? Every SGD option against torch.optim.SGD, step by step, and state handed over in both directions."""
+"""Every SGD option against torch.optim.SGD, step by step, and state transferred in both directions."""
 
 import copy
 import functools
@@ -38,12 +38,12 @@ OPTIONS = {
 
 
 def settings(options):
-    # Maximizing grows the loss exponentially: slowly enough to stay finite in float16 for all steps.
+    # Maximizing makes the loss grow exponentially, here slowly enough to stay finite in float16.
     return {"lr": 2e-5 if options.get("maximize") else 0.01, **options}
 
 
 def exact_step(p, buffer, g, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False):
-    """The rule in extended precision; a buffer of None is one that has not been filled."""
+    """The rule in extended precision; a buffer is None before its first step."""
     g = -g if maximize else g
     g = g + weight_decay * p
     if momentum != 0:
@@ -57,7 +57,7 @@ def long(t):
 
 
 class Plain:
-    """The step as a user writes it, in the problem's own dtype."""
+    """The step that a user would write, in the problem's dtype."""
 
     def __init__(self, problem, options):
         self.problem = problem
@@ -79,7 +79,7 @@ class Plain:
 
 @crossed(6, options=OPTIONS, dtypes=DTYPES)
 def test_every_step_of_every_option(options, dtypes):
-    """Each step from our own state: ours, PyTorch's and the exact one."""
+    """Each step from our state: ours, PyTorch's and the exact one."""
     options = settings(options)
     problem = Problem.random(40, 5, 2, dtypes, noise=0.1)
     problem.linear_weight += 0.5
@@ -113,7 +113,7 @@ def test_every_step_of_every_option(options, dtypes):
 
 @crossed(6, options=OPTIONS, dtypes=DTYPES)
 def test_the_trajectory_of_every_option(options, dtypes):
-    """Left to run, ours strays from the exact trajectory no further than PyTorch's, at any step."""
+    """Over a whole run, ours deviates from the exact trajectory no further than PyTorch's, at any step."""
     options = settings(options)
     problem = Problem.random(40, 5, 2, dtypes, noise=0.1)
     problem.linear_weight += 0.5
@@ -159,7 +159,7 @@ def test_losses_follow_pytorch(loss):
 
 
 def test_the_first_step_is_kept_for_each_parameter():
-    """A bias that joins later starts its own buffer, without dampening, while the weight's goes on."""
+    """A bias that joins later starts its own buffer, without dampening, while the weight's continues."""
     problem = Problem.random(20, 3, 1, DTYPES["float64"])
     options = {"lr": 0.05, "momentum": 0.9, "dampening": 0.5}
     w, b = problem.linear_weight.clone(), problem.linear_bias.clone()
@@ -184,7 +184,7 @@ def test_the_first_step_is_kept_for_each_parameter():
 
 @pytest.mark.parametrize("way", ["steps", "fit"])
 def test_a_parameter_that_thaws_after_a_checkpoint_takes_its_first_step_then(way, tmp_path):
-    """What is saved of a frozen bias is that it has no buffer: not zeros, which dampening would be applied to."""
+    """A frozen bias is saved without a buffer, not with zeros, to which dampening would apply."""
     x, y = torch.randn(40, 5, dtype=torch.float64), torch.randn(40, 2, dtype=torch.float64)
     options, ends = {"lr": 0.05, "momentum": 0.9, "dampening": 0.5}, []
     for library in (linreg_ext, plain_loop):
@@ -227,7 +227,7 @@ def test_buffers_appear_where_there_were_none_and_only_then():
     "options", [o for name, o in OPTIONS.items() if "tensor" not in name], ids=[n for n in OPTIONS if "tensor" not in n]
 )
 def test_switching_between_eager_and_fused_is_as_if_nothing_had_happened(options, tmp_path):
-    """Eager, fused, saved, loaded into stock, eager again, fused again: equal to never having switched."""
+    """Eager, fused, saved, loaded into stock, eager again, fused again: the same as never switching."""
     options = settings(options)
     x, y = torch.randn(40, 5, dtype=torch.float64), torch.randn(40, 2, dtype=torch.float64)
     stock = nn.Linear(5, 2, dtype=torch.float64)
@@ -298,7 +298,7 @@ def test_a_step_object_survives_load_state_dict_and_new_settings():
 
 @pytest.mark.parametrize("shape", [(20, 600, 1), (70, 1030, 66)], ids=str)
 def test_steps_of_many_parameters(shape, device):
-    """So many that they are updated in pieces, and on several threads."""
+    """Enough parameters to be updated in pieces, by several threads."""
     torch.set_num_threads(3)
     ours = Problem.random(*shape, (torch.float64, torch.float64), device=device)
     twin = Problem(*(None if t is None else t.clone() for t in vars(ours).values()))
@@ -325,9 +325,9 @@ def test_steps_of_many_parameters(shape, device):
     dtypes=DTYPES,
 )
 def test_steps_towards_many_targets(options, dtypes, device):
-    """From some number of targets on, a device may take PyTorch's matrix products."""
+    """With many targets, a device may use PyTorch's matrix products."""
     options = {"lr": 0.05, **options}
-    for n in (70, 70_001) if dtypes[0] == dtypes[1] == torch.float32 else (70,):  # in one block of rows, and in two
+    for n in (70, 70_001) if dtypes[0] == dtypes[1] == torch.float32 else (70,):  # in one row block, and in two
         ours = Problem.random(n, 40, 37, dtypes, weight=options.get("weight"), device=device)
         twin = Problem(*(None if t is None else t.clone() for t in vars(ours).values()))
         buffers = [None, None], [None, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Is the reference right? Numbers worked by hand, for the reference and the kernels alike."""
+"""Numbers worked by hand, for the reference and the kernels."""
 
 import math
 from fractions import Fraction
@@ -25,10 +25,10 @@ def problem(dtype=torch.float64):
     return x, w, b, y
 
 
-VALUES = {  # loss: values and derivatives at the three residuals, by the definitions
+VALUES = {  # loss: values and derivatives at the three residuals, from the definitions
     "mse": ([r * r for r in RESIDUALS], [2 * r for r in RESIDUALS], {}),
     "l1": ([abs(r) for r in RESIDUALS], [-1, -1, 1], {}),
-    # delta = 3/2: |-3/2| is on the edge, 2 beyond it: 3/2 (2 - 3/4) = 15/8
+    # delta = 3/2: |-3/2| is at the edge, 2 beyond it: 3/2 (2 - 3/4) = 15/8
     "huber": ([Fraction(1, 8), Fraction(9, 8), Fraction(15, 8)], [Fraction(-1, 2), Fraction(-3, 2), Fraction(3, 2)], {"delta": 1.5}),
     # beta = 3/2: (1/4) / 3 = 1/12; at the edge 3/2 - 3/4; beyond it 2 - 3/4
     "smooth_l1": ([Fraction(1, 12), Fraction(3, 4), Fraction(5, 4)], [Fraction(-1, 3), -1, 1], {"beta": 1.5}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Does `make versions` say what it did not run, and what went wrong?"""
+"""`make versions` reports what it skipped and what failed."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import versions
 
 
 def test_a_python_is_one_that_runs_and_is_of_that_version(tmp_path, monkeypatch):
-    """pyenv has a stand-in for every version on the PATH, which fails."""
+    """pyenv's shims are on the PATH for every version, and fail for those not installed."""
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     stand_in = tmp_path / f"python{own}"
     stand_in.write_text("#!/bin/sh\nexit 127\n")
@@ -25,7 +25,7 @@ def test_a_python_is_one_that_runs_and_is_of_that_version(tmp_path, monkeypatch)
 
 
 def test_pairs_that_cannot_be_run_are_named():
-    """All of them skipped is a failure: nothing has been tested."""
+    """If all are skipped, nothing has been tested, which is a failure."""
     run = subprocess.run([sys.executable, versions.__file__, "3.99:2.13"], capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stdout.splitlines()[-1].startswith("3.99    2.13   0.0      skipped: there is no such Python here")
@@ -35,7 +35,7 @@ def test_pairs_that_cannot_be_run_are_named():
 
 @pytest.mark.parametrize(("builds", "says"), [(False, "the extension does not build"), (True, "1 failed, 1 passed")])
 def test_a_pair_is_run_from_a_copy_of_what_git_has(builds, says, tmp_path, monkeypatch):
-    """With stand-ins for the programs that it calls; a stale file of the copy before is gone."""
+    """With stubs for the programs that it calls; a stale file of an earlier copy is removed."""
     root, folder = tmp_path / "root", tmp_path / "versions"
     for name in ("kept.py", "ignored.py"):
         (root / name).parent.mkdir(exist_ok=True)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// 16-bit numbers to and from float32, by their bits: the same on every processor.
+// 16-bit numbers to and from float32, on their bits: the same on every processor.
 #pragma once
 
 #include <string.h>
@@ -33,9 +33,9 @@ LINREG_MATH To bit_cast(From from) {
 
 LINREG_MATH float from_bfloat16(uint16_t h) { return bit_cast<float>(uint32_t(h) << 16); }
 
-// Branch-free, so that loops over it vectorise, and without a float32 subnormal in between, which some modes of the
-// processor take for zero. A normal number has its exponent rebased, from 15 to 127; inf and nan, by as much again, to
-// all ones. A subnormal is a count of 2^-24, the unit in the last place of 0.5.
+// Branch-free, so that loops vectorise, and without intermediate float32 subnormals, which flush-to-zero modes would
+// drop. The exponent bias goes from 15 to 127; for inf and nan the exponent goes up as much again, to all ones. A
+// subnormal counts units of 2^-24, the last place of 0.5.
 LINREG_MATH float from_float16(uint16_t h) {
   const uint32_t magnitude = h & 0x7fff;
   const uint32_t rebased = (magnitude << 13) + (magnitude >= 0x7c00 ? 0x70000000u : 0x38000000u);
@@ -44,13 +44,13 @@ LINREG_MATH float from_float16(uint16_t h) {
   return bit_cast<float>(bits | uint32_t(h & 0x8000) << 16);
 }
 
-// A double as a float that rounds to 16 bits as the double itself would: where it is not exact its last bit is set, so
-// that it is never taken for a tie.
+// Round to odd: the float rounds to 16 bits as the double would, because an inexact one has its last bit set and so is
+// never a tie.
 LINREG_MATH float to_odd(double d) {
   const float f = float(d);
   if (double(f) == d || f != f) return f;
   uint32_t bits = bit_cast<uint32_t>(f);
-  const bool away = (double(f) > d) == (d > 0);  // rounded away from zero: back towards it
+  const bool away = (double(f) > d) == (d > 0);  // rounded away from zero; step back
   return bit_cast<float>((away ? bits - 1 : bits) | 1);
 }
 
@@ -66,9 +66,9 @@ LINREG_MATH uint16_t to_float16(float f) {
   const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return 0x7e00;          // nan
-  if (magnitude >= 0x47800000) return sign | 0x7c00;  // 2^16 and more, inf
+  if (magnitude >= 0x47800000) return sign | 0x7c00;  // at least 2^16, inf
   if (magnitude < 0x38800000) {                       // below 2^-14: subnormal, in units of 2^-24
-    // Adding 0.5 makes the unit of f's last place 2^-24, so the hardware rounds.
+    // The last place of 0.5 is 2^-24, so adding 0.5 rounds in hardware.
     return sign | uint16_t(bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u);
   }
   return sign | uint16_t((magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13);

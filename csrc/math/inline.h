@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// How a function of csrc/math is declared: on host and device alike, and always inlined, so that no copy compiled for
-// one instruction set can be linked into code for another.
+// The declaration of a csrc/math function: for host and device, and always inlined, so that no copy compiled for one
+// instruction set is linked into code for another.
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The one table of losses. Whatever depends on a loss is generated from it.
+// The table of losses, from which all code that depends on the loss is generated.
 #pragma once
 
 #include <array>
@@ -10,9 +10,9 @@
 
 namespace linreg {
 
-// One row a loss: its name, the name of its threshold, the condition that the threshold must meet, the same in words,
-// then ℓ(r) and dℓ/dr of one residual r or of a vector of them, z being |r| and delta the threshold. The conventions
-// are torch.nn.functional's: sign(0) = 0, and sign(nan) = 0 for l1, while the others propagate nan.
+// A row holds a loss's name, its threshold's name, condition and the condition in words, and ℓ(r) and dℓ/dr for a
+// residual r or a vector of them, with z = |r| and delta the threshold. The conventions are torch.nn.functional's:
+// sign(0) = 0, and sign(nan) = 0 for l1, while the others propagate nan.
 // clang-format off
 #define LINREG_LOSSES(LOSS)                                                                       \
   LOSS(mse, "", true, "",                                                                         \
@@ -38,7 +38,7 @@ enum class Loss : int8_t {
 #undef LINREG_LOSS
 };
 
-// The names by number, as users give them.
+// The names that users pass, by number.
 inline constexpr std::array kLossNames = {
 #define LINREG_LOSS(name, ...) std::string_view(#name),
     LINREG_LOSSES(LINREG_LOSS)
@@ -58,12 +58,12 @@ inline constexpr Threshold kThresholds[] = {
 #undef LINREG_LOSS
 };
 
-// smooth_l1 with beta = 0 is l1, and is computed as l1 so that 0 / 0 never arises.
+// smooth_l1 with beta = 0 is computed as l1, so that 0 / 0 never arises.
 LINREG_MATH Loss effective_loss(Loss loss, double delta) {
   return loss == Loss::smooth_l1 && delta == 0 ? Loss::l1 : loss;
 }
 
-// A number as a T: itself, or a vector filled with it.
+// A number as a T, which may be a vector of them.
 template <class T>
 LINREG_MATH T filled(const T&, T number) {
   return number;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the sums of a pass are multiplied by.
+// The factor of a pass's sums.
 #pragma once
 
 #include "../linreg.h"
@@ -7,8 +7,8 @@
 
 namespace linreg {
 
-// 1 for a sum, 1 / (n k) or, of a weighted problem, 1 / Σ v for a mean. Without rows a mean's scale is inf, and
-// PyTorch's gradient a sum of nothing.
+// 1 for a sum; for a mean 1 / (n k), or 1 / Σ v if weighted. It is inf for a mean over no rows, whose gradient in
+// PyTorch is an empty sum.
 LINREG_MATH double reduction_scale(Reduction reduction, double total) {
   return reduction == Reduction::mean ? 1.0 / total : 1.0;
 }

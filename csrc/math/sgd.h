@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// torch.optim.SGD's update of one number p with gradient g, in its order.
+// torch.optim.SGD's update of one number p with gradient g, in the same order of operations.
 #pragma once
 
 #include "../linreg.h"
@@ -17,7 +17,6 @@ LINREG_MATH SgdNumber<T> sgd_update(T p, T buffer, T g, const Sgd& sgd, bool fir
   if (sgd.maximize) g = -g;
   if (sgd.weight_decay != 0) g += T(sgd.weight_decay) * p;
   if (sgd.momentum != 0) {
-    // The first buffer is the gradient itself, without dampening.
     buffer = first_step ? g : T(sgd.momentum) * buffer + (T(1) - T(sgd.dampening)) * g;
     g = sgd.nesterov ? g + T(sgd.momentum) * buffer : buffer;
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Compensated and pairwise summation: the error does not grow with the number of addends. Chains of plain additions are
-// short, because equal addends make equal errors, which accumulate along a chain.
+// Compensated and pairwise summation, whose error does not grow with the number of addends. Chains of plain additions
+// are short: equal addends make equal rounding errors, which accumulate along a chain.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 
 namespace linreg {
 
-constexpr int64_t kChain = 32;  // additions at most
+constexpr int64_t kChain = 32;  // the most plain additions in a row
 
-// Adds a number or a vector to sum + compensation, where the compensation holds the rounding errors.
+// Adds a number or a vector to sum + compensation; the compensation collects the rounding errors.
 template <class T>
 LINREG_MATH void two_sum(T value, T& sum, T& compensation) {
   const T total = sum + value, added = total - sum;
@@ -19,10 +19,10 @@ LINREG_MATH void two_sum(T value, T& sum, T& compensation) {
   sum = total;
 }
 
-// sum + compensation; after an overflow the sum alone, because the compensation is nan.
+// sum + compensation, or after an overflow the sum alone, because the compensation is nan.
 LINREG_MATH double total_of(double sum, double compensation) { return sum - sum == 0 ? sum + compensation : sum; }
 
-// Adds `parts` rows of `count` numbers pairwise; the first becomes their sum.
+// Adds `parts` rows of `count` numbers pairwise into the first.
 LINREG_MATH void pairwise_sum(double* rows, int64_t parts, int64_t stride, int64_t count) {
   for (int64_t apart = 1; apart < parts; apart *= 2)
     for (int64_t part = 0; part + apart < parts; part += 2 * apart) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The one place that turns a loss's number into code. A header of its own, because a function that calls a lambda must
-// be compiled for the same target: behind the pragma of cpu/target.h, and in CUDA sources for the device.
+// The one dispatch on the loss. It has its own header because a function must be compiled for the same target as the
+// lambda it calls: after the pragma of cpu/target.h, and in CUDA sources for the device.
 #pragma once
 
 #include "losses.h"
 
 namespace linreg {
 
-// Calls work.operator()<kLoss>() for the loss of that number.
+// Calls work.operator()<kLoss>() for `loss`.
 template <class Work>
 #ifdef __CUDACC__
 __device__ __forceinline__
@@ -16,8 +16,7 @@ static inline __attribute__((always_inline))
 #endif
     decltype(auto) with_loss(Loss loss, Work&& work) {
 #ifndef __CUDACC__
-  // A switch with this many cases is an indirect jump; with it a pass over 16 features from memory takes a tenth
-  // longer.
+  // The switch alone is an indirect jump, with which a pass over 16 features from memory takes 10 % longer.
   if (loss == Loss::mse) return work.template operator()<Loss::mse>();
 #endif
   switch (loss) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The losses with their derivative for plain tensors: linreg_ext.autograd.LinearLoss without Python's part in recording
-// it and running it backward, which takes longer than a small problem itself. The target that needs it: loss and
-// backward() on [32, 8] in at most 0.45 of eager PyTorch's time. It takes 0.38, with LinearLoss alone 1.8 (AMD EPYC).
+// linreg_ext.autograd.LinearLoss in C++ for plain tensors: Python's part in recording it and running it backward takes
+// longer than a small problem. Loss and backward() on [32, 8] take 0.38 of eager PyTorch's time, with LinearLoss 1.8
+// (AMD EPYC).
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/Exceptions.h>
@@ -40,10 +40,10 @@ Pointer make_node(std::unique_ptr<T> node) {
 }
 
 constexpr size_t kGradients = 4;        // in the order of linreg_ext.autograd.OPERANDS: input, weight, bias, target
-constexpr int64_t kFewElements = 4096;  // up to which the loop below takes less than at::mul's 1.5 µs before its own
-constexpr int64_t kPiece = 1 << 18;     // elements of a gradient that is rounded: 1 MB of floats
+constexpr int64_t kFewElements = 4096;  // up to here the loop below takes less than the overhead of at::mul, 1.5 µs
+constexpr int64_t kRoundedAtOnce = 1 << 18;  // elements, 1 MB of floats
 
-// grad_loss * grad where that is a loop over few numbers.
+// grad_loss * grad for few elements.
 template <class T>
 void scale(const at::Tensor& grad_loss, const at::Tensor& grad, const at::Tensor& result) {
   const T factor = *grad_loss.const_data_ptr<T>();
@@ -56,25 +56,25 @@ void scale(const at::Tensor& grad_loss, const at::Tensor& grad, const at::Tensor
 at::Tensor scaled(const at::Tensor& grad_loss, const at::Tensor& grad, at::ScalarType dtype) {
   const auto own = grad.scalar_type();
   const bool on_cpu = plain({&grad_loss, &grad}) && grad_loss.is_cpu() && grad.is_cpu() && grad.is_contiguous();
-  if (on_cpu && dtype != grad_loss.scalar_type() && grad.numel() > kPiece) {  // no second gradient, of floats
+  if (on_cpu && dtype != grad_loss.scalar_type() && grad.numel() > kRoundedAtOnce) {  // no whole gradient of floats
     at::Tensor result = at::empty_like(grad, dtype);
     const at::Tensor factor = grad_loss.reshape(1), from = grad.view(-1), to = result.view(-1);
-    for (int64_t i = 0; i < grad.numel(); i += kPiece) {
-      const int64_t count = std::min(kPiece, grad.numel() - i);
+    for (int64_t i = 0; i < grad.numel(); i += kRoundedAtOnce) {
+      const int64_t count = std::min(kRoundedAtOnce, grad.numel() - i);
       to.narrow(0, i, count).copy_(at::mul(factor, from.narrow(0, i, count)));
     }
     return result;
   }
   const bool loop = on_cpu && (own == at::kFloat || own == at::kDouble) && grad_loss.scalar_type() == own &&
                     grad.numel() <= kFewElements;
-  // As a number, it would be rounded to a 16-bit gradient's dtype first.
+  // A 0-dim grad_loss would be rounded to a 16-bit gradient's dtype first.
   if (!loop) return at::mul(grad_loss.reshape(at::DimVector(grad.dim(), 1)), grad).to(dtype);
   at::Tensor result = backend_of(c10::DeviceType::CPU)->empty(grad.sizes(), own, grad.device());
   own == at::kFloat ? scale<float>(grad_loss, grad, result) : scale<double>(grad_loss, grad, result);
   return result;
 }
 
-// What LinearLoss.setup_context saves, and LinearLoss.backward. Each gradient is saved in its operand's place.
+// What LinearLoss.setup_context saves, and LinearLoss.backward. Each gradient is at its operand's index.
 struct LinearLossBackward : torch::autograd::Node {
   SavedVariable input, linear_weight, target, linear_bias, weight;
   std::array<SavedVariable, kGradients> gradients;
@@ -87,13 +87,13 @@ struct LinearLossBackward : torch::autograd::Node {
   variable_list apply(variable_list&& grad_outputs) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const at::Tensor x = input.unpack(), w = linear_weight.unpack(), y = target.unpack(), b = linear_bias.unpack(),
-                     v = weight.unpack();  // all, since unpacking sees what has been changed in place
+                     v = weight.unpack();  // all of them, because unpacking detects in-place changes
     const at::Tensor grad_loss = std::move(grad_outputs[0]);
     variable_list results(kGradients);
     if (!grad_loss.defined()) return results;
     const at::ScalarType dtypes[kGradients] = {x.scalar_type(), w.scalar_type(), w.scalar_type(), y.scalar_type()};
     const bool batched = grad_loss.key_set().has(c10::DispatchKey::Batched);  // by is_grads_batched
-    if (at::GradMode::is_enabled() || transforming() || batched) {  // the result must be differentiable itself
+    if (at::GradMode::is_enabled() || transforming() || batched) {  // the result must itself be differentiable
       pybind11::gil_scoped_acquire gil;
       const auto optional = [](const at::Tensor& tensor) {
         return tensor.defined() ? pybind11::cast(tensor) : pybind11::object(pybind11::none());
@@ -112,11 +112,11 @@ struct LinearLossBackward : torch::autograd::Node {
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    each([](SavedVariable& saved) { saved.reset_data(); });
+    for_each_saved([](SavedVariable& saved) { saved.reset_data(); });
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    const_cast<LinearLossBackward*>(this)->each([&](SavedVariable& saved) { args.collect(saved, false); });
+    const_cast<LinearLossBackward*>(this)->for_each_saved([&](SavedVariable& saved) { args.collect(saved, false); });
     args.collect(loss);
     args.collect(delta);
     args.collect(reduction);
@@ -125,15 +125,15 @@ struct LinearLossBackward : torch::autograd::Node {
 
   variable_list apply_with_saved(const variable_list& grad_outputs,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
-    each([&](SavedVariable& saved) { swap.before(saved); });
+    for_each_saved([&](SavedVariable& saved) { swap.before(saved); });
     variable_list results = apply(variable_list(grad_outputs));
-    each([&](SavedVariable& saved) { swap.after(saved); });
+    for_each_saved([&](SavedVariable& saved) { swap.after(saved); });
     return results;
   }
 
  private:
   template <class F>
-  void each(F&& function) {
+  void for_each_saved(F&& function) {
     for (SavedVariable* saved : {&input, &linear_weight, &target, &linear_bias, &weight}) function(*saved);
     for (SavedVariable& saved : gradients) function(saved);
   }
@@ -167,7 +167,7 @@ at::Tensor differentiable_loss(const Operands& o, const Objective& objective) {
 
 PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  for (Py_ssize_t i = 0; i < std::min<Py_ssize_t>(count, 5); ++i)  // a subclass or a proxy wants to see the function
+  for (Py_ssize_t i = 0; i < std::min<Py_ssize_t>(count, 5); ++i)  // subclasses and proxies get the Python function
     if (!THPVariable_CheckExact(items[i]) && items[i] != Py_None &&
         PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(items[i])), "__torch_function__"))
       Py_RETURN_NOTIMPLEMENTED;
@@ -181,8 +181,8 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
   const at::Tensor *const linear_bias = given(b.value), *const weight = given(v.value);
   const at::Tensor* const tensors[] = {input, linear_weight, target, linear_bias, weight};
   if ((!plain(tensors) && !mixed(tensors)) || transforming()) Py_RETURN_NOTIMPLEMENTED;
-  if (at::impl::torch_function_mode_enabled()) Py_RETURN_NOTIMPLEMENTED;  // which wants to see the function
-  if (at::autocast::is_autocast_enabled(input->device().type())) Py_RETURN_NOTIMPLEMENTED;  // casts come first
+  if (at::impl::torch_function_mode_enabled()) Py_RETURN_NOTIMPLEMENTED;  // it gets the Python function
+  if (at::autocast::is_autocast_enabled(input->device().type())) Py_RETURN_NOTIMPLEMENTED;  // Python casts first
 
   const Operands operands{*input, *linear_weight, *target, linear_bias, weight};
   bool differentiable = false;
@@ -190,7 +190,7 @@ PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count)
     if (weight && weight->requires_grad()) Py_RETURN_NOTIMPLEMENTED;  // an error
     for (const at::Tensor* tensor : {input, linear_weight, target, linear_bias})
       differentiable |= tensor && tensor->requires_grad();
-    if (differentiable && objective.reduction == "none") Py_RETURN_NOTIMPLEMENTED;  // has a gradient for every element
+    if (differentiable && objective.reduction == "none") Py_RETURN_NOTIMPLEMENTED;  // LinearLoss recomputes gradients
   }
 
   at::Tensor value;

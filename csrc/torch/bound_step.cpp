@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A training step of a recognised model, loss and optimizer, bound once to what linreg_ext/training/match.py found.
 //
-// Everything that is watched from then on is watched here, before every step:
-//   structure   the modules' parameters and children, the plain attributes that forward reads (a loss's reduction),
-//               the optimizer's own `step`: when one of them is another object, the answer is None, and Python matches
-//               and binds again;
-//   hooks       of modules, losses, parameters and optimizers, and the global ones;
+// Before every step, all guards are checked here:
+//   structure   the modules' parameters and children, the plain attributes that forward reads (a loss's reduction), the
+//               optimizer's `step`: if one is replaced, the step returns None, and Python matches and binds again;
+//   hooks       of modules, losses, parameters and optimizers, and global ones;
 //   parameters  requires_grad, dtype, device, layout and .grad;
-//   optimizer   its groups, hyper-parameters and state;
+//   optimizer   groups, hyper-parameters and state;
 //   modes       grad mode, autocast, anomaly detection, function and dispatch modes, saved-tensor hooks, tracing,
 //               torch.func and forward-mode AD;
-//   the batch   types, shapes, dtypes, layouts, devices, and memory that is shared with what is written.
-// What does not fit makes the step slower, never wrong: the answer is then the level at which Python takes the step,
-// and why.
+//   the batch   types, shapes, dtypes, layouts, devices, and overlap with what is written.
+// A guard that fails makes the step slower, never wrong: it returns the level at which Python should take the step, and
+// the reason.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
@@ -40,7 +39,7 @@ namespace {
 
 PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
 
-// All that is borrowed from dictionaries below stays valid while no Python code runs: every key is an interned string.
+// The keys are interned strings, so that looking them up runs no Python code, and what is borrowed below stays valid.
 struct Names {
   PyObject *params = interned("params"), *foreach = interned("foreach"), *differentiable = interned("differentiable"),
            *param_groups = interned("param_groups"), *state = interned("state"), *training = interned("training"),
@@ -55,7 +54,7 @@ const Names& names() {
   return all;
 }
 
-// What a dictionary has under an interned string; borrowed, nullptr if nothing.
+// The value of an interned key, borrowed; nullptr if there is none.
 PyObject* entry(PyObject* dict, PyObject* name) {
   PyObject* const value = PyDict_GetItemWithError(dict, name);
   if (!value && PyErr_Occurred()) throw python_error();
@@ -65,8 +64,7 @@ PyObject* entry(PyObject* dict, PyObject* name) {
 std::string word(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
 std::string text(PyObject* object) { return std::string(pybind11::str(pybind11::handle(object))); }
 
-// Whether the gradient of a parameter goes to more than its .grad: to hooks of the parameter, or of the node that adds
-// gradients to it, where DistributedDataParallel has its own.
+// Whether a parameter has hooks, or the node that accumulates its gradient, where DistributedDataParallel puts its own.
 bool has_hooks(THPVariable* variable) {
   namespace impl = torch::autograd::impl;
   const at::Tensor& tensor = THPVariable_Unpack(variable);
@@ -75,29 +73,30 @@ bool has_hooks(THPVariable* variable) {
   };
   if (!none(variable->backward_hooks) || !none(variable->post_accumulate_grad_hooks)) return true;
   if (!impl::get_autograd_meta(tensor)) return false;
-  const size_t pythons = variable->backward_hooks && variable->backward_hooks != Py_None;  // one for all of them
-  if (impl::hooks(tensor).size() > pythons) return true;
+  const size_t python_hook = variable->backward_hooks && variable->backward_hooks != Py_None;  // one calls them all
+  if (impl::hooks(tensor).size() > python_hook) return true;
   const auto node = impl::try_get_grad_accumulator(tensor);
   return node && !(node->pre_hooks().empty() && node->post_hooks().empty());
 }
 
-// A dictionary, and what it held when the step was bound.
-struct Contents {
-  PyObject *dict, *then;
+// A dictionary, and a copy of it from when the step was bound.
+struct DictGuard {
+  PyObject *dict, *bound;
 
-  bool are_the_same() const {
-    if (PyDict_GET_SIZE(dict) != PyDict_GET_SIZE(then)) return false;
-    PyObject *name, *value, *name_then, *value_then;
-    Py_ssize_t position = 0, position_then = 0;
-    while (PyDict_Next(dict, &position, &name, &value) && PyDict_Next(then, &position_then, &name_then, &value_then))
-      if (name != name_then || value != value_then) return false;
+  bool holds() const {
+    if (PyDict_GET_SIZE(dict) != PyDict_GET_SIZE(bound)) return false;
+    PyObject *name, *value, *bound_name, *bound_value;
+    Py_ssize_t position = 0, bound_position = 0;
+    while (PyDict_Next(dict, &position, &name, &value) &&
+           PyDict_Next(bound, &bound_position, &bound_name, &bound_value))
+      if (name != bound_name || value != bound_value) return false;
     return true;
   }
 };
 
-// The value of a name when the step was bound; nullptr if it had none.
-struct Entry {
-  PyObject *dict, *name, *then;
+// A name in a dictionary, and its value when the step was bound; nullptr: none.
+struct EntryGuard {
+  PyObject *dict, *name, *bound;
 };
 
 struct Hooks {
@@ -107,13 +106,13 @@ struct Hooks {
 
 enum class Layout : long { rows, vector, columns, scalar };  // in the order of match.py's LAYOUTS
 
-// What a step is bound to. Python objects are borrowed from a list that the step holds.
+// What a step is bound to. Python objects are borrowed from a tuple that the step holds.
 struct Binding {
   PyObject *model, *optimizer, *optimizer_dict, *harmless_mode;
   PyObject* parameters[2];         // weight, bias or nullptr
   std::vector<PyObject*> modules;  // their __dict__s
-  std::vector<Contents> contents;
-  std::vector<Entry> entries;
+  std::vector<DictGuard> dict_guards;
+  std::vector<EntryGuard> entry_guards;
   std::vector<Hooks> module_hooks, optimizer_hooks;
   Layout layout;
   bool flat, flattens;
@@ -124,15 +123,15 @@ struct Binding {
   Objective objective() const { return {loss, delta, reduction}; }
 
   bool is_outdated() const {
-    for (const Contents& one : contents)
-      if (!one.are_the_same()) return true;
-    for (const Entry& one : entries)
-      if (entry(one.dict, one.name) != one.then) return true;
+    for (const DictGuard& guard : dict_guards)
+      if (!guard.holds()) return true;
+    for (const EntryGuard& guard : entry_guards)
+      if (entry(guard.dict, guard.name) != guard.bound) return true;
     return false;
   }
 };
 
-// Why forward and backward have to run as the user wrote them; empty if they need not.
+// Why forward and backward must run as the user wrote them; empty if they need not.
 std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y, const at::Tensor* v) {
   for (const Hooks& hooks : b.module_hooks)
     if (PyDict_GET_SIZE(hooks.dict) > 0) return hooks.reason;
@@ -143,8 +142,7 @@ std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y
     const bool known = dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
     if (!backend_of(parameter.device().type()))
       return "this build has no kernels for " + c10::DeviceTypeName(parameter.device().type(), true);
-    if (!known || parameter.layout() != at::kStrided)
-      return "a parameter is not a dense tensor of floating-point numbers";
+    if (!known || parameter.layout() != at::kStrided) return "a parameter is not a dense floating-point tensor";
     if (!parameter.is_leaf()) return "a parameter is the result of an operation";
     if (parameter.is_neg()) return "a parameter has the negative bit";
   }
@@ -162,14 +160,14 @@ std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y
     if (tensor->is_inference()) return "a batch was made in inference mode";
   }
   if (!fits(y->scalar_type()) || !fits(w.scalar_type()))
-    return "a batch of " + word(data) + " and " + word(y->scalar_type()) + " meets parameters of " +
+    return "a batch of " + word(data) + " and " + word(y->scalar_type()) + " does not match parameters of " +
            word(w.scalar_type());
   if (v && v->scalar_type() != y->scalar_type())
     return "a target of " + word(y->scalar_type()) + " meets weights of " + word(v->scalar_type());
   if ((b.flat || b.layout == Layout::scalar) && x->dim() != 2)
     return "the input is " + std::to_string(x->dim()) +
-           "-dimensional, where only 2 dimensions are known to mean the same";
-  if (b.layout == Layout::scalar && x->size(1) != 1) return "the model multiplies several features by one number";
+           "-dimensional, but the model is recognised for 2 dimensions only";
+  if (b.layout == Layout::scalar && x->size(1) != 1) return "the model multiplies several features by a scalar";
 
   if (at::autocast::is_autocast_enabled(x->device().type())) return "autocast is on";
   if (torch::autograd::AnomalyMode::is_enabled()) return "anomaly detection is on";
@@ -179,22 +177,21 @@ std::string why_eager(const Binding& b, const at::Tensor* x, const at::Tensor* y
       return "a TorchFunctionMode is active";
   if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return "a TorchDispatchMode is active";
   if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return "hooks on saved tensors are active";
-  if (transforming()) return "a transform of torch.func or forward-mode AD is active";
+  if (transforming()) return "a torch.func transform or forward-mode AD is active";
   if (!plain({x, y, v, b.tensor(0), b.tensor(1)}))
     return "tracing is active, or a tensor is of a subclass or on an unsupported device";
   return "";
 }
 
-// Of the optimizer: the rule as it stands, and the momentum buffers.
-struct Found {
-  PyObject* groups[2] = {};  // of weight and bias; nullptr: not the optimizer's
+// The optimizer's rule and momentum buffers before a step.
+struct OptimizerState {
+  PyObject* groups[2] = {};  // of weight and bias; nullptr: not in the optimizer
   SgdArguments sgd{};
-  THPObjectPtr lr, buffers[2];  // kept while other threads may run
+  THPObjectPtr lr, buffers[2];  // owned, since other threads may run
   bool is_trained[2] = {};
 };
 
-// The groups of the parameters.
-std::string find_groups(const Binding& b, Found& found) {
+std::string find_groups(const Binding& b, OptimizerState& found) {
   PyObject* const groups = entry(b.optimizer_dict, names().param_groups);
   if (!groups || !PyList_Check(groups)) return "the optimizer's param_groups is not a list";
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
@@ -205,18 +202,18 @@ std::string find_groups(const Binding& b, Found& found) {
       PyObject* const parameter = PyList_GET_ITEM(params, j);
       const bool is_bias = parameter == b.parameters[1];
       if (parameter == b.parameters[0] || is_bias) {
-        if (found.groups[is_bias]) return "the optimizer has a parameter twice";
+        if (found.groups[is_bias]) return "the optimizer lists a parameter twice";
         found.groups[is_bias] = group;
       } else if (!THPVariable_Check(parameter) ||
                  THPVariable_Unpack(parameter).unsafeGetTensorImpl()->grad().defined()) {
-        return "another parameter of the optimizer has a gradient waiting";
+        return "another parameter of the optimizer already has a gradient";
       }
     }
   }
   return "";
 }
 
-// A number of the rule; nullopt: it is none.
+// A hyper-parameter of the rule; nullopt if it is not a plain number.
 std::optional<double> number(PyObject* value) {
   if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
   if (THPVariable_Check(value)) return std::nullopt;
@@ -228,12 +225,12 @@ std::optional<double> number(PyObject* value) {
   return converted;
 }
 
-std::string read_rule(const Binding& b, PyObject* group, Found& found) {
+std::string read_rule(const Binding& b, PyObject* group, OptimizerState& found) {
   const Names& n = names();
   double numbers[6] = {};
   for (size_t i = 0; i < 6; ++i) {
     PyObject* const value = entry(group, n.rule[i]);
-    if (!value) return "a group of the optimizer has no '" + text(n.rule[i]) + "'";  // of which its step complains
+    if (!value) return "a group of the optimizer has no '" + text(n.rule[i]) + "'";  // the optimizer's step raises
     if (i == 0 && THPVariable_Check(value)) {
       found.lr = THPObjectPtr(Py_NewRef(value));
       found.sgd.lr_tensor = &THPVariable_Unpack(value);
@@ -259,7 +256,7 @@ std::string read_rule(const Binding& b, PyObject* group, Found& found) {
   return "";
 }
 
-// Tensors by identity: comparing their numbers may run other threads, which may drop what is borrowed here.
+// Compares tensors by identity: comparing values may run other threads, which may free what is borrowed here.
 bool same_rule(PyObject* group, PyObject* other) {
   for (PyObject* const name : names().rule) {
     PyObject *const one = entry(group, name), *const two = entry(other, name);
@@ -270,8 +267,8 @@ bool same_rule(PyObject* group, PyObject* other) {
   return true;
 }
 
-// The momentum buffers that there are. The state's keys are compared by identity: their hash is Python's code.
-std::string find_buffers(const Binding& b, Found& found) {
+// Compares the state's keys by identity, since hashing them would run Python code.
+std::string find_buffers(const Binding& b, OptimizerState& found) {
   PyObject* const state = entry(b.optimizer_dict, names().state);
   if (!state || !PyDict_Check(state)) return "the optimizer's state is not a dictionary";
   bool has_entry[2] = {};
@@ -286,7 +283,7 @@ std::string find_buffers(const Binding& b, Found& found) {
     if (!buffer || buffer == Py_None) continue;
     const at::Tensor* const tensor = THPVariable_CheckExact(buffer) ? &THPVariable_Unpack(buffer) : nullptr;
     if (!tensor || tensor->scalar_type() != b.tensor(i)->scalar_type() || tensor->device() != b.tensor(i)->device())
-      return "a momentum buffer is of another dtype or device than its parameter";
+      return "a momentum buffer differs from its parameter in dtype or device";
     found.buffers[i] = THPObjectPtr(Py_NewRef(buffer));
   }
   static PyObject* const defaultdict =
@@ -298,8 +295,8 @@ std::string find_buffers(const Binding& b, Found& found) {
   return "";
 }
 
-// Why the optimizer's step has to run as PyTorch wrote it; empty if it need not.
-std::string why_gradients(const Binding& b, Found& found) {
+// Why the optimizer must step itself; empty if it need not.
+std::string why_gradients(const Binding& b, OptimizerState& found) {
   if (!b.not_sgd.empty()) return b.not_sgd;
   for (const Hooks& hooks : b.optimizer_hooks)
     if (PyDict_GET_SIZE(hooks.dict) > 0) return hooks.reason;
@@ -313,7 +310,7 @@ std::string why_gradients(const Binding& b, Found& found) {
   for (size_t i = 0; i < 2 && b.parameters[i]; ++i) {
     found.is_trained[i] = b.tensor(i)->requires_grad();
     if (!found.is_trained[i]) continue;
-    if (!found.groups[i]) return "a parameter of the model is not the optimizer's";
+    if (!found.groups[i]) return "a parameter of the model is not in the optimizer";
     if (group && group != found.groups[i] && !same_rule(group, found.groups[i]))
       return "weight and bias have different settings in the optimizer";
     group = found.groups[i];
@@ -325,15 +322,16 @@ std::string why_gradients(const Binding& b, Found& found) {
   for (size_t i = 0; i < 2 && b.parameters[i]; ++i) {
     if (found.is_trained[i] && has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i])))
       return "a parameter has hooks";
-    // SGD takes what waits for a frozen parameter, too.
+    // SGD would apply it even to a frozen parameter.
     if (found.groups[i] && b.tensor(i)->unsafeGetTensorImpl()->grad().defined())
-      return "a parameter has a gradient waiting";
+      return "a parameter already has a gradient";
   }
-  if (found.sgd.lr_tensor && !plain({found.sgd.lr_tensor})) return "the learning rate is a tensor of another kind";
+  if (found.sgd.lr_tensor && !plain({found.sgd.lr_tensor}))
+    return "the learning rate is a tensor of a subclass or on an unsupported device";
   return "";
 }
 
-// The kernels' views: W as [K, D] or [D], b as [K], and a target in the shape that the kernels give the prediction.
+// Views for the kernels: W as [K, D] or [D], b as [K], and the target in the shape of the kernels' predictions.
 const at::Tensor& as_rows(Layout layout, const at::Tensor& tensor, at::Tensor& view) {
   if (layout == Layout::rows || layout == Layout::vector) return tensor;
   return view = layout == Layout::columns ? tensor.t() : tensor.reshape({1, 1});
@@ -365,7 +363,7 @@ const at::Tensor* as_weight(const at::Tensor* v, const at::Tensor& y, const at::
   return reshapes ? &(view = v->reshape(target.sizes())) : v;
 }
 
-// What the operators are given. The caller's grad mode decides whether the views join a graph.
+// The operands of the operators. The caller's grad mode decides whether autograd records the views.
 struct Views {
   Views(const Binding& b, const at::Tensor& x, const at::Tensor& y, const at::Tensor* v)
       : w(as_rows(b.layout, *b.tensor(0), copies[0])),
@@ -380,9 +378,9 @@ struct Views {
   Operands operands;
 };
 
-// The momentum buffers for a call: those of the optimizer, or new ones that it gets afterwards.
+// The momentum buffers for a call: the optimizer's, or new ones that it gets afterwards.
 struct Buffers {
-  Buffers(const Binding& b, Found& found) : b_(b), found_(found) {
+  Buffers(const Binding& b, OptimizerState& found) : b_(b), found_(found) {
     for (size_t i = 0; i < 2; ++i) {
       found.sgd.frozen[i] = !found.is_trained[i];
       if (found.sgd.rule.momentum == 0 || !found.is_trained[i]) continue;
@@ -393,12 +391,11 @@ struct Buffers {
     }
   }
 
-  // Gives the optimizer the buffers of parameters whose first step was taken, unless the loss of the only step says
-  // that none was.
+  // Gives new buffers to the optimizer, unless `loss`, of the first step, shows that it was skipped.
   void keep(const at::Tensor& loss, bool skip_nonfinite) {
     if (!fresh_[0].defined() && !fresh_[1].defined()) return;
     if (skip_nonfinite && !std::isfinite(loss.item<double>())) return;
-    THPObjectPtr state(Py_NewRef(entry(b_.optimizer_dict, names().state)));  // which other threads may replace
+    THPObjectPtr state(Py_NewRef(entry(b_.optimizer_dict, names().state)));  // owned: other threads may replace it
     for (size_t i = 0; i < 2; ++i) {
       if (!fresh_[i].defined()) continue;
       THPObjectPtr of_parameter(PyObject_GetItem(state.get(), b_.parameters[i])), buffer(THPVariable_Wrap(fresh_[i]));
@@ -409,11 +406,11 @@ struct Buffers {
 
  private:
   const Binding& b_;
-  Found& found_;
+  OptimizerState& found_;
   at::Tensor fresh_[2], views_[2];
 };
 
-// Puts the model in training mode, if a module of it is not.
+// Puts the model in training mode unless every module is.
 void set_training(const Binding& b) {
   for (PyObject* const module : b.modules) {
     if (entry(module, names().training) == Py_True) continue;
@@ -422,7 +419,7 @@ void set_training(const Binding& b) {
   }
 }
 
-// Leaves the mark by which a scheduler sees that the optimizer stepped.
+// Sets the flag by which a scheduler knows that the optimizer has stepped.
 void mark_step(const Binding& b) {
   if (entry(b.optimizer_dict, names().step)) pybind11::setattr(b.optimizer, names().opt_called, Py_True);
 }
@@ -432,15 +429,15 @@ struct BoundStep {
   Binding* binding;
 };
 
-// A tensor of a batch; nullptr for another type.
+// An object of a batch as a tensor; nullptr if it is of another type or a subclass.
 const at::Tensor* plain_tensor(PyObject* object) {
   return reinterpret_cast<PyObject*>(Py_TYPE(object)) == THPVariableClass ? &THPVariable_Unpack(object) : nullptr;
 }
 
-// Looks at everything. The level of a step on a batch, or, where that `may_be_none`, of one on data of which nothing is
-// known; nullptr where the step is outdated.
-struct Look {
-  Look(const Binding& b, PyObject* input, PyObject* target, PyObject* weight, bool may_be_none = false) {
+// Checks all guards: the level of a step on a batch or, if it `may_be_none`, on any batch; nullptr if the step is
+// outdated.
+struct Decision {
+  Decision(const Binding& b, PyObject* input, PyObject* target, PyObject* weight, bool may_be_none = false) {
     if (b.is_outdated()) return;
     level = "eager";
     if (!may_be_none || input != Py_None) {
@@ -461,7 +458,7 @@ struct Look {
     level = "fused";
   }
 
-  // Once a batch is there: whether a parameter shares memory with something else.
+  // Given a batch: whether no parameter overlaps anything else.
   bool may_write(const Operands& operands) {
     const auto overlap = find_overlap(operands, found.sgd);
     if (!overlap) return true;
@@ -481,7 +478,7 @@ struct Look {
   const at::Tensor *x = nullptr, *y = nullptr, *v = nullptr;
   const char* level = nullptr;
   std::string reason;
-  Found found;
+  OptimizerState found;
 };
 
 const Binding& binding_of(PyObject* self) { return *reinterpret_cast<BoundStep*>(self)->binding; }
@@ -494,22 +491,22 @@ PyObject* bound_step(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 4);
   const Binding& b = binding_of(self);
-  Look look(b, items[0], items[1], items[2]);
-  if (!look.is_fused()) return look.result(b);
+  Decision decision(b, items[0], items[1], items[2]);
+  if (!decision.is_fused()) return decision.result(b);
   const bool skip_nonfinite = items[3] == Py_True;
   at::Tensor value;
   {
     const at::NoGradGuard no_grad;
-    const Views views(b, *look.x, *look.y, look.v);
-    Buffers buffers(b, look.found);
-    if (!look.may_write(views.operands)) return look.result(b);
-    look.found.sgd.skip_nonfinite = skip_nonfinite;
+    const Views views(b, *decision.x, *decision.y, decision.v);
+    Buffers buffers(b, decision.found);
+    if (!decision.may_write(views.operands)) return decision.result(b);
+    decision.found.sgd.skip_nonfinite = skip_nonfinite;
     set_training(b);
     {
       std::optional<pybind11::gil_scoped_release> released;
-      if (takes_long(*look.x, views.w)) released.emplace();
-      value =
-          recorded("linreg_ext::sgd_step_", [&] { return sgd_step(views.operands, b.objective(), look.found.sgd); });
+      if (takes_long(*decision.x, views.w)) released.emplace();
+      value = recorded("linreg_ext::sgd_step_",
+                       [&] { return sgd_step(views.operands, b.objective(), decision.found.sgd); });
     }
     buffers.keep(value, skip_nonfinite);
     mark_step(b);
@@ -522,14 +519,14 @@ PyObject* bound_level(PyObject* self, PyObject* const* items, Py_ssize_t count) 
   HANDLE_TH_ERRORS
   expect(count, 3);
   const Binding& b = binding_of(self);
-  Look look(b, items[0], items[1], items[2], true);
-  if (look.is_fused() && look.x) {
+  Decision decision(b, items[0], items[1], items[2], true);
+  if (decision.is_fused() && decision.x) {
     const at::NoGradGuard no_grad;
-    const Views views(b, *look.x, *look.y, look.v);
-    const Buffers buffers(b, look.found);
-    look.may_write(views.operands);
+    const Views views(b, *decision.x, *decision.y, decision.v);
+    const Buffers buffers(b, decision.found);
+    decision.may_write(views.operands);
   }
-  return look.result(b);
+  return decision.result(b);
   END_HANDLE_TH_ERRORS
 }
 
@@ -552,9 +549,9 @@ PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 14);
   const Binding& b = binding_of(self);
-  Look look(b, items[0], items[1], items[2]);
-  TORCH_CHECK(look.is_fused(), b.op,
-              ": steps are no longer fused: ", look.level ? look.reason : "the model has changed");
+  Decision decision(b, items[0], items[1], items[2]);
+  TORCH_CHECK(decision.is_fused(), b.op,
+              ": steps are no longer fused: ", decision.level ? decision.reason : "the model has changed");
   const auto tensor = [&](Py_ssize_t i) { return items[i] == Py_None ? nullptr : &THPVariable_Unpack(items[i]); };
   const auto integer = [&](Py_ssize_t i) { return pybind11::handle(items[i]).cast<int64_t>(); };
   const RunArguments order{tensor(3), integer(8), items[9] == Py_True, integer(10), integer(11), integer(12)};
@@ -562,22 +559,22 @@ PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   RunResults results;
   {
     const at::NoGradGuard no_grad;
-    const Views views(b, *look.x, *look.y, look.v);
+    const Views views(b, *decision.x, *decision.y, decision.v);
     std::optional<Views> validation;
     if (const at::Tensor* const input = tensor(4)) validation.emplace(b, *input, *tensor(5), tensor(6));
-    Buffers buffers(b, look.found);
-    look.found.sgd.skip_nonfinite = stop_nonfinite;
-    if (const at::Tensor* const rates = tensor(7)) look.found.sgd.lr_tensor = rates;
+    Buffers buffers(b, decision.found);
+    decision.found.sgd.skip_nonfinite = stop_nonfinite;
+    if (const at::Tensor* const rates = tensor(7)) decision.found.sgd.lr_tensor = rates;
     set_training(b);
     {
       const pybind11::gil_scoped_release released;
       results = recorded("linreg_ext::sgd_run_", [&] {
         const Operands* const v = validation ? &validation->operands : nullptr;
-        return sgd_run(views.operands, b.objective(), look.found.sgd, order,
+        return sgd_run(views.operands, b.objective(), decision.found.sgd, order,
                        v ? Validation{&v->input, &v->target, v->weight} : Validation{});
       });
     }
-    // If the run took no step, only its last loss shows it.
+    // If the run took no step, its first loss shows it.
     const at::Tensor& losses = std::get<0>(results);
     if (losses.numel() > 0) buffers.keep(losses[0], stop_nonfinite);
     mark_step(b);
@@ -604,11 +601,11 @@ void deallocate(PyObject* self) {
 PyObject* bound_step_type() {
   static PyMethodDef methods[] = {
       method("step", &bound_step, "step(x, y, weight, skip_nonfinite): the loss of a fused step, else as level."),
-      method("level", &bound_level, "level(x, y, weight): (level, reason) of a step; None: bind it again."),
-      method("loss", &bound_loss, "loss(x, y, weight): the model's loss in one pass, with its derivative."),
+      method("level", &bound_level, "level(x, y, weight): (level, reason) of a step; None: bind again."),
+      method("loss", &bound_loss, "loss(x, y, weight): the model's loss in one pass, recorded by autograd."),
       method("run", &bound_run,
              "run(x, y, weight, order, validation_input, validation_target, validation_weight, rates, batch_size, "
-             "drop_last, epochs, begin, end, stop_nonfinite): what sgd_run_ returns, of fused steps."),
+             "drop_last, epochs, begin, end, stop_nonfinite): sgd_run_ of fused steps."),
       {nullptr, nullptr, 0, nullptr}};
   static PyType_Slot slots[] = {{Py_tp_methods, methods},
                                 {Py_tp_traverse, reinterpret_cast<void*>(&traverse)},
@@ -622,7 +619,7 @@ PyObject* bound_step_type() {
 
 }  // namespace
 
-// bind_step(op, *match): of match.py's Match, for a function of that name in messages.
+// bind_step(op, *match), with the fields of match.py's Match; messages begin with `op`.
 PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   namespace py = pybind11;
@@ -656,7 +653,7 @@ PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
                                const char* reason) { list.push_back({hold(owner.attr(name.c_str())), reason}); };
   const auto watch_entry = [&](PyObject* dict, const py::object& name) {
     PyObject* const value = entry(dict, name.ptr());
-    b->entries.push_back({dict, hold(name), value ? hold(py::reinterpret_borrow<py::object>(value)) : nullptr});
+    b->entry_guards.push_back({dict, hold(name), value ? hold(py::reinterpret_borrow<py::object>(value)) : nullptr});
   };
   for (const py::handle& handle : py::tuple(item(3))) {
     const auto module = py::reinterpret_borrow<py::object>(handle);
@@ -665,7 +662,7 @@ PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
       watch_hooks(b->module_hooks, module, std::string("_") + name, "the model has hooks");
     for (const char* name : {"_parameters", "_modules"}) {
       const py::dict dict = module.attr(name);
-      b->contents.push_back({hold(dict), hold(dict.attr("copy")())});
+      b->dict_guards.push_back({hold(dict), hold(dict.attr("copy")())});
       watch_entry(b->modules.back(), py::reinterpret_steal<py::object>(interned(name)));
     }
   }

@@ -39,7 +39,7 @@ std::string words(const Items& items) {
   return joined(all);
 }
 
-// The place of `text` in `words`, or an error that names the argument.
+// The index of `text` in `choices`; raises if it is not there.
 template <size_t kCount>
 size_t choice(std::string_view op, const char* name, std::string_view text,
               const std::array<std::string_view, kCount>& choices) {
@@ -70,7 +70,7 @@ std::vector<int64_t> joined(at::IntArrayRef rows, at::IntArrayRef more) {
   return shape;
 }
 
-// Whether a shape is that of `rows`, followed by `more`.
+// Whether `shape` is `rows` followed by `more`.
 bool is(at::IntArrayRef shape, at::IntArrayRef rows, at::IntArrayRef more) {
   return shape.size() == rows.size() + more.size() && shape.slice(0, rows.size()) == rows &&
          shape.slice(rows.size()) == more;
@@ -102,7 +102,7 @@ void check_shapes(std::string_view op, const Operands& o) {
   }
 }
 
-// The strides of a tensor's rows, its leading dimensions taken as one; nullopt where they have no single stride.
+// The stride of a tensor's rows, with its leading dimensions flattened; nullopt if no single stride describes them.
 std::optional<int64_t> row_stride(const at::Tensor& tensor, int64_t leading) {
   std::optional<int64_t> stride;
   int64_t expected = 0;
@@ -118,7 +118,7 @@ std::optional<int64_t> row_stride(const at::Tensor& tensor, int64_t leading) {
   return stride.value_or(0);
 }
 
-// `tensor` as [n, columns], or [n, 1] where it has no columns, copied where its strides do not allow that.
+// `tensor` as [n, columns], or [n, 1] without columns; copied if its strides do not allow it.
 View view_of(const at::Tensor& tensor, bool has_columns, bool contiguous_columns, at::Tensor& copy) {
   const at::Tensor* source = &tensor;
   const int64_t leading = tensor.dim() - has_columns;
@@ -127,14 +127,14 @@ View view_of(const at::Tensor& tensor, bool has_columns, bool contiguous_columns
   if (!stride || !columns_fit) {
     copy = tensor.contiguous();
     source = &copy;
-    stride = row_stride(copy, leading).value_or(0);  // an empty tensor may have strides that fit nothing
+    stride = row_stride(copy, leading).value_or(0);  // an empty tensor's strides may be arbitrary
   }
   const int64_t col_stride = has_columns ? (contiguous_columns ? 1 : source->stride(-1)) : 0;
   return {source->const_data_ptr(), *stride, col_stride, dtype_of(*source)};
 }
 
-// The bytes of a tensor as `count` rows of `length` contiguous bytes, `step` apart; one row from end to end where it
-// has no such rows.
+// The memory of a tensor as `count` rows of `length` contiguous bytes, `step` apart; other layouts as one row that
+// spans them.
 struct Extent {
   int64_t start, length, count, step;
 };
@@ -152,15 +152,15 @@ Extent extent_of(const at::Tensor& t) {
   return {start, (last + 1) * size, 1, (last + 1) * size};
 }
 
-// Whether two extents share a byte. Columns of one matrix interleave without sharing anything, so comparing first and
-// last address is not enough.
+// Whether two extents share a byte. Comparing their ends is not enough: columns of one matrix interleave without
+// overlapping.
 bool overlapping(Extent a, Extent b) {
   if (a.length == 0 || b.length == 0 || a.count == 0 || b.count == 0) return false;
   if (a.start + (a.count - 1) * a.step + a.length <= b.start) return false;
   if (b.start + (b.count - 1) * b.step + b.length <= a.start) return false;
   if (a.count > b.count) std::swap(a, b);
   for (int64_t begin = a.start; begin < a.start + a.count * a.step; begin += a.step) {
-    // Of b's rows, the last that starts at or before `begin` and the one after it can reach this row of a.
+    // Only the last row of b that starts at or before `begin`, and the next one, can overlap this row of a.
     const int64_t j = begin < b.start ? 0 : (begin - b.start) / b.step;
     for (int64_t i = j; i < std::min(j + 2, b.count); ++i) {
       const int64_t b_begin = b.start + i * b.step;
@@ -237,7 +237,7 @@ Checked check_problem(std::string_view op, const Operands& o, const Objective& o
                        {"weight", o.weight}};
   for (const auto& [name, tensor] : all)
     TORCH_CHECK(!tensor || (tensor->layout() == at::kStrided && !tensor->is_nested()), op, ": ", name,
-                " must be a dense tensor, not a sparse or nested one");
+                " must be a dense tensor, got a sparse or nested one");
 
   const auto dtype = o.input.scalar_type();
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, op,
@@ -275,9 +275,9 @@ Checked check_problem(std::string_view op, const Operands& o, const Objective& o
 
 namespace {
 
-// What a step uses, by name: first what it writes, then what it only reads.
-struct Used {
-  Used(const Operands& o, const SgdArguments& sgd, std::initializer_list<Named> also_read) {
+// The tensors of a step with their names: first those that it writes, then those that it only reads.
+struct StepTensors {
+  StepTensors(const Operands& o, const SgdArguments& sgd, std::initializer_list<Named> also_read) {
     const std::array<const at::Tensor*, 2> parameters = {&o.linear_weight, o.linear_bias};
     for (size_t i = 0; i < 2; ++i)
       if (!sgd.frozen[i]) add(kParameters[i], parameters[i]);
@@ -293,7 +293,7 @@ struct Used {
     for (const auto& [name, tensor] : also_read) add(name, tensor);
   }
 
-  // Two of them that share memory, of which the first is written.
+  // A written tensor and one that overlaps it.
   std::optional<std::pair<const char*, const char*>> overlap() const {
     c10::SmallVector<Extent, 12> extents;
     for (const at::Tensor* tensor : tensors) extents.push_back(extent_of(*tensor));
@@ -358,15 +358,15 @@ void check_sgd(std::string_view op, const Operands& o, const Objective& objectiv
     if (rule.momentum != 0 && parameters[i] && !sgd.frozen[i])
       check_buffer(kBuffers[i], *parameters[i], sgd.momentum_buffers[i]);
 
-  if (const auto found = Used(o, sgd, also_read).overlap()) {
+  if (const auto found = StepTensors(o, sgd, also_read).overlap()) {
     const std::string_view other = found->second;
     TORCH_CHECK(false, op, ": ", found->first, " must not overlap ", other, " in memory",
-                other == "itself" ? " (is it expanded?)" : "");
+                other == "itself" ? " (is it expanded?); clone it" : "; clone one of them");
   }
 }
 
 std::optional<std::pair<const char*, const char*>> find_overlap(const Operands& operands, const SgdArguments& sgd) {
-  return Used(operands, sgd, {}).overlap();
+  return StepTensors(operands, sgd, {}).overlap();
 }
 
 Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Device device) {
@@ -393,19 +393,19 @@ Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Dev
   run.end = a.end;
   const int64_t steps = run.epoch_steps * a.epochs;
   TORCH_CHECK_VALUE(0 <= a.begin && a.begin <= a.end && a.end <= steps, op,
-                    ": begin and end must be in order and at most ", steps, ", got ", a.begin, " and ", a.end);
+                    ": begin and end must satisfy 0 <= begin <= end <= ", steps, ", got ", a.begin, " and ", a.end);
   if (!a.order || !a.order->is_cpu() || a.begin == a.end) return run;
 
   const bool all = a.begin == 0 || run.order_stride == 0;
   const int64_t first = all ? 0 : a.begin / run.epoch_steps * run.rows;
   const int64_t last = all ? a.order->numel() : ((a.end - 1) / run.epoch_steps + 1) * run.rows;
   const int64_t* const order = a.order->const_data_ptr<int64_t>();
-  bool inside = true;
-  for (int64_t i = first; i < last; ++i) inside &= uint64_t(order[i]) < uint64_t(rows);
-  if (!inside) {
+  bool in_range = true;
+  for (int64_t i = first; i < last; ++i) in_range &= uint64_t(order[i]) < uint64_t(rows);
+  if (!in_range) {
     int64_t i = first;
     while (uint64_t(order[i]) < uint64_t(rows)) ++i;
-    TORCH_CHECK_INDEX(false, op, ": order must name rows from 0 to ", rows - 1, ", got ", order[i]);
+    TORCH_CHECK_INDEX(false, op, ": order must hold indices from 0 to ", rows - 1, ", got ", order[i]);
   }
   return run;
 }

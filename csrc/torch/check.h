@@ -16,11 +16,11 @@ namespace linreg::torch_ops {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// Tensors are passed on by reference or, where they may be missing, by pointer: copying one counts references, which
-// for a tensor that Python holds costs as much as a small step.
+// Tensors are passed by reference, or by pointer if optional: updating the reference count of a tensor that Python
+// holds costs as much as a small step.
 inline const at::Tensor* given(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
 
-// The operands of one call, as the public functions name them.
+// The operands of a call, named as in the public functions.
 struct Operands {
   const at::Tensor& input;          // [*, D]
   const at::Tensor& linear_weight;  // [K, D] or [D]
@@ -29,16 +29,15 @@ struct Operands {
   const at::Tensor* weight;         // target's shape, or [*] or [*, 1]
 };
 
-// A checked problem, with the copies of operands that cannot be read in place (see Rows and View in linreg.h).
+// A checked problem, with copies of the operands that no View can describe.
 struct Checked {
   Problem problem;
   at::Tensor copies[5];
 };
 
-// What a pass computes of the residuals.
 struct Objective {
   std::string_view loss;
-  double delta;  // the loss's own number
+  double delta;  // the loss's threshold
   std::string_view reduction;
 };
 
@@ -47,50 +46,49 @@ Checked check_problem(std::string_view op, const Operands& operands, const Objec
 // Raises unless a target has the shape of `rows` followed by `outputs`.
 void check_target(std::string_view op, at::IntArrayRef rows, at::IntArrayRef outputs, const at::Tensor& target);
 
-// The keyword of a loss's own number.
+// The keyword of a loss's threshold.
 std::string_view threshold_of(std::string_view loss);
 
-// What the rule needs beside the operands: its settings, and its state for [linear_weight, linear_bias].
+// The hyper-parameters of the rule, and its state for [linear_weight, linear_bias].
 struct SgdArguments {
   Sgd rule;                               // without lr_on_device
-  const at::Tensor* lr_tensor = nullptr;  // in place of rule.lr
+  const at::Tensor* lr_tensor = nullptr;  // replaces rule.lr
   std::array<const at::Tensor*, 2> momentum_buffers{};
-  std::array<bool, 2> first_step{};  // the buffer is filled, not read
+  std::array<bool, 2> first_step{};  // the buffer is initialised, not read
   std::array<bool, 2> frozen{};      // the parameter is read, not updated, and needs no buffer
-  bool skip_nonfinite = false;       // change nothing when the loss is nan or inf
-  int64_t steps = 1;                 // of a run: lr_tensor may have a number for each
+  bool skip_nonfinite = false;       // change nothing if the loss is nan or inf
+  int64_t steps = 1;                 // of a run: lr_tensor may have one number for each
 };
 
-// A tensor and what to call it; nullptr: it was not given.
+// A tensor and its name in messages; nullptr: not given.
 struct Named {
   const char* name;
   const at::Tensor* tensor;
 };
 
-// What a step would write while it shares memory with something else, and that, which may be "itself".
+// The names of a tensor that a step would write and of one that overlaps it in memory, which may be "itself".
 std::optional<std::pair<const char*, const char*>> find_overlap(const Operands& operands, const SgdArguments& sgd);
 
-// Checks the hyper-parameters and the state, and that there is no overlap.
+// Checks the hyper-parameters and the state, and that nothing written overlaps.
 void check_sgd(std::string_view op, const Operands& operands, const Objective& objective, const SgdArguments& sgd,
                std::initializer_list<Named> also_read = {});
 
-// What orders the steps of a run over `rows` rows.
 struct RunArguments {
-  const at::Tensor* order;  // [rows of an epoch] or [epochs, rows of an epoch] int64; nullptr: every row in turn
+  const at::Tensor* order;  // int64, [rows of an epoch] or [epochs, rows of an epoch]; nullptr: all rows in sequence
   int64_t batch_size;
-  bool drop_last;  // a last batch that is shorter
+  bool drop_last;  // drop a smaller last batch
   int64_t epochs, begin, end;
 };
 
-// The run's order of steps, without `order` and learning rates. An order that is on the CPU is read: all rows that it
-// names when the run begins at its first step, else those of the steps to be taken.
+// The steps of a run over `rows` rows, without order and learning rates. The indices of an order on the CPU are
+// checked: all of them if the run begins at its first step, else those of the epochs it covers.
 Run check_run(std::string_view op, const RunArguments& run, int64_t rows, c10::Device device);
 
 Dtype dtype_of(const at::Tensor& tensor);
 at::ScalarType scalar_type_of(Dtype dtype);
 
-// A parameter as rows, read and written in place. What cannot be (columns that are not contiguous) is copied into
-// `copy`, which the caller copies back.
+// A parameter to read and write in place. If its columns are not contiguous, `copy` takes its place, and the caller
+// copies it back.
 Rows rows_of(const at::Tensor& tensor, at::Tensor& copy);
 
 }  // namespace linreg::torch_ops

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CPU for the operators.
+// The operators' backend for the CPU.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/addmm_cpu_dispatch.h>
@@ -12,14 +12,14 @@
 #include "backend.h"
 #include "check.h"
 
-// MKL's, where torch is built with it; the others multiply on one thread inside of a parallel region by themselves.
+// Present if torch is built with MKL; other libraries use a single thread inside a parallel region anyway.
 extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
 
 namespace linreg::torch_ops {
 namespace {
 
-// MKL on the calling thread alone. In a parallel region it has one thread anyway, and yet it would cut a product up for
-// torch.get_num_threads() of them, and so round differently.
+// Restricts MKL to the calling thread. In a parallel region it has only one thread, but would still partition a product
+// for torch.get_num_threads() of them, and so round differently.
 class OneThread {
  public:
   OneThread() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
@@ -41,10 +41,10 @@ at::Tensor matrix(const void* data, int64_t rows, int64_t columns, int64_t row_s
       .make_tensor();
 }
 
-// Past the dispatcher, whose modes belong to the thread that called the operator.
+// Bypasses the dispatcher, whose modes belong to the thread that called the operator.
 void multiply(int64_t m, int64_t l, int64_t n, const View& a, const View& b, const Rows& sum, bool add) {
-  const auto is_packed = [](const View& v, int64_t rows, int64_t columns) {  // else bits depend on layouts and offsets
-    const int64_t stride = v.row_stride * v.col_stride;                      // of which one is 1
+  const auto is_packed = [](const View& v, int64_t rows, int64_t columns) {  // else bits depend on strides and offsets
+    const int64_t stride = v.row_stride * v.col_stride;                      // one of the two is 1
     return uintptr_t(v.data) % 64 == 0 && (stride == columns || stride == rows);
   };
   TORCH_INTERNAL_ASSERT(is_packed(a, m, l) && is_packed(b, l, n));
@@ -54,7 +54,7 @@ void multiply(int64_t m, int64_t l, int64_t n, const View& a, const View& b, con
                      matrix(b.data, l, n, b.row_stride, b.col_stride, b.dtype), add ? 1 : 0, 1);
 }
 
-// Aligned memory for one call: on the stack for a small problem, else from torch's allocator.
+// Aligned memory for one call: on the stack for small problems, else from torch's allocator.
 class Workspace {
  public:
   explicit Workspace(size_t bytes) {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// CUDA devices for the operators: the tensors' device and its current stream, memory from torch's caching allocator,
-// and what the runtime says of a launch.
+// The operators' backend for CUDA: the device of the tensors, its current stream, and torch's caching allocator.
 #include <ATen/EmptyTensor.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -12,7 +11,7 @@
 namespace linreg::torch_ops {
 namespace {
 
-// Given back when the call ends; the allocator hands it out again in the order of the stream.
+// Freed when the call ends; the allocator reuses memory in stream order.
 c10::DataPtr workspace(size_t bytes) { return c10::cuda::CUDACachingAllocator::get()->allocate(bytes); }
 
 void check(const char* op, const char* error) { TORCH_CHECK(!error, op, ": CUDA error: ", error); }

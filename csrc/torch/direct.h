@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The direct entry: an operator called from Python without the dispatcher, whose parsing and boxing take several times
-// as long as a small step. What an argument is and what it is called is read off the operator itself and its schema.
+// The direct entry: calls an operator from Python without the dispatcher, whose parsing and boxing take several times
+// as long as a small step. The arguments' types come from the C++ function, their names from the schema.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -18,9 +18,9 @@
 
 namespace linreg::torch_ops {
 
-using Borrow = c10::MaybeOwnedTraits<at::Tensor>;  // counts no reference
+using Borrow = c10::MaybeOwnedTraits<at::Tensor>;  // leaves reference counts alone
 
-// An argument of type T for the length of a call. Tensors are borrowed from the Python objects that the caller holds.
+// An argument of type T during a call. Tensors are borrowed from the Python objects that the caller holds.
 template <class T>
 struct Held {
   T value{};
@@ -53,7 +53,7 @@ struct Held<at::TensorList> {
   }
 };
 
-// Reads the positional arguments of an operator one after the other.
+// Reads the positional arguments of an operator in order.
 class Arguments {
  public:
   // `schema` is the operator's full name.
@@ -68,7 +68,7 @@ class Arguments {
   }
 
  private:
-  // Element `i` of a list, or an argument by itself where that is -1.
+  // `i` is the index of an element of a list, or -1 for an argument itself.
   void read(PyObject* item, Py_ssize_t i, const at::Tensor*& to) {
     require(THPVariable_Check(item), item, i, "a Tensor");
     to = &THPVariable_Unpack(item);
@@ -134,7 +134,7 @@ class Arguments {
                      optional ? " or None" : "", ", got ", Py_TYPE(item)->tp_name);
   }
 
-  // What users call an argument or an element of a list.
+  // The public name of an argument or of an element of a list.
   static std::string name_of(const std::string& list, Py_ssize_t i, std::string_view loss) {
     if (list == "delta") return std::string(threshold_of(loss));
     if (i < 0) return list;
@@ -175,8 +175,8 @@ inline void collect(Tensors& tensors, at::TensorList list) {
 template <class T>
 void collect(Tensors&, const T&) {}
 
-// Calls `op`, or for what the dispatcher has to decide about, the operator `schema` through it. `takes_long` says of
-// its arguments whether other Python threads should run meanwhile.
+// Calls `op` directly, or the operator `schema` if the dispatcher has something to decide. `takes_long` decides from
+// the arguments whether to release the GIL.
 template <class TakesLong, class Result, class... A>
 PyObject* call_directly(const char* schema, Result (*op)(A...), const TakesLong& takes_long, PyObject* const* items,
                         Py_ssize_t count) {

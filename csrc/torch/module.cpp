@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// linreg_ext._C: what it was built with, and what is hot in small problems without the dispatcher, whose cost is
-// several times the arithmetic of a small step.
+// linreg_ext._C: build information, and the direct entries for small problems.
 #include <pybind11/pybind11.h>
 
 #include "ops.h"
@@ -8,14 +7,14 @@
 namespace linreg::torch_ops {
 namespace {
 
-// Kept whole in the binary, so that an import that fails can still tell what the file was built for.
+// Stays in the binary, so that a failed import can still tell which torch the file was built for.
 __attribute__((used)) const char kStamp[] = "linreg_ext built for torch " LINREG_EXT_TORCH_VERSION;
 
 PyMethodDef methods[] = {
-    method("sgd_step_", &sgd_step_entry, "The operator linreg_ext::sgd_step_, its arguments positionally."),
-    method("sgd_run_", &sgd_run_entry, "The operator linreg_ext::sgd_run_, its arguments positionally."),
-    method("bind_step", &bind_step_entry, "The training step of a Match of linreg_ext/training/match.py."),
-    method("linear_loss", &linear_loss_entry, "A loss with its derivative, or NotImplemented."),
+    method("sgd_step_", &sgd_step_entry, "The operator linreg_ext::sgd_step_, with positional arguments."),
+    method("sgd_run_", &sgd_run_entry, "The operator linreg_ext::sgd_run_, with positional arguments."),
+    method("bind_step", &bind_step_entry, "The training step of a Match from linreg_ext/training/match.py."),
+    method("linear_loss", &linear_loss_entry, "The differentiable loss, or NotImplemented."),
 };
 
 pybind11::dict build_info() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The operators of linreg_ext: schemas, what each does on a device, and what it does where a derivative or a batch may
-// be asked for. The mutating ones have no autograd formula: parameters that require grad are updated in any grad mode,
-// as an optimizer updates them.
+// The operators of linreg_ext: their schemas and their implementations, on devices and under autograd and transforms.
+// The mutating ones have no autograd formula: parameters that require grad are updated in any grad mode, as by an
+// optimizer.
 #include "ops.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -23,7 +23,7 @@ std::string op_name(std::string_view loss) { return "linear_" + std::string(loss
 
 void compute_loss(const char* op, const Backend& backend, c10::Device device, Problem& problem,
                   const Gradients& gradients, void* loss) {
-  if (!Products::suit(op, backend, device, problem, gradients))
+  if (!Products::apply(op, backend, device, problem, gradients))
     return backend.linear_loss(op, device, problem, gradients, loss);
   const bool elements = problem.reduction == Reduction::none;
   const Products products(op, backend, device, problem, gradients, elements ? loss : nullptr);
@@ -31,7 +31,7 @@ void compute_loss(const char* op, const Backend& backend, c10::Device device, Pr
 }
 
 at::Tensor linear_loss(const Operands& operands, const Objective& objective) {
-  at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
+  at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies that check_problem makes
   const std::string op = op_name(objective.loss);
   Checked checked = check_problem(op, operands, objective);
   const bool elements = checked.problem.reduction == Reduction::none;
@@ -50,7 +50,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands
   Checked checked = check_problem(op, operands, objective);
   TORCH_CHECK_VALUE(objective.reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
   TORCH_CHECK_VALUE(!wanted[2] || operands.linear_bias, op,
-                    ": linear_bias must be given when its gradient is asked for, got None");
+                    ": linear_bias must be a tensor when its gradient is wanted, got None");
 
   const c10::Device device = operands.input.device();
   const Backend& backend = *backend_of(device.type());
@@ -58,7 +58,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands
   std::vector<at::Tensor> grads;
   const auto add = [&](bool asked, const at::Tensor* of) -> void* {
     if (!asked) return nullptr;
-    const auto dtype = of->scalar_type() == at::kHalf ? at::kFloat : of->scalar_type();  // as gradient_dtype has it
+    const auto dtype = of->scalar_type() == at::kHalf ? at::kFloat : of->scalar_type();  // gradient_dtype
     grads.push_back(backend.empty(of->sizes(), dtype, device));
     return grads.back().data_ptr();
   };
@@ -74,8 +74,8 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands
 void take_step(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Sgd& sgd,
                const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss) {
   Gradients gradients;
-  gradients.weight = loss;  // wanted
-  if (!Products::suit(op, backend, device, problem, gradients))
+  gradients.weight = loss;  // not nullptr: wanted
+  if (!Products::apply(op, backend, device, problem, gradients))
     return backend.sgd_step(op, device, problem, sgd, weight, bias, skip, loss);
   const Products products(op, backend, device, problem, sgd, weight, skip.nonfinite);
   Parameter rest = weight;
@@ -85,8 +85,8 @@ void take_step(const char* op, const Backend& backend, c10::Device device, Probl
 
 namespace {
 
-// A parameter and its momentum buffer for the kernel; finish() copies back what could not be updated in place and tells
-// autograd that both have changed.
+// A parameter and its momentum buffer for the kernel; finish() copies back what could not be updated in place, and
+// bumps both version counters.
 class InPlaceParam {
  public:
   InPlaceParam(const at::Tensor* value, const SgdArguments& sgd, size_t i)
@@ -120,7 +120,7 @@ class InPlaceParam {
 
 at::Tensor sgd_step(const Operands& operands, const Objective& objective, const SgdArguments& sgd) {
   constexpr std::string_view op = "sgd_step_";
-  at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
   Checked checked = check_problem(op, operands, objective);
   check_sgd(op, operands, objective, sgd);
 
@@ -139,7 +139,7 @@ at::Tensor sgd_step(const Operands& operands, const Objective& objective, const 
 
 namespace {
 
-// The learning rates of the steps [begin, end) as doubles, where `lr` is: [steps].
+// The learning rates of the steps [begin, end) as doubles, from `lr` [steps] and on its device.
 at::Tensor rates_of(const at::Tensor& lr, const Run& run) {
   if (!lr.is_cpu()) return lr.narrow(0, run.begin, run.end - run.begin).to(at::kDouble).contiguous();
   at::Tensor rates = backend_of(at::kCPU)->empty({run.end - run.begin}, at::kDouble, at::kCPU);
@@ -156,7 +156,7 @@ at::Tensor rates_of(const at::Tensor& lr, const Run& run) {
 RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArguments sgd, const RunArguments& order,
                    const Validation& validation) {
   constexpr std::string_view op = "sgd_run_";
-  at::AutoDispatchBelowADInplaceOrView below_autograd;  // for the copies of what cannot be used in place
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
   Checked checked = check_problem(op, operands, objective);
   TORCH_CHECK(operands.input.dim() == 2, op, ": input must have shape [rows, in_features], got ",
               operands.input.sizes());
@@ -170,7 +170,7 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
              {"validation_weight", validation.weight}});
   const bool validates = validation.input;
   TORCH_CHECK_VALUE(validates == (validation.target != nullptr) && (validates || !validation.weight), op,
-                    ": validation_input and validation_target must be given together");
+                    ": validation_input and validation_target must both be tensors or both be None");
   Checked validated;
   if (validates)
     validated = check_problem(
@@ -210,7 +210,7 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
 
 namespace {
 
-// What a mutating operator is given, in C++'s terms.
+// The arguments of a mutating operator as Operands and SgdArguments.
 struct StepArguments {
   StepArguments(const char* op, const at::Tensor& input, const at::Tensor& target, at::TensorList parameters,
                 at::TensorList buffers, at::ArrayRef<double> rule, const OptionalTensor& weight,
@@ -218,10 +218,11 @@ struct StepArguments {
       : operands{input, first(op, parameters), target, parameters.size() == 2 ? &parameters[1] : nullptr,
                  given(weight)} {
     refuse_transforms(op);
-    TORCH_CHECK_VALUE(1 <= rule.size() && rule.size() <= 6, op,
-                      ": rule must be [lr, momentum, dampening, weight_decay, nesterov, maximize], the last of which "
-                      "may be left out, got ",
-                      rule.size(), " numbers");
+    TORCH_CHECK_VALUE(
+        1 <= rule.size() && rule.size() <= 6, op,
+        ": rule must be [lr, momentum, dampening, weight_decay, nesterov, maximize] or the first of them, "
+        "got ",
+        rule.size(), " numbers");
     double numbers[6] = {};
     std::copy(rule.begin(), rule.end(), numbers);
     sgd.rule = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] != 0, numbers[5] != 0};
@@ -248,7 +249,7 @@ struct StepArguments {
   SgdArguments sgd;
 };
 
-// The operators' signatures, as their schemas have them.
+// The operators with the signatures of their schemas.
 at::Tensor linear_loss_op(const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
                           const OptionalTensor& linear_bias, const OptionalTensor& weight, std::string_view loss,
                           double delta, std::string_view reduction) {
@@ -310,8 +311,8 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "linear_loss_grads(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, str "
       "loss, float delta, str reduction, bool[4] wanted) -> (Tensor, Tensor[])");
   // `parameters` is [linear_weight] or [linear_weight, linear_bias]; `momentum_buffers` has one for each, or none
-  // without momentum; `rule` is [lr, momentum, dampening, weight_decay, nesterov, maximize], of which the last may be
-  // left out as 0, and whose lr a tensor replaces. `first_step` and `frozen` have a bit for each parameter.
+  // without momentum; `rule` is [lr, momentum, dampening, weight_decay, nesterov, maximize], where trailing numbers
+  // default to 0 and the tensor `lr` replaces the first. `first_step` and `frozen` have a bit for each parameter.
   m.def(
       "sgd_step_(Tensor input, Tensor target, Tensor(a!)[] parameters, Tensor(b!)[] momentum_buffers, float[] rule, "
       "str loss=\"mse\", float delta=1.0, Tensor? weight=None, Tensor? lr=None, str reduction=\"mean\", "
@@ -341,16 +342,14 @@ PyObject* sgd_run_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
 
 namespace {
 
-// Whether autograd records, or a transform is at work, inside of which requires_grad does not say what it will
-// differentiate.
+// Whether a derivative may be needed: autograd records, or a transform is active, which disregards requires_grad.
 bool differentiated(std::initializer_list<const at::Tensor*> tensors) {
   if (transforming()) return true;
   if (!at::GradMode::is_enabled()) return false;
   return std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor* t) { return t && t->requires_grad(); });
 }
 
-// An operator below autograd or, where a derivative may be asked for, a function of linreg_ext/autograd.py: all of them
-// in plain PyTorch, which a loss's row in linreg_ext/losses.py is written in.
+// Calls an operator below autograd or, if a derivative may be needed, a function of linreg_ext/autograd.py.
 template <class Operator, class... A>
 auto call(bool by_python, const char* function, const Operator& op, const A&... arguments) {
   if (by_python) {
@@ -395,8 +394,8 @@ const char* name_of(const c10::OperatorHandle& op) {
 
 void refuse_step(const c10::OperatorHandle& op, torch::jit::Stack*) { refuse_transforms(name_of(op)); }
 
-// What lies in the memory of z.conj().imag is not its numbers but those times -1. PyTorch's own answer for all
-// operators is an internal assert for one that returns something else than what it writes.
+// The memory of z.conj().imag holds its numbers times -1. PyTorch's fallback fails an internal assert for operators
+// that return anything but what they write.
 void refuse_negative(const c10::OperatorHandle& op, torch::jit::Stack*) {
   TORCH_CHECK(false, name_of(op), ": tensors must not have the negative bit; pass their resolve_neg()");
 }
@@ -412,7 +411,7 @@ void refuse_steps(torch::Library& m) {
 TORCH_LIBRARY_IMPL(linreg_ext, FuncTorchBatchedDecomposition, m) { implement_autograd(m); }  // vmap
 TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) {
   implement_autograd(m);
-  // Their parameters may require grad as they do for an optimizer, and nothing is recorded.
+  // As for an optimizer, parameters may require grad, and nothing is recorded.
   m.impl("sgd_step_", torch::CppFunction::makeFallthrough());
   m.impl("sgd_run_", torch::CppFunction::makeFallthrough());
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// When the dispatcher has nothing to decide, and a direct entry may call a backend itself.
+// Whether the dispatcher has nothing to decide, so that a direct entry may call a backend itself.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,8 +19,7 @@ inline constexpr c10::DispatchKeySet kPlain =
                          c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCUDA, c10::DispatchKey::AutocastCUDA,
                          c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::BackendSelect});
 
-// Whether a backend's kernel is all that the dispatcher would call for these tensors: no other device, no subclass, no
-// transform, no tracing.
+// Whether the dispatcher would only call a backend's kernel: no other device, no subclass, no transform, no tracing.
 inline bool plain(at::ArrayRef<const at::Tensor*> tensors) {
   c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
   for (const at::Tensor* tensor : tensors) {
@@ -28,11 +27,11 @@ inline bool plain(at::ArrayRef<const at::Tensor*> tensors) {
     keys = keys | tensor->key_set();
     if (!backend_of(tensor->device().type())) return false;
   }
-  return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;  // operator- would leave the bits of the devices
+  return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;  // operator- would keep the bits of the devices
 }
 
-// Whether tensors of several devices or layouts are what is wrong with a call: the operator's checks have to say so,
-// where the dispatcher would go by one of them. The CPU may hold what a device reads.
+// Whether the tensors differ in device or layout (those on the CPU may join any device). The operator's checks reject
+// that by name, where the dispatcher would follow one of the tensors.
 inline bool mixed(at::ArrayRef<const at::Tensor*> tensors) {
   constexpr c10::DispatchKeySet kModes =
       c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize, c10::DispatchKey::Batched,
@@ -48,35 +47,34 @@ inline bool mixed(at::ArrayRef<const at::Tensor*> tensors) {
   return differ && !keys.has_any(kModes);
 }
 
-// Computes, and tells torch.profiler so, as the dispatcher does when it calls an operator.
+// Computes, recorded by torch.profiler as if the dispatcher had called the operator.
 template <class Compute>
 auto recorded(const char* op, const Compute& compute) {
   RECORD_FUNCTION(op, c10::ArrayRef<const c10::IValue>());
   return compute();
 }
 
-constexpr int64_t kLongWork = 1 << 16;  // products, some 10 µs, from which other Python threads should not have to wait
+constexpr int64_t kLongWork = 1 << 16;  // multiplications, some 10 µs: worth releasing the GIL for
 
 inline bool takes_long(const at::Tensor& input, const at::Tensor& w) {
   return !input.is_cpu() || input.numel() * (w.dim() == 2 ? w.size(0) : 1) >= kLongWork;
 }
 
-// Whether a torch.func transform is at work.
+// Whether a torch.func transform is active.
 inline bool in_functorch() {
   const c10::DispatchKeySet keys = c10::impl::tls_local_dispatch_key_set().included_;
   return keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
-// Whether torch.func or forward-mode AD is at work, as linreg_ext.autograd.is_transforming has it.
+// Whether torch.func or forward-mode AD is active, as in linreg_ext.autograd.is_transforming.
 inline bool transforming() { return in_functorch() || torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr; }
 
-// For steps in place: a transform would take a loss without a derivative for one whose derivative is zero.
-// linreg_ext/functional.py says the same of what is compiled.
+// For in-place steps: a transform would take the derivative of a loss that has none to be zero. refuse_transforms in
+// linreg_ext/autograd.py is the same for compiled calls.
 inline void refuse_transforms(const char* op) {
-  TORCH_CHECK(
-      !transforming(), op,
-      ": must not be called inside a torch.func transform or forward-mode AD, which would neither differentiate "
-      "nor batch a step in place; transform linear_mse_loss or a sibling of it");
+  TORCH_CHECK(!transforming(), op,
+              ": must not be called inside a torch.func transform or forward-mode AD, which can neither differentiate "
+              "nor batch an in-place step; transform linear_mse_loss or a sibling instead");
 }
 
 }  // namespace linreg::torch_ops

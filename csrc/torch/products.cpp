@@ -14,8 +14,8 @@
 namespace linreg::torch_ops {
 namespace {
 
-// Of X and of the predictions in a block, so that the second product finds both in the cache of a GPU, of which about
-// half of 50 MB can be counted on.
+// The bytes of X and the predictions in a block: the second product should find both in the GPU's cache, of whose 50 MB
+// about half is usable.
 constexpr int64_t kBlockBytes = 20 << 20;
 constexpr int64_t kMinRows = 1024;  // fewer do not fill a GPU's matrix products
 
@@ -28,7 +28,7 @@ void* rows_from(void* data, int64_t first, int64_t columns, Dtype dtype) {
   return data ? static_cast<char*>(data) + first * columns * int64_t(size_of(dtype)) : nullptr;
 }
 
-// Memory as a tensor; naming its device spares the question to the driver.
+// Memory as a tensor; given the device, torch need not ask the driver for it.
 at::Tensor view(const void* data, Dtype dtype, at::IntArrayRef sizes, at::IntArrayRef strides, c10::Device device) {
   return at::for_blob(const_cast<void*>(data), sizes)
       .strides(strides)
@@ -37,12 +37,12 @@ at::Tensor view(const void* data, Dtype dtype, at::IntArrayRef sizes, at::IntArr
       .make_tensor();
 }
 
-// Memory as a matrix whose rows are `stride` apart.
+// Memory as a matrix.
 at::Tensor matrix(const void* data, Dtype dtype, int64_t rows, int64_t columns, int64_t stride, c10::Device device) {
   return view(data, dtype, {rows, columns}, {stride, 1}, device);
 }
 
-// sum = a · b, or sum + a · b. Products of 16-bit numbers are summed, and come out, in float32.
+// sum = a · b, or sum += a · b. Products of 16-bit operands are accumulated in float32.
 void multiply(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, bool add) {
   if (a.scalar_type() == sum.scalar_type()) {
     at::addmm_out(sum, sum, a, b, add ? 1 : 0);
@@ -58,8 +58,8 @@ int64_t block_rows(const Problem& p, Dtype factor, Dtype wide) {
 
 }  // namespace
 
-bool Products::suit(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
-                    const Gradients& gradients) {
+bool Products::apply(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
+                     const Gradients& gradients) {
   return backend.by_products && backend.by_products(op, device, problem, gradients);
 }
 
@@ -77,15 +77,15 @@ Products::Products(const char* op, const Backend& backend, c10::Device device, c
                1 - sgd.lr * sgd.weight_decay, (sgd.maximize ? sgd.lr : -sgd.lr) * reduction_scale(p, 0)};
   }
   Gradients gradients;
-  gradients.weight = weight.value.data;  // wanted; what is done with it is not written there
+  gradients.weight = weight.value.data;  // not nullptr: wanted; nothing is written there
   run(op, backend, device, p, gradients, nullptr);
 }
 
 void Products::run(const char* op, const Backend& backend, c10::Device device, const Problem& p,
                    const Gradients& gradients, void* elements) {
   const Dtype wide = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-  // A GPU multiplies bfloat16 into float32; elsewhere, and beside float32 parameters, it is widened first, and float16
-  // always: derivatives, not yet divided by the number of elements, may lie outside of its range.
+  // A GPU multiplies bfloat16 into float32. It is widened first on the CPU and with float32 parameters, and float16
+  // always: derivatives not yet divided by the number of elements may exceed its range.
   const Dtype factor = device.is_cuda() && p.w.dtype == p.x.dtype && p.x.dtype == Dtype::bfloat16 ? p.x.dtype : wide;
   const auto factors = scalar_type_of(factor), sums = scalar_type_of(wide);
   const at::Tensor w = matrix(p.w.data, p.w.dtype, p.k, p.d, p.w.row_stride, device).to(factors);
@@ -102,7 +102,7 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
   wanted.dlosses = gradients.weight || gradients.input ? dlosses.data_ptr() : nullptr;
   wanted.dlosses_dtype = factor;
   wanted.sums = sums_.mutable_data_ptr<double>();
-  wanted.scale = reduction_scale(p, 0);  // of a weighted mean, weighted_scale
+  wanted.scale = reduction_scale(p, 0);  // weighted_scale replaces it for a weighted mean
   at::Tensor weighted_scale;
   if (p.reduction == Reduction::mean && p.v.data && (gradients.input || gradients.target)) {
     const at::Tensor v = view(p.v.data, p.v.dtype, {p.n, p.k}, {p.v.row_stride, p.v.col_stride}, device);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The pass over many targets, where PyTorch's own matrix products are faster than any loop: rows in blocks that stay in
-// cache between the product that predicts them and the one that sums their gradient, with a kernel between the two.
+// The pass over many targets, for which PyTorch's matrix products are fastest: row blocks stay in cache between the
+// product for the predictions and the one for the gradient, with a kernel between the two.
 #pragma once
 
 #include <optional>
@@ -12,17 +12,16 @@ namespace linreg::torch_ops {
 
 class Products {
  public:
-  // Whether this is the way for a problem.
-  static bool suit(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
-                   const Gradients& gradients);
+  // Whether a problem should use matrix products.
+  static bool apply(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
+                    const Gradients& gradients);
 
-  // Goes over the rows and writes what is wanted of each: gradients.input and .target, and `elements`, v ℓ(R). What is
-  // summed over rows is then in sums(); of it gradients.weight says whether the weight's gradient is wanted.
+  // Reads the rows and writes per-row results: gradients.input and .target, and `elements`, v ℓ(R). The sums over rows
+  // are then in sums(), with the weight's gradient if gradients.weight is not nullptr.
   Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
            const Gradients& gradients, void* elements);
 
-  // For a step: the same, and where the rule is no more than W ← β W + α Gᵀ X, with numbers that are known here, the
-  // second product updates W itself.
+  // For a step: if the rule is W ← β W + α Gᵀ X with β and α known here, the second product updates W itself.
   Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Sgd& sgd,
            const Parameter& weight, bool skip_nonfinite);
 

@@ -10,9 +10,9 @@
 namespace linreg::torch_ops {
 namespace {
 
-constexpr int64_t kAlign = 16;  // what words of 16 bytes ask for
+constexpr int64_t kAlign = 16;  // for 16-byte loads
 
-// The parameter as the step reads it: where the step before has written it.
+// Where a step reads a parameter: where the previous step wrote it.
 View current(const Parameter& parameter, const View& view) {
   if (!parameter.value.data || parameter.frozen) return view;
   return {parameter.value.data, parameter.value.row_stride, 1, parameter.value.dtype};
@@ -24,7 +24,7 @@ View shifted(View view, int64_t rows) {
   return view;
 }
 
-// How many numbers a row of `view` holds, given how many it stands for.
+// The numbers stored in a row of `view`, which may broadcast one to all columns.
 int64_t columns_of(const View& view, int64_t columns) {
   return !view.data ? 0 : view.col_stride == 0 ? std::min<int64_t>(1, columns) : columns;
 }
@@ -33,7 +33,7 @@ int64_t gathered_bytes(const View& view, int64_t columns, int64_t rows) {
   return (rows * columns_of(view, columns) * int64_t(size_of(view.dtype)) + kAlign - 1) / kAlign * kAlign;
 }
 
-// The rows of a batch, where they lie or gathered into memory for as many as any batch has.
+// The batches of a run: slices of the rows or, with an order, rows gathered into one buffer.
 class Batches {
  public:
   Batches(const Backend& backend, const RunCall& call) : backend_(backend), call_(call) {
@@ -81,7 +81,7 @@ class Batches {
   Problem gathered_;
 };
 
-// The learning rate number i, where the rule reads it.
+// Makes the rule use learning rate i.
 void set_rate(Sgd& sgd, const at::Tensor& rates, int64_t i) {
   const double* const rate = rates.const_data_ptr<double>() + i;
   if (rates.is_cpu()) {
@@ -96,8 +96,8 @@ void set_rate(Sgd& sgd, const at::Tensor& rates, int64_t i) {
 
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {
   if (tensor.device() == device) return tensor;
-  // From memory that pages, a copy waits for the stream; and in memory that is pinned already, the numbers may be
-  // others by the time the stream has come to the copy.
+  // A copy from pageable memory would wait for the stream, and memory that is already pinned may change before the
+  // stream reaches the copy.
   const auto pinned = at::empty(tensor.sizes(), tensor.options().pinned_memory(true)).copy_(tensor);
   return pinned.to(device, /*non_blocking=*/true);
 }
@@ -109,8 +109,7 @@ void validate(const Backend& backend, RunCall& call, char*& loss) {
   loss += size_of(loss_dtype(*call.validation));
 }
 
-// Each step a launch or a few.
-void take_one_by_one(const Backend& backend, RunCall& call) {
+void launch_one_by_one(const Backend& backend, RunCall& call) {
   const Run& run = call.run;
   const Batches batches(backend, call);
   char* loss = static_cast<char*>(call.losses.data_ptr());
@@ -126,8 +125,8 @@ void take_one_by_one(const Backend& backend, RunCall& call) {
   }
 }
 
-// As many steps a launch as there are until the next validation.
-void take_together(const Backend& backend, RunCall& call) {
+// All steps up to the next validation in one launch.
+void launch_together(const Backend& backend, RunCall& call) {
   at::Tensor rates;
   if (call.rates.defined()) rates = on_device(call.rates, call.device);
   const int64_t size = int64_t(size_of(loss_dtype(call.problem)));
@@ -160,9 +159,9 @@ void take_steps(const Backend& backend, RunCall& call) {
     call.run.order = order.const_data_ptr<int64_t>();
   }
   if (backend.takes_many_steps(call)) {
-    take_together(backend, call);
+    launch_together(backend, call);
   } else {
-    take_one_by_one(backend, call);
+    launch_one_by_one(backend, call);
   }
   backend.end_run(call);
 }

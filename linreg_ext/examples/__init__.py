@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Five tutorial programs: under ``if fused:`` the calls of linreg_ext, under ``else:`` the plain PyTorch they replace.
+"""Five tutorial programs: linreg_ext under `if fused:`, and under `else:` the plain PyTorch that it replaces.
 
-``python -m linreg_ext.examples`` runs both and compares them with the figures that the tutorials print.
+`python -m linreg_ext.examples` runs both and compares them with the figures that the tutorials print.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Figures = Callable[[bool, torch.device], Sequence[tuple[Any, ...]]]
 def compare(figures: Figures, device: torch.device | str = "cpu") -> list[list[str]]:
     """Rows of [name, expected, eager, fused, "ok" or "NOT OK"].
 
-    Numbers without a tolerance must be within half a unit of the last digit that is expected.
+    Without a tolerance, numbers must be within half a unit of the last expected digit.
     """
     device, rows = torch.device(device), []
     for eager, fused in zip(figures(False, device), figures(True, device), strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m linreg_ext.examples [A B ...] [--device cpu|cuda]``"""
+"""`python -m linreg_ext.examples [A B ...] [--device cpu|cuda]`"""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m linreg_ext.examples",
         description="Run five tutorial programs in plain PyTorch (eager) and with linreg_ext (fused), and print each\n"
         "figure beside the expected one.\n\n" + "\n".join(script.__doc__.partition("\n")[0] for script in SCRIPTS),
-        epilog="A figure without ± must be right in every digit that is shown. Exit status 1: a figure is off.",
+        epilog="A figure without ± must be right in every digit shown. The exit status is 1 if a figure is off.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("programs", nargs="*", type=str.upper, metavar="PROGRAM", help="A to E (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
     options = parser.parse_args(arguments)
     for name in set(options.programs) - set(PROGRAMS):
-        parser.error(f"there is no program '{name}'; choose from {', '.join(PROGRAMS)}")
+        parser.error(f"PROGRAM must be one of {', '.join(PROGRAMS)}, got '{name}'")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
 

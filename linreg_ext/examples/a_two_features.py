@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Program A: two features, with the bias folded into the matrix as a column of ones.
 
-`sgd_step_` takes a step on tensors; `make_train_step` makes a function that takes one on a module.
+`sgd_step_` takes a step on tensors, and the function that `make_train_step` returns takes one on a module.
 """
 
 import torch
@@ -56,7 +56,7 @@ def train_module(fused: bool, X: Tensor, y: Tensor) -> tuple:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        losses.append(loss.detach())  # stays on the device, so that no step waits for the one before
+        losses.append(loss.detach())  # on the device, so that no step waits for the previous one
     return model, losses, optimizer
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Program B: one feature, mini-batches from data loaders, and validation.
 
-This is the tutorial's final program, whose loops `fit` replaces. The loops of its earlier programs, over NumPy arrays,
-raw tensors and modules, are those of A and D.
+`fit` replaces the loops of this, the tutorial's final program. Its earlier programs loop over NumPy arrays, tensors and
+modules as A and D do.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def make_data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_train_step(model: nn.Module, loss_fn: nn.Module, optimizer: optim.SGD) -> Callable:
-    """B9: the tutorial's own. `linreg_ext.make_train_step` has the same arguments and the same effect."""
+    """B9: the tutorial's version; `linreg_ext.make_train_step` takes the same arguments and does the same."""
 
     def train_step(x: Tensor, y: Tensor) -> float:
         model.train()
@@ -38,7 +38,7 @@ def make_train_step(model: nn.Module, loss_fn: nn.Module, optimizer: optim.SGD) 
 
 
 def train(fused: bool, dataset: TensorDataset, device: torch.device) -> tuple:
-    """B15: mini-batches, and a validation loss after every epoch."""
+    """B15: mini-batches, with a validation loss after every epoch."""
     torch.manual_seed(42)
     train_set, val_set = random_split(dataset, [80, 20])
     train_dl, val_dl = DataLoader(train_set, batch_size=16), DataLoader(val_set, batch_size=20)

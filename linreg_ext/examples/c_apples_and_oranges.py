@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Program C: apples and oranges, three features and two targets.
 
-`linear_mse_loss` is prediction and loss in one, and its gradients accumulate like any other's; `linreg_ext.fit` takes
-the arguments of the tutorial's own `fit`.
+`linear_mse_loss` is prediction and loss in one call, and its gradients accumulate as usual; `linreg_ext.fit` takes the
+arguments of the tutorial's `fit`.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ INPUTS, TARGETS = torch.tensor([  # temperature, rainfall, humidity; apples, ora
 
 
 def train_tensors(fused: bool, x: Tensor, y: Tensor) -> tuple:
-    """C1: the first gradient is not zeroed, so that the second one is added to it."""
+    """C1: the first gradient is not zeroed, so the second is added to it."""
     w = torch.tensor([[-0.1007, 1.2361, -0.3385], [-0.3159, 2.9062, 0.0999]], device=x.device, requires_grad=True)
     b = torch.tensor([0.0756, 1.8064], device=x.device, requires_grad=True)
     losses, gradients = [], []
-    for step in range(103):  # the last one for its loss only
+    for step in range(103):  # the last one only for its loss
         if fused:
             loss = linreg_ext.linear_mse_loss(x, w, y, linear_bias=b)
         else:
@@ -46,7 +46,7 @@ def train_tensors(fused: bool, x: Tensor, y: Tensor) -> tuple:
 
 
 def fit(num_epochs: int, model: nn.Module, loss_fn: Callable, opt: optim.SGD, train_dl: DataLoader) -> list[float]:
-    """C3: the tutorial's own, which here returns its losses."""
+    """C3: the tutorial's version, except that it returns its losses."""
     losses = []
     for epoch in range(num_epochs):
         for x, y in train_dl:
@@ -62,7 +62,7 @@ def fit(num_epochs: int, model: nn.Module, loss_fn: Callable, opt: optim.SGD, tr
 
 def train_module(fused: bool, x: Tensor, y: Tensor) -> tuple:
     """C2 and C3: a layer, trained on shuffled batches of 5."""
-    torch.manual_seed(374)  # the tutorial set no seed; with this one the losses come close to its own
+    torch.manual_seed(374)  # the tutorial sets no seed; this one gives losses close to its own
     model = nn.Linear(3, 2).to(x.device)
     train_dl = DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True)
     opt = optim.SGD(model.parameters(), lr=1e-5)
@@ -77,7 +77,7 @@ def figures(fused: bool, device: torch.device) -> list[tuple]:
     x, y = INPUTS.to(device), TARGETS.to(device)
     _, first_losses, gradients = train_tensors(fused, x[:5], y[:5])
     model, losses, _ = train_module(fused, x, y)
-    return [  # C1 has tolerances because its start is known to 4 decimals only, C3 because its seed is ours
+    return [  # tolerances: C1's start is known only to 4 decimals, and C3's seed is ours
         ("C1 loss at the start", "11159.9", first_losses[0], 2.2),
         ("C1 loss after one update", "7746.1", first_losses[1], 1.5),
         ("C1 accumulated gradient of b", "4.986 249.222", gradients[3], 0.022),

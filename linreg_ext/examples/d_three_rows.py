@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Program D: one feature, three rows, and a line printed every hundred epochs.
 
-`sgd_run_` takes all steps in one call, and `LinearMSELoss` is a layer and its loss in one module.
+`sgd_run_` takes all steps in one call; `LinearMSELoss` is a layer and its loss in one module.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 from linreg_ext import LinearMSELoss, make_train_step, sgd_run_
 from linreg_ext.examples import compare, table
 
-LINES = {  # epoch: W and b after its step, and the cost before it, as the tutorial prints them
+LINES = {  # epoch: W and b after its step, and the cost before it, as printed by the tutorial
     0: "-0.101 0.508 4.630286", 100: "0.713 0.653 0.061555", 200: "0.774 0.514 0.038037", 300: "0.822 0.404 0.023505",
     400: "0.860 0.317 0.014525", 500: "0.890 0.250 0.008975", 600: "0.914 0.196 0.005546", 700: "0.932 0.154 0.003427",
     800: "0.947 0.121 0.002118", 900: "0.958 0.095 0.001309", 1000: "0.967 0.075 0.000809",
@@ -22,7 +22,7 @@ def train_tensors(fused: bool, x: Tensor, y: Tensor, epochs: int = 1001) -> tupl
     """D1: a weight and a bias of shape [1]."""
     W = torch.zeros(1, device=x.device, requires_grad=True)
     b = torch.zeros(1, device=x.device, requires_grad=True)
-    if fused:  # a weight of shape [1] predicts one number a row, so y loses its column
+    if fused:  # a weight of shape [1] predicts one number per row, so y drops its column
         return {"W": W, "b": b}, sgd_run_(x, W, y[:, 0], linear_bias=b, epochs=epochs, lr=0.01)
     optimizer = optim.SGD([W, b], lr=0.01)
     costs = []
@@ -45,7 +45,7 @@ class LinearRegressionModel(nn.Module):
 
 
 def train_module(fused: bool, x: Tensor, y: Tensor) -> tuple:
-    """D2: a first model only predicts; a second one is trained."""
+    """D2: one model only predicts, a second is trained."""
     torch.manual_seed(1)
     if fused:
         first = LinearMSELoss(1, 1).to(x.device)
@@ -67,7 +67,7 @@ def train_module(fused: bool, x: Tensor, y: Tensor) -> tuple:
             cost.backward()
             optimizer.step()
         costs.append(cost.detach())
-        if epoch % 100 == 0:  # only here does the program wait for the device
+        if epoch % 100 == 0:  # the program waits for the device only here
             lines[epoch] = [model.linear.weight.item(), model.linear.bias.item(), cost.item()]
     return model, costs, optimizer, lines, prediction, loss
 
@@ -80,7 +80,7 @@ def figures(fused: bool, device: torch.device) -> list[tuple]:
         ("D1 first cost", "4.6667", costs[0]),
         ("D1 W, b after one step", "0.0933 0.0400", [one["W"], one["b"]]),
         ("D1 cost after one step", "3.6927", costs[1]),
-        # Each step rounds W by up to 3e-8, and the next 400 or so remember it: some 1e-7 together.
+        # Each step rounds W by up to 3e-8, and about 400 later ones still carry the error: some 1e-7 in total.
         ("D1 W after 1001 steps", "0.9854263663291931", weights["W"], 1e-6),
         ("D1 b after 1001 steps", "0.0331293", weights["b"], 1e-6),
         ("D1 cost of step 1001", "0.000158", costs[1000]),
@@ -88,7 +88,7 @@ def figures(fused: bool, device: torch.device) -> list[tuple]:
         ("D2 loss of the first model", "2.1471", loss),
     ]
     for epoch, expected in LINES.items():
-        # A relative 1e-5 beyond half a digit: the cost of epoch 400, 0.01452451, is on the edge between two prints.
+        # A relative 1e-5 beyond half a digit: the cost of epoch 400, 0.01452451, is close to a rounding boundary.
         tolerance = [5e-4, 5e-4, 5e-7 + 1e-5 * float(expected.split()[2])]
         rows.append((f"D2 epoch {epoch}: W, b, cost", expected, lines[epoch], tolerance))
     return rows

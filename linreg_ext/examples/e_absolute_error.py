@@ -7,8 +7,8 @@ from torch import Tensor, nn, optim
 from linreg_ext import make_train_step
 from linreg_ext.examples import compare, table
 
-# The gradient is made of the residuals' signs. With this seed no residual comes within 2e-5 of zero, where rounding
-# would decide its sign and the two runs could rightly part.
+# The gradient depends on the residuals' signs. With this seed no residual comes within 2e-5 of zero, where rounding
+# would decide its sign and the two runs could legitimately diverge.
 SEED = 1238
 
 
@@ -34,7 +34,7 @@ def train(fused: bool, x: Tensor, y: Tensor) -> tuple:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        losses.append(loss.detach())  # stays on the device, so that no step waits for the one before
+        losses.append(loss.detach())  # on the device, so that no step waits for the previous one
     return model, losses, optimizer
 
 

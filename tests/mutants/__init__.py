@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Small faults that the test suite has to notice, one at a time: tests/mutation.py plants them, `make mutants` runs it."""
+"""Small faults, each of which the tests must detect; `make mutants` runs tests/mutation.py, which plants them."""
 
 from .cuda import CUDA
 from .fused import FUSED

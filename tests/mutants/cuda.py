@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Faults of the CUDA kernels, which tests/simt runs on the CPU."""
+"""Faults in the CUDA kernels, which tests/simt runs on the CPU."""
 
 from .mutant import Mutant
 
@@ -13,51 +13,51 @@ MANY = (
 EMPTY = ("tests/test_parity.py::test_a_step_without_rows_does_what_pytorchs_does",)
 STEPS = ("tests/test_run.py::test_every_step_is_a_single_step",)
 RACE = ("race",)
-ORDER = ("race", "allowed")  # or memory that is read before the arrival that allows it
+ORDER = ("race", "allowed")  # a race, or memory read before the arrival that allows it
 ADDRESS = ("AddressSanitizer",)
 
 CUDA = (
     # Synchronisation.
-    Mutant("cuda rows: a barrier less between warps", "csrc/cuda/rows.cuh", "sync_block();", "", SHAPES,
+    Mutant("cuda rows: a barrier between warps is missing", "csrc/cuda/rows.cuh", "sync_block();", "", SHAPES,
            within="sync_block();  // every warp's part is there", says=RACE, build="races"),
-    Mutant("cuda reduction: a fence less before arrival", "csrc/cuda/reduce.cuh", "fence();", "", SHAPES,
+    Mutant("cuda reduction: the fence before arrival is missing", "csrc/cuda/reduce.cuh", "fence();", "", SHAPES,
            within="fence();       // this thread's sums", says=ORDER, build="races"),
-    Mutant("cuda run: a barrier less between warps", "csrc/cuda/run_resident.cuh", "sync_block();", "", PARTS,
+    Mutant("cuda run: a barrier between warps is missing", "csrc/cuda/run_resident.cuh", "sync_block();", "", PARTS,
            within="sync_block();  // every warp's sums are there", says=RACE, build="races"),
-    Mutant("cuda run: one place for the sums of two steps", "csrc/cuda/run_resident.cuh",
+    Mutant("cuda run: the sums of two steps share a buffer", "csrc/cuda/run_resident.cuh",
            "(step & 1) * (l.warps * l.line)", "0", PARTS, says=RACE, build="races"),
-    Mutant("cuda rows: one place for the sums of two rows", "csrc/cuda/rows.cuh", "slots * parity", "0", SHAPES,
+    Mutant("cuda rows: the sums of two rows share a buffer", "csrc/cuda/rows.cuh", "slots * parity", "0", SHAPES,
            says=RACE, build="races"),
     # Sums.
-    Mutant("cuda rows: a row beyond the last counts", "csrc/cuda/rows.cuh", "i < p_.n && t < p_.k", "t < p_.k", SHAPES,
+    Mutant("cuda rows: a row beyond the last is added", "csrc/cuda/rows.cuh", "i < p_.n && t < p_.k", "t < p_.k", SHAPES,
            build="races"),
-    Mutant("cuda rows: only the last worker's sums count", "csrc/cuda/rows.cuh", "*at + sum", "sum", SHAPES, build="races"),
-    Mutant("cuda reduction: the last block of a team is left out", "csrc/cuda/reduce.cuh", "row < rows", "row + 1 < rows",
+    Mutant("cuda rows: a worker's sums overwrite the others'", "csrc/cuda/rows.cuh", "*at + sum", "sum", SHAPES, build="races"),
+    Mutant("cuda reduction: the last block of a team is skipped", "csrc/cuda/reduce.cuh", "row < rows", "row + 1 < rows",
            SHAPES, build="races"),
-    Mutant("cuda streamed: only a block's last rows count", "csrc/cuda/streamed.cuh",
+    Mutant("cuda streamed: a block's last rows overwrite the others", "csrc/cuda/streamed.cuh",
            "if (thread_index() % kWarp == 0) line_[i] += sum;", "if (thread_index() % kWarp == 0) line_[i] = sum;",
            SHAPES, build="races"),
-    Mutant("cuda products: only the last rows count", "csrc/cuda/products.cu", "wanted.add ? wanted.sums[i] : 0", "0",
+    Mutant("cuda products: the last rows overwrite the others", "csrc/cuda/products.cu", "wanted.add ? wanted.sums[i] : 0", "0",
            ("tests/test_parity.py::test_several_blocks_of_rows_by_products",), build="races"),
-    Mutant("cuda residual: the target's gradient has the other sign", "csrc/cuda/residual.cuh",
+    Mutant("cuda residual: the target's gradient has the wrong sign", "csrc/cuda/residual.cuh",
            "-(scale * of.dloss)", "scale * of.dloss", SHAPES,
            build="races"),
-    Mutant("cuda finish: the gradient of no rows is not nothing", "csrc/cuda/finish.cuh", "p.n == 0 ? 0 : scale", "scale",
+    Mutant("cuda finish: the gradient of no rows is scaled by inf", "csrc/cuda/finish.cuh", "p.n == 0 ? 0 : scale", "scale",
            EMPTY, build="races"),
     # Runs.
-    Mutant("cuda finish: a step is taken whose loss is not finite", "csrc/cuda/finish.cuh",
+    Mutant("cuda finish: a step is taken although its loss is not finite", "csrc/cuda/finish.cuh",
            "if (f.skip.nonfinite && !is_finite(loss)) return;", "", FINITE, build="races"),
-    Mutant("cuda run: goes on after a loss that is not finite", "csrc/cuda/run_resident.cuh",
+    Mutant("cuda run: continues after a loss that is not finite", "csrc/cuda/run_resident.cuh",
            "return call.stop_nonfinite && !is_finite(loss);", "return false;", FINITE, build="races"),
-    Mutant("cuda run: every step is a first one", "csrc/cuda/run_resident.cuh", "first_weight = first_bias = false;", "",
+    Mutant("cuda run: every step is a first step", "csrc/cuda/run_resident.cuh", "first_weight = first_bias = false;", "",
            STEPS, build="races"),
     Mutant("cuda run: parameters are not rounded between steps", "csrc/cuda/run_resident.cuh",
            "p = round_to(next.p, dtype);", "p = next.p;", STEPS, build="races"),
-    Mutant("cuda run: the order is not looked at", "csrc/cuda/run_resident.cuh",
+    Mutant("cuda run: the order is ignored", "csrc/cuda/run_resident.cuh",
            "batch.order ? batch.order[first + at] : first + at", "first + at", STEPS, build="races"),
-    Mutant("cuda run: every epoch has the first one's order", "csrc/cuda/run_resident.cuh",
+    Mutant("cuda run: every epoch uses the first epoch's order", "csrc/cuda/run_resident.cuh",
            "batch.order + run.order_stride", "batch.order", STEPS, build="races"),
-    Mutant("cuda gather: rows come in turn", "csrc/cuda/sgd_run.cu", "row * of.row_stride", "i * of.row_stride", MANY,
+    Mutant("cuda gather: rows are gathered in sequence", "csrc/cuda/sgd_run.cu", "row * of.row_stride", "i * of.row_stride", MANY,
            build="races"),
     # Bounds.
     Mutant("cuda rows: columns beyond a row are read", "csrc/cuda/rows.cuh", "valid && j < columns_", "valid", SHAPES,

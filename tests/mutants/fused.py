@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fused paths that are wrong by five per cent, which a test of everything that PyTorch does with them has to notice.
+"""Fused paths that are wrong by five per cent, which the tests of PyTorch's features must detect.
 
-Unlike a fault of the other lists, each of these has to fail all of the tests that it names.
+Unlike other faults, each of these must fail all of its tests.
 """
 
 from .mutant import Mutant

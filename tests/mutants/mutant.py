@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a mutant is, and how it is written into a source."""
+"""Mutants, and how they are written into a source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SPDX = "// SPDX-License-Identifier: BSD-3-Clause\n"
-VARIABLE = "LINREG_MUTANT"  # of the environment: the number of the mutant that a build with choices is to be
+VARIABLE = "LINREG_MUTANT"  # the environment variable with the number of the mutant to run
 DEFINITION = f"""#include <cstdlib>
 extern const int linreg_mutant;
 const int linreg_mutant = std::getenv("{VARIABLE}") ? std::atoi(std::getenv("{VARIABLE}")) : 0;
@@ -17,17 +17,17 @@ DEFINED_IN = "csrc/torch/module.cpp"
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault: in `file`, `new` instead of `old`.
+    """A fault: `new` in place of `old` in `file`.
 
     Attributes:
-        name: what is wrong.
-        file: from the root of the repository.
-        old, new: of C++ a whole statement, `;` and all, or an expression: each mutant is chosen as the program runs.
-        tests: what should notice, likeliest first; files or tests as pytest takes them.
-        within: text that is in the file once and has `old` once, where the file has `old` several times.
-        says: words of which the failing tests have to print one.
-        every: whether each of `tests`, and not any one, has to notice.
-        build: "python", and of C++ "cpu" or, in the interpreter of tests/simt, "races" (with the detector of races) or
+        name: the fault.
+        file: relative to the root of the repository.
+        old, new: in C++ a whole statement with its `;`, or an expression, selected as the program runs.
+        tests: the tests that should detect it, likeliest first, as arguments of pytest.
+        within: if `old` occurs several times in the file, text that occurs once and contains it once.
+        says: words, one of which the failing tests must print.
+        every: whether all of `tests`, rather than any, must detect it.
+        build: "python"; for C++ "cpu" or, in the interpreter of tests/simt, "races" (with its race detector) or
             "addresses" (with AddressSanitizer and UBSan).
     """
 
@@ -42,10 +42,10 @@ class Mutant:
     build: str = "cpu"
 
     def place(self, text: str) -> tuple[int, int]:
-        """Where `old` begins and ends in the file's text.
+        """The begin and end of `old` in the file's text.
 
         Raises:
-            ValueError: that is not one place.
+            ValueError: it does not occur exactly once.
         """
         within = self.within or self.old
         for what, where in ((within, text), (self.old, within)):
@@ -56,16 +56,16 @@ class Mutant:
 
 
 def planted(mutant: Mutant, text: str) -> str:
-    """The text with the fault in it."""
+    """The text with the fault."""
     begin, end = mutant.place(text)
     return text[:begin] + mutant.new + text[end:]
 
 
 def with_choices(file: str, text: str, mutants: Mapping[int, Mutant]) -> str:
-    """A C++ source that has the fault of a number, or none, as the environment says when the program starts.
+    """A C++ source that has the fault selected by the environment when the program starts, or none.
 
     Raises:
-        ValueError: two mutants are in one place.
+        ValueError: two mutants overlap.
     """
     places = sorted((*mutant.place(text), number, mutant) for number, mutant in mutants.items() if mutant.file == file)
     parts, at = [], 0
@@ -82,6 +82,6 @@ def with_choices(file: str, text: str, mutants: Mapping[int, Mutant]) -> str:
     chosen = "".join([*parts, text[at:]])
     if file == DEFINED_IN:
         chosen = chosen.replace(SPDX, DEFINITION + SPDX, 1)
-    elif parts:  # before any namespace, and on a line that is there: the others keep their numbers
+    elif parts:  # before any namespace, and on an existing line, so that line numbers stay the same
         chosen = chosen.replace(SPDX, f"extern const int linreg_mutant;  {SPDX}", 1)
     return chosen

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// As much of GCC's OpenMP runtime as csrc/cpu calls, by std::thread: the real one is not instrumented, and
-// ThreadSanitizer would see none of its synchronisation. Threads of a region start in any order, and all are new.
+// The part of GCC's OpenMP runtime that csrc/cpu calls, with std::thread: the real one is not instrumented, so that
+// ThreadSanitizer would miss its synchronisation. Every region starts new threads, in any order.
 #include <thread>
 #include <vector>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Are the CPU's kernels the formulas, over tiers, dtypes, threads and odd sizes? Without torch, so that a sanitizer
-// sees all of it: every operand is a block of its own, exactly as large as it must be.
+// Do the CPU kernels compute the formulas for all instruction sets, dtypes, threads and odd sizes? Without torch, so
+// that a sanitizer sees everything: each operand is a separate allocation of exactly its size.
 #include <stdlib.h>
 
 #include <cmath>
@@ -33,7 +33,7 @@ std::mt19937_64 generator(1);
 
 double random_number() { return std::normal_distribution<double>()(generator); }
 
-// Exactly so many bytes, aligned as torch's memory is, and filled with what no number may come from.
+// An allocation of exactly `bytes`, aligned like torch's memory and filled with nan.
 class Memory {
  public:
   explicit Memory(size_t bytes) : bytes_(bytes) {
@@ -54,7 +54,7 @@ class Memory {
   std::unique_ptr<void, Free> data_;
 };
 
-// A matrix whose rows are `gap` numbers apart; the last one ends where the memory does.
+// A matrix with `gap` numbers between rows; the last row ends with the allocation.
 struct Matrix {
   int64_t rows, columns, stride;
   Dtype dtype;
@@ -83,7 +83,7 @@ struct Matrix {
   Rows written() const { return {memory.data(), stride, dtype}; }
 };
 
-// Problem::multiply by loops.
+// Problem::multiply in loops.
 void multiply(int64_t m, int64_t l, int64_t n, const View& a, const View& b, const Rows& sum, bool add) {
   const auto number = [](const View& view, int64_t i, int64_t j) {
     return cpu::load_one<double>(cpu::at(view, i, j), view.dtype);
@@ -114,7 +114,7 @@ struct Case {
   }
 };
 
-// Sums in double, and the sizes of their terms.
+// Sums in double, and the absolute sums of their terms.
 struct Sums {
   std::vector<double> value, terms;
   explicit Sums(int64_t count) : value(count), terms(count) {}
@@ -147,7 +147,7 @@ struct Operands {
     return p;
   }
 
-  // The loss, or all of them, then the gradients of X, W, b and Y, by the formulas.
+  // The loss (reduced or not) and the gradients of X, W, b and Y, from the formulas.
   struct Exact {
     Sums loss, input, weight, bias, target;
   };
@@ -193,7 +193,7 @@ double unit(Dtype dtype) {
   }
 }
 
-// Within so many units in the last place of the terms' size.
+// Within `units` units in the last place of the absolute sum of the terms.
 void expect_near(const Matrix& ours, const Sums& sums, double units, const std::string& what) {
   for (size_t i = 0; i < sums.value.size(); ++i) {
     const double number = ours(int64_t(i) / ours.columns, int64_t(i) % ours.columns);
@@ -232,7 +232,7 @@ void check_loss(const Case& c) {
       if (!first)
         first = std::make_unique<Memory>(std::move(weight.memory));
       else
-        expect(first->same(weight.memory), what + "other bits than with one thread");
+        expect(first->same(weight.memory), what + "different bits than with one thread");
     }
 }
 
@@ -242,7 +242,7 @@ Sgd settings() {
   return sgd;
 }
 
-// Parameters and their momentum, to be updated.
+// Parameters with momentum buffers, to update.
 struct Trained {
   Matrix w, b, w_buffer, b_buffer;
 
@@ -268,11 +268,11 @@ struct Trained {
   }
 };
 
-// Steps one by one, by the rule from the gradients; then the same steps as a run, bit for bit.
+// A step follows the rule; a run has the bits of the same steps taken one by one.
 void check_steps(const Case& c) {
   const Operands operands(c);
   const Sgd sgd = settings();
-  const int64_t batch = c.n < 3 ? 1 : c.n / 2 + 1;  // the last one of an epoch is shorter
+  const int64_t batch = c.n < 3 ? 1 : c.n / 2 + 1;  // the last batch of an epoch is smaller
   std::vector<int64_t> order(c.n);
   for (int64_t& row : order) row = int64_t(generator() % uint64_t(c.n));
   Run run;
@@ -306,7 +306,7 @@ void check_steps(const Case& c) {
                                        nullptr, nullptr, workspace.data());
     expect(taken == run.end, c.name() + ": steps of a run");
     if (first)
-      expect(first->same(trained), c.name() + ": a run has other bits with two threads");
+      expect(first->same(trained), c.name() + ": a run has different bits with two threads");
     else
       first = std::make_unique<Trained>(std::move(trained));
   }
@@ -326,7 +326,7 @@ void check_steps(const Case& c) {
     cpu::sgd_step(problem, sgd, stepped.weight(step == 0), stepped.bias(step == 0), true, loss.memory.data(),
                   workspace.data());
   }
-  expect(stepped.same(*first), c.name() + ": a run has other bits than its steps");
+  expect(stepped.same(*first), c.name() + ": a run has different bits than its steps");
 }
 
 void check(const Case& c) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Stands for csrc/torch/cuda.cpp: the operators, given tensors on the CPU, run the CUDA kernels in the interpreter. The
-// module that is made with it takes the place of linreg_ext._C for a whole run of the tests.
+// Replaces csrc/torch/cuda.cpp: on CPU tensors, the operators run the CUDA kernels in the interpreter. The resulting
+// module replaces linreg_ext._C for a whole test run.
 #include "csrc/torch/backend.h"
 
 #include <ATen/EmptyTensor.h>
@@ -13,7 +13,7 @@
 namespace linreg::torch_ops {
 namespace {
 
-constexpr int kPoison = 0xff;  // every number of it is nan
+constexpr int kPoison = 0xff;  // as a number of any type, nan
 
 void check(const char* op, const char* error) { TORCH_CHECK(!error, op, ": ", error); }
 
@@ -23,7 +23,7 @@ at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype, c10::Device) {
   return tensor;
 }
 
-// A block of its own and of just this size, so that AddressSanitizer sees what goes beyond it.
+// A separate allocation of exactly this size, so that AddressSanitizer sees accesses beyond it.
 std::unique_ptr<char[]> workspace(size_t bytes) {
   std::unique_ptr<char[]> memory(new char[bytes]);
   std::memset(memory.get(), kPoison, bytes);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where threads wait for each other: a shuffle for the lanes of a warp, a barrier for those of a block. All must come,
-// and to the same call.
+// Where threads wait for each other: the lanes of a warp in a shuffle, the threads of a block at a barrier. All of them
+// must make the same call.
 #include <cstring>
 
 #include "grid.h"
@@ -32,7 +32,7 @@ std::string doing(const Thread& t) {
 
 const Thread& lane_of(const Warp& warp, uint32_t lanes) { return warp.lanes[__builtin_ctz(lanes)]; }
 
-// A thread of the block that has ended.
+// A thread of the block that has already ended.
 const Thread& ended_thread(const Block& block) {
   size_t i = 0;
   while (!block.warps[i].ended) ++i;
@@ -70,7 +70,7 @@ double shuffle(double value, int from_lane, const char* name, Place place) {
   Thread& t = current_thread();
   Warp& w = *t.warp;
   set_call(t, name, place);
-  if (from_lane < 0 || from_lane > 31) fail("a shuffle from a lane that is not of the warp", place);
+  if (from_lane < 0 || from_lane > 31) fail("a shuffle from a lane outside of the warp", place);
   if (w.at_barrier | w.ended) diverged(t, lane_of(w, w.at_barrier | w.ended));
   if (w.shuffling) {
     const Thread& other = lane_of(w, w.shuffling);

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Compiles the CUDA kernels, and what else is asked for, for the interpreter in this folder.
+"""Compile the CUDA kernels, and other sources, for the interpreter in this folder.
 
-The sources are copied to `build/simt`, with the twin of device.cuh in place of the real one. Whatever was compiled before
-from the same text in the same way is not compiled again.
+The sources are copied to `build/simt`, with the twin of device.cuh in place of the real one. Objects are cached by
+their text and flags.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ JOBS = 2
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-O2", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-# Accesses to memory become calls, which races.cpp answers: no ThreadSanitizer is linked.
+# Memory accesses become calls, which races.cpp implements in place of ThreadSanitizer.
 NOTE_ACCESSES = ["-fsanitize=thread"]
 MACHINERY = ["fibers.cpp", "grid.cpp", "barriers.cpp", "memory.cpp", "settings.cpp", "races.cpp"]
 SAMPLES = HERE / "samples.cu"
@@ -43,19 +43,19 @@ def build(
     """Build a shared library of the kernels in csrc/cuda, the interpreter and `sources`, and return its path.
 
     Args:
-        sources: more files to compile: of csrc or this folder as they are after `replace`, or any others.
-        kernels: whether csrc/cuda/*.cu are compiled.
-        sanitize: `*.cu` and the interpreter with AddressSanitizer and UBSan; who loads the library needs
+        sources: more files to compile; `replace` applies to those in csrc and this folder.
+        kernels: whether to compile csrc/cuda/*.cu.
+        sanitize: whether `*.cu` and the interpreter have AddressSanitizer and UBSan; loading the library then needs
             `sanitizer_environment()`.
-        races: with the detector of races on shared memory, in `*.cu`.
-        replace: text to be replaced, by file: `{"csrc/cuda/reduce.cuh": ("sync_block();", "")}`, or a list of such pairs. For
-            files of csrc and tests/simt.
-        flags: for all but the interpreter itself.
+        races: whether `*.cu` have the race detector.
+        replace: text to replace in files of csrc and tests/simt: `{"csrc/cuda/reduce.cuh": ("sync_block();", "")}`, or
+            a list of such pairs.
+        flags: for everything but the interpreter itself.
         link_flags: for the library.
 
     Raises:
-        ValueError: a text to be replaced does not occur exactly once.
-        RuntimeError: the compiler says no.
+        ValueError: a text to replace does not occur exactly once.
+        RuntimeError: the compiler fails.
     """
     if sanitize and races:
         raise ValueError("build: sanitize and races exclude each other")
@@ -63,7 +63,7 @@ def build(
     machinery = [HERE / name for name in MACHINERY]
     paths = machinery + [Path(source).resolve() for source in sources]
     if kernels:
-        # device.cu is made of the CUDA runtime, and settings.cpp stands for it.
+        # settings.cpp replaces device.cu, which calls the CUDA runtime.
         paths += [path for path in sorted(ROOT.glob("csrc/cuda/*.cu")) if path.name != "device.cu"]
     stage = CACHE / "stages" / digest(f"{name}\0{text}" for name, text in texts.items())
     if not stage.exists():
@@ -87,7 +87,7 @@ def build(
 
     with ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(compile_one, paths))
-    # Calls within the library need no detour by the dynamic linker: a shuffle is many of them.
+    # Calls within the library bypass the dynamic linker: a shuffle makes many.
     link = [
         COMPILER,
         "-shared",
@@ -102,14 +102,14 @@ def build(
 
 
 def sanitizer_environment() -> dict[str, str]:
-    """The environment in which a process that is not compiled with AddressSanitizer loads a library that is."""
+    """The environment for loading a library with AddressSanitizer into a process without it."""
 
     def find(library: str) -> str:
         command = [COMPILER, f"-print-file-name={library}"]
         return str(Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()).resolve())
 
-    # AddressSanitizer looks for the C++ runtime's throw as it starts, and stops the process at the first throw if there
-    # was none; Python itself is written in C.
+    # AddressSanitizer looks up the C++ runtime's throw at start-up, and aborts at the first throw if it was missing;
+    # Python does not link that runtime.
     return {
         **os.environ,
         "LD_PRELOAD": f"{find('libasan.so')} {find('libstdc++.so.6')}",
@@ -119,7 +119,7 @@ def sanitizer_environment() -> dict[str, str]:
 
 
 def staged_name(path: Path) -> str:
-    """Where a file lies in the stage; one of neither folder, nowhere."""
+    """The path of a file in the stage; "none" if it is in neither folder."""
     for folder, name in ((ROOT / "csrc", "csrc"), (HERE, "simt")):
         if path.is_relative_to(folder):
             return f"{name}/{path.relative_to(folder)}"
@@ -144,7 +144,7 @@ def staged_texts(replace: Replacements) -> dict[str, str]:
 
 
 def write_stage(stage: Path, texts: Mapping[str, str]) -> None:
-    """Write all files at once, as far as another process that does the same can see."""
+    """Write all files atomically, since another process may do the same."""
     own = stage.with_name(f"{stage.name}.{os.getpid()}")
     for name, text in texts.items():
         path = own / name
@@ -152,12 +152,12 @@ def write_stage(stage: Path, texts: Mapping[str, str]) -> None:
         path.write_text(text)
     try:
         own.rename(stage)
-    except OSError:  # the other was first
+    except OSError:  # another process was first
         shutil.rmtree(own)
 
 
 def texts_of(source: Path, stage: Path) -> list[str]:
-    """The text of a source and of all of our files that it includes."""
+    """The texts of a source and of every file of ours that it includes."""
     found, todo = {}, [source]
     while todo:
         path = todo.pop()
@@ -171,7 +171,7 @@ def texts_of(source: Path, stage: Path) -> list[str]:
 
 
 def run_once(target: Path, command: Sequence[str]) -> None:
-    """Run a command that makes `target`, unless it is there or another process is at it."""
+    """Run a command that makes `target`, unless it exists or another process is making it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

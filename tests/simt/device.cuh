@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The twin of csrc/cuda/device.cuh, with which the kernels run on a CPU: the same names and meanings, made of simt.h.
+// The twin of csrc/cuda/device.cuh for running the kernels on a CPU: the same interface, implemented by simt.h.
 #pragma once
 
 #include <cmath>
@@ -77,7 +77,7 @@ LINREG_DEVICE Words<kBytes> load_once(const void* from, simt::Place place = simt
   return words;
 }
 
-// Only of interest to a compiler that has to be kept from remembering too much.
+// Only matters to nvcc, to keep it from holding values in registers.
 template <class T>
 LINREG_DEVICE void forget(T&) {}
 

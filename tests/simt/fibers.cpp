@@ -14,7 +14,7 @@
 namespace linreg::simt {
 namespace {
 
-// A report of AddressSanitizer is written on the stack of the culprit.
+// AddressSanitizer's reports run on the stack of the fiber at fault.
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t kStackBytes = 256 << 10;
 #else
@@ -24,7 +24,7 @@ constexpr size_t kGuardBytes = 4096;
 constexpr size_t kStride = kGuardBytes + kStackBytes;
 constexpr size_t kStacksPerMap = 32;
 
-// Stacks that nobody uses, the one used last on top: it is in the cache. They are kept until the process ends.
+// Unused stacks, the most recently used and so cached one on top. They are kept until the process ends.
 std::vector<char*>& pool() {
   static std::vector<char*> stacks;
   return stacks;
@@ -43,7 +43,7 @@ bool refill_pool() {
 }
 
 #ifdef __SANITIZE_ADDRESS__
-Fiber* left = nullptr;  // whom the latest switch came from
+Fiber* left = nullptr;  // the origin of the latest switch
 #endif
 
 }  // namespace
@@ -62,9 +62,8 @@ static void set_entry(Fiber& fiber, void (*entry)()) {
 
 #else
 
-// swapcontext asks the operating system for the signal mask at every switch: a sum over a warp takes 45 µs with it
-// and 2.3 without. All registers that a called function must keep are pushed; the rest the compiler takes for lost at a
-// call.
+// swapcontext makes a system call for the signal mask at every switch: a sum over a warp takes 45 µs with it and 2.3
+// without. The callee-saved registers are pushed; the compiler expects a call to overwrite the others.
 extern "C" void linreg_simt_swap(void** from, void* to);
 asm(R"(
     .text
@@ -94,11 +93,11 @@ linreg_simt_swap:
 static void swap(Fiber& from, Fiber& to) { linreg_simt_swap(&from.stack_pointer, to.stack_pointer); }
 
 static void set_entry(Fiber& fiber, void (*entry)()) {
-  // Stacks lie whole pages apart. Shifted by some cache lines each, their ends do not all fall into the same few sets
-  // of the first-level cache: a sum over a warp, among 16 blocks of 256 threads, takes 2.8 µs instead of 4.3.
+  // Stacks are whole pages apart. Shifting each by some cache lines keeps their ends from sharing a few sets of the
+  // first-level cache: a sum over a warp, among 16 blocks of 256 threads, takes 2.8 µs instead of 4.3.
   const size_t shift = uintptr_t(fiber.stack) / kStride % 16 * 256;
   void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes - shift);
-  *--top = nullptr;  // the return address of entry, where a backtrace ends; the stack was 16-byte aligned before it
+  *--top = nullptr;  // entry's return address, which ends a backtrace; the stack is 16-byte aligned before it
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
   fiber.stack_pointer = top;
@@ -142,7 +141,7 @@ void enter_fiber() {
   const void* bottom;
   size_t bytes;
   __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
-  if (!left->stack) {  // the one who starts the others: this is how its stack becomes known
+  if (!left->stack) {  // the host's fiber, whose stack becomes known here
     left->stack = const_cast<char*>(static_cast<const char*>(bottom));
     left->stack_bytes = bytes;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Fibers: stacks that a thread switches between by itself.
+// Fibers: stacks between which a thread switches cooperatively.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace linreg::simt {
 
-// Where a suspended stack goes on. The fiber of whoever starts the others has no stack from the pool.
+// A suspended stack. The host's fiber has no stack from the pool.
 struct Fiber {
   char* stack = nullptr;  // its lowest byte
   size_t stack_bytes = 0;
@@ -23,17 +23,17 @@ struct Fiber {
 #endif
 };
 
-// Gives the fiber a stack from the pool; entry is called by the first switch to it, and must not return. False when
-// there is no memory.
+// Gives the fiber a stack from the pool. The first switch to it calls entry, which must not return. False if out of
+// memory.
 bool prepare_fiber(Fiber& fiber, void (*entry)());
 
-// The stack goes back to the pool. Nothing may run on it; abandoned: its functions have not returned.
+// Returns the stack to the pool. Nothing may run on it; abandoned: its functions have not returned.
 void release_fiber(Fiber& fiber, bool abandoned);
 
-// Returns when somebody switches back; never when from is done.
+// Returns when another fiber switches back; never if `from` is done.
 void switch_fiber(Fiber& from, Fiber& to, bool done = false);
 
-// The first thing that entry calls.
+// entry must call it first.
 void enter_fiber();
 
 }  // namespace linreg::simt

@@ -15,7 +15,7 @@ const Position* here = nullptr;
 namespace {
 
 constexpr uint32_t kAllLanes = ~0u;
-// A thread that polls lets others run. When they all have polled so often in vain, they wait for each other.
+// A polling thread lets others run. After this many polls without progress, it is a deadlock.
 constexpr int64_t kMaxPolls = 1 << 17;
 
 }  // namespace
@@ -33,8 +33,7 @@ std::string describe(const Thread& t) {
 Grid::Grid(const Shape& shape, const std::function<void()>& body, uint64_t seed)
     : shape(shape), body(body), random_{seed | 1}, todo_(size_t(shape.blocks)) {
   for (int i = 0; i < 8; ++i) random_.next();
-  // Warps and whole blocks that run far ahead of the others find missing barriers; those that share the processor
-  // fairly, other mistakes.
+  // Schedules in which warps or blocks run far ahead reveal missing barriers; fair ones reveal other mistakes.
   leave_mask_ = random_.below(3) ? 255 : 15;
   recent_mask_ = random_.below(2) ? 15 : 0;
   std::iota(todo_.begin(), todo_.end(), 0);
@@ -58,7 +57,7 @@ std::string Grid::run() {
       current = next, here = &next->position;
       switch_fiber(host_, next->fiber);
     } else if (!todo_.empty() && int(resident_.size()) < capacity_) {
-      wanted_ = capacity_;  // those that wait may wait for one that has not started
+      wanted_ = capacity_;  // the others may be waiting for a block that has not started
     } else {
       error_ = "deadlock: no thread can run: " + where_they_wait();
     }
@@ -76,7 +75,7 @@ void Grid::start_block() {
   Block& b = *resident_.back();
   b.index = todo_.back(), b.running = shape.threads;
   b.shared = std::make_unique<char[]>(size_t(shape.shared_bytes));
-  std::fill_n(b.shared.get(), shape.shared_bytes, char(0xff));  // numbers of all sizes are nan
+  std::fill_n(b.shared.get(), shape.shared_bytes, char(0xff));  // nan in every floating-point type
   b.threads.resize(size_t(shape.threads));
   b.warps.resize(size_t(shape.threads / 32));
   for (int i = 0; i < shape.threads; ++i) {
@@ -102,7 +101,7 @@ void Grid::retire_blocks() {
     }
     for (Thread& thread : block.threads) release_fiber(thread.fiber, false);
     note_freed(block.shared.get(), size_t(shape.shared_bytes));
-    note_freed(block.threads.data(), block.threads.size() * sizeof(Thread));  // where a kernel finds its thread_index
+    note_freed(block.threads.data(), block.threads.size() * sizeof(Thread));  // holds thread_index
     final_.insert(final_.end(), block.known.begin(), block.known.end());
     for (Thread* t : block.publishers) final_.insert(final_.end(), t->pending.begin(), t->pending.end());
     std::swap(resident_[i], resident_.back());
@@ -117,7 +116,7 @@ void Grid::make_ready(Warp& warp, uint32_t lanes) {
   ready_.push_back(&warp);
 }
 
-// The next thread to run, no longer ready; of the running warp if it may stay. Null: the host is to look after things.
+// Picks the next thread to run, from the running warp if it may stay. Null: switch to the host.
 Thread* Grid::choose(bool stay) {
   if (!running_ || !running_->ready || !stay) {
     if (running_ && running_->ready) {
@@ -152,7 +151,8 @@ void Grid::become(Thread* next, bool done) {
 void Grid::pause() { become(choose((random_.next() & leave_mask_) != 0), false); }
 
 void Grid::yield(bool polling) {
-  if (polling && ++polls_ > kMaxPolls) fail("deadlock: threads poll for what nobody publishes: " + where_they_wait());
+  if (polling && ++polls_ > kMaxPolls)
+    fail("deadlock: threads poll for values that no thread publishes: " + where_they_wait());
   current->warp->ready |= lane_bit(*current);
   if (polling && !todo_.empty() && wanted_ < capacity_ && random_.below(64) == 0) {
     wanted_ = capacity_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A grid that is running: its threads and what they wait for, and who runs next.
+// A running grid: its threads, what they wait for, and the scheduler.
 #pragma once
 
 #include <map>
@@ -28,16 +28,16 @@ struct Thread {
   Block* block;
   const char* call = "start";  // its latest synchronising call
   Place place;
-  std::vector<Store> pending;  // published, and known to nobody else
+  std::vector<Store> pending;  // stores that no other thread sees yet
   const double* polled = nullptr;
 };
 
 struct Warp {
   Thread* lanes;  // 32 of them
-  // A lane that is in none of these sets is running.
+  // A lane in none of these sets is running.
   uint32_t ready = 0, shuffling = 0, at_barrier = 0, ended = 0;
   bool listed = false;  // in the grid's list of warps with ready lanes, or running
-  // What the lanes bring to a shuffle. Some may be at the next one before all have fetched from this, none further.
+  // The lanes' values in a shuffle; double-buffered, since some lanes may reach the next one before all have read.
   double values[2][32];
   int turn = 0;
 };
@@ -50,10 +50,10 @@ struct Block {
   int running, arrived = 0, ended = 0;  // threads
   Thread* first_arrival = nullptr;
   std::vector<Thread*> publishers;  // threads with pending stores
-  std::vector<Store> known;         // published before a barrier of the block
+  std::vector<Store> known;         // stores before a barrier, which the block sees
 };
 
-// The most blocks of this shape that are resident together.
+// The maximum number of resident blocks of this shape.
 int resident_blocks(const Shape& shape);
 
 inline uint32_t lane_bit(const Thread& thread) { return 1u << (thread.position.thread & 31); }
@@ -73,7 +73,7 @@ class Grid {
   Grid(const Shape& shape, const std::function<void()>& body, uint64_t seed);
   std::string run();
 
-  // The current thread has been put among those that wait or are ready; returns when it runs again.
+  // Called when the current thread is among those that wait or are ready; returns when it runs again.
   void pause();
   void yield(bool polling = false);
   void sometimes_yield() {
@@ -97,16 +97,16 @@ class Grid {
   std::string where_they_wait() const;
 
   Random random_;
-  uint32_t leave_mask_;    // how seldom a warp with ready lanes gives way to another
-  uint32_t recent_mask_;   // how seldom that is not the one that became ready last
+  uint32_t leave_mask_;    // how rarely a warp with ready lanes yields to another
+  uint32_t recent_mask_;   // how rarely that is not the latest to become ready
   std::vector<int> todo_;  // blocks that have not started, the next one last
-  int capacity_, wanted_;  // how many blocks may be resident, and how many are to be at the moment
+  int capacity_, wanted_;  // the limit on resident blocks, and the number wanted now
   std::vector<std::unique_ptr<Block>> resident_;
-  std::vector<Warp*> ready_;  // warps with ready lanes, but for the running one
+  std::vector<Warp*> ready_;  // warps with ready lanes, except the running one
   Warp* running_ = nullptr;
   Fiber host_;
   std::vector<Store> final_;  // of blocks that have ended
-  int64_t polls_ = 0;         // vain looks at published values since something happened
+  int64_t polls_ = 0;         // since the last progress
   std::string error_;
 };
 
@@ -116,7 +116,7 @@ inline Thread& current_thread() { return *grid->current; }
 std::string text(const Place& place);
 std::string describe(const Thread& thread);
 
-// Whether the thread may end here: nobody waits for it, and it waits for nothing.
+// Fails if other threads of the warp or block wait for this one, which is about to end.
 void check_end(Thread& thread);
 
 }  // namespace linreg::simt

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What threads leave for each other in memory.
+// Communication between threads through memory.
 #include <algorithm>
 #include <cstring>
 #include <limits>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The compiled part of linreg_ext with the CUDA kernels, run by the interpreter, in place of the CPU kernels."""
+"""linreg_ext's compiled part with the CUDA kernels, run by the interpreter, in place of the CPU kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils import cpp_extension
 
 from .build import HERE, ROOT, build
 
-DEVICES = ("cpu.cpp", "cuda.cpp")  # backend.cpp stands for them
+DEVICES = ("cpu.cpp", "cuda.cpp")  # replaced by backend.cpp
 
 
 def build_module(**options: object) -> Path:
@@ -32,7 +32,7 @@ def build_module(**options: object) -> Path:
 
 
 def install(path: str) -> None:
-    """Make the module at `path` the one that `import linreg_ext` finds."""
+    """Make `import linreg_ext` use the module at `path`."""
     spec = importlib.util.spec_from_file_location("linreg_ext._C", path)
     sys.modules["linreg_ext._C"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,11 +11,11 @@ namespace {
 
 constexpr int kMany = -1;  // threads of a block
 
-// How far a block has come. An epoch lies between two of its barriers.
+// The progress of a block. An epoch lies between two of its barriers.
 struct Clock {
   int epoch = 0;
-  int fence_epoch = -1;       // the latest in which a thread called fence
-  int full_fence_epoch = -1;  // the latest in which all did
+  int fence_epoch = -1;       // the latest in which any thread called fence
+  int full_fence_epoch = -1;  // the latest in which all threads did
   int fences = 0;             // in fence_epoch
   std::vector<int> fences_of_thread;
 };
@@ -28,7 +28,7 @@ struct Access {
 // 2 bytes of memory, the smallest number that kernels write.
 struct Cell {
   Access write;
-  std::vector<Access> reads;  // one for each block, the latest
+  std::vector<Access> reads;  // the latest of each block
 };
 using Chunk = std::array<Cell, 8>;
 
@@ -36,7 +36,7 @@ bool instrumented = false;
 std::unordered_map<uintptr_t, Chunk> chunks;
 std::vector<Clock> clocks;  // of blocks
 
-// Whether what the thread does now comes after the access.
+// Whether the thread's present access is ordered after an earlier one.
 bool ordered(const Access& a, const Thread& t) {
   const Clock& clock = clocks[size_t(a.block)];
   if (a.block == t.position.block) return a.thread == t.position.thread || a.epoch < clock.epoch;
@@ -89,7 +89,7 @@ void note_grid(const Shape& shape) {
 }
 
 void note_access(const void* address, size_t bytes, bool write) {
-  if (!instrumented || !here) return;  // the host's code is in the same files
+  if (!instrumented || !here) return;  // the same files contain host code
   const Thread& t = current_thread();
   const char* begin = static_cast<const char*>(address);
   if (size_t(begin - t.fiber.stack) < t.fiber.stack_bytes) return;
@@ -123,7 +123,7 @@ void note_freed(const void* address, size_t bytes) {
 
 }  // namespace linreg::simt
 
-// What ThreadSanitizer would be asked for.
+// The entry points of ThreadSanitizer.
 #define SIMT_ACCESSES(bytes)                                                                 \
   void __tsan_read##bytes(void* p) { linreg::simt::note_access(p, bytes, false); }           \
   void __tsan_write##bytes(void* p) { linreg::simt::note_access(p, bytes, true); }           \

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Small kernels, right and wrong, by which the interpreter itself is tested. Each computes a sum of n numbers, in the
-// ways that the project's kernels use.
+// Small kernels, correct and faulty, that test the interpreter itself. Each sums n numbers with the techniques of the
+// project's kernels.
 #include <cstdint>
 #include <string_view>
 
@@ -11,25 +11,25 @@ namespace {
 
 enum class Fault : int {
   none,
-  missing_barrier,          // between what the warps write and what one reads
-  missing_barrier_2,        // between what one reads and what the warps write next
-  missing_bound,            // reads behind the end
-  divergent_barrier,        // half a block comes to one barrier, half to another
-  early_exit,               // a thread ends while others are at a barrier
-  divergent_shuffle,        // some lanes are elsewhere
-  exited_lanes,             // some lanes are gone
-  small_shared,             // writes behind the end of shared memory
-  missing_publish_barrier,  // between what a block publishes and its thread that arrives
+  missing_barrier,          // between the warps' writes and a thread's reads
+  missing_barrier_2,        // between a thread's reads and the warps' next writes
+  missing_bound,            // reads beyond the end
+  divergent_barrier,        // the two halves of a block reach different barriers
+  early_exit,               // a thread ends while others wait at a barrier
+  divergent_shuffle,        // some lanes are at a barrier
+  exited_lanes,             // some lanes have ended
+  small_shared,             // writes beyond the end of shared memory
+  missing_publish_barrier,  // between a block's stores and the arrival of its thread
   missing_fence,
-  wrong_count,  // the counter does not come back to zero
-  deadlock,     // polls for what nobody publishes
+  wrong_count,  // the counter does not return to zero
+  deadlock,     // polls for a value that no thread publishes
   misaligned,
 };
 
 struct Sum {
   const float* x;  // [n], 16-byte aligned
   int64_t n;
-  int rounds;       // how often the sum is computed
+  int rounds;       // the number of times to compute the sum
   double* partial;  // [blocks]
   double* out;      // [blocks] or [1]
   unsigned* counter;
@@ -41,7 +41,7 @@ LINREG_DEVICE double warp_sum(double value) {
   return value;
 }
 
-// Every thread's rows of x, four at a time where they are whole.
+// The sum of a thread's share of x, read in words of four.
 LINREG_DEVICE double thread_sum(const Sum& p, int64_t begin, int64_t stride) {
   const int64_t n = p.fault == Fault::missing_bound ? p.n + 1 : p.n;
   double sum = 0;
@@ -56,7 +56,7 @@ LINREG_DEVICE double thread_sum(const Sum& p, int64_t begin, int64_t stride) {
   return sum;
 }
 
-// The sum over a block, for its first thread. shared: one number for each warp.
+// The sum over a block, in its first thread. `shared` holds one number per warp.
 LINREG_DEVICE double block_sum(const Sum& p, double value, double* shared) {
   const int thread = thread_index(), warps = thread_count() / 32;
   if (p.fault == Fault::exited_lanes && thread % 32 == 7) return value;
@@ -77,7 +77,7 @@ LINREG_DEVICE double block_sum(const Sum& p, double value, double* shared) {
   return value;
 }
 
-// Each block's own sum of all of x.
+// Each block sums all of x by itself.
 LINREG_KERNEL(1024, 1) sum_in_blocks(LINREG_PARAMETER Sum p) {
   double* shared = static_cast<double*>(shared_memory());
   double sum = 0;
@@ -89,7 +89,7 @@ LINREG_KERNEL(1024, 1) sum_in_blocks(LINREG_PARAMETER Sum p) {
   if (thread_index() == 0) p.out[block_index()] = sum;
 }
 
-// One sum of x by all blocks; the last to arrive adds up what the others have published, a number for each warp.
+// All blocks sum x together; the last to arrive adds the numbers that the others published, one per warp.
 LINREG_KERNEL(1024, 1) sum_in_grid(LINREG_PARAMETER Sum p) {
   const int thread = thread_index(), threads = thread_count(), warps = threads / 32;
   double* shared = static_cast<double*>(shared_memory());

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Launches the kernels of samples.cu. As a program, for a process with AddressSanitizer: `samples.py LIBRARY JSON`, with a
-list of the keyword arguments of `Samples.run`; prints the list of results."""
+"""Launch the kernels of samples.cu. As a program, for a process with AddressSanitizer: `samples.py LIBRARY JSON` takes
+a list of keyword arguments for `Samples.run` and prints the list of results."""
 
 import ctypes
 import json
@@ -36,7 +36,7 @@ class Samples:
         shared_bytes=None,
         seed=None,
     ):
-        """What the launch says is wrong, or "wrong sum" or None."""
+        """The launch's error, "wrong sum", or None."""
         if seed is not None:
             self.library.simt_seed(seed)
         if shared_bytes is None:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The device as it seems to the host: its limits, its counters, and launches of which one runs at a time.
+// The device as the host sees it: its limits, its counters, and launches, which run one at a time.
 #include <algorithm>
 #include <cstdlib>
 #include <exception>

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What device.cuh is made of on a CPU: a grid runs to its end inside run_grid, each of its threads as a fiber that runs
-// until it has to wait, in an order that the seed decides.
+// The implementation of device.cuh on a CPU: run_grid runs a grid to its end. Each thread is a fiber that runs until it
+// must wait, in an order that depends on the seed.
 //
-// The memory is as weak as it may be. What a thread publishes is in its block's hands after a barrier, and in memory
-// after a fence by a thread in whose hands it is, or at the end of the grid; until then others read a nan.
+// The memory model is as weak as permitted. A store_cg is visible to the block after a barrier, and to all after a
+// fence by a thread that sees it or at the end of the grid; until then others read nan.
 //
-// Not modelled: plain stores to global memory are seen by all at once, though races.h finds those that are not ordered;
-// nobody reads too early for want of a fence after an arrival; the bounds that LINREG_KERNEL states; registers and
-// time.
+// Not modelled: plain stores to global memory, which all threads see at once (races.h detects unordered ones); reads
+// that are too early because a fence after an arrival is missing; the bounds in LINREG_KERNEL; registers and time.
 #pragma once
 
 #include <cstdint>
@@ -22,18 +21,18 @@ struct Shape {
   int blocks, threads, shared_bytes;
 };
 
-// Null, or what went wrong; valid until this thread's next launch.
+// Null or an error, valid until this thread's next launch.
 const char* run_grid(const Shape& shape, const std::function<void()>& thread);
 
-constexpr int kSharedBytes = 96 << 10;  // of a block, and of all blocks of a multiprocessor
+constexpr int kSharedBytes = 96 << 10;  // for a block, and for all blocks of a multiprocessor
 
 struct Settings {
-  uint64_t seed;        // SIMT_SEED: all else that is random follows from it and the number of launches since
+  uint64_t seed;        // SIMT_SEED; with the number of launches since, it determines everything random
   int multiprocessors;  // SIMT_MULTIPROCESSORS
 };
 Settings& settings();
 
-// `count` zeros that belong to this stream, and must be zeros again at the end of every grid.
+// `count` zeros for this stream, which must be zero again at the end of every grid.
 unsigned* counters(void* stream, int count);
 
 // ---- For the running thread -----------------------------------------------------------------------------------------
