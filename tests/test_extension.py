@@ -109,9 +109,7 @@ def test_a_compiled_part_for_another_torch(tmp_path):
         programs.append(f"import sys; sys.path[0] = {name!r}; import linreg_ext")
     found = run_programs(tmp_path, *programs)
     assert [status for status, *_ in found] == [1, 1, 1]
-    expected = (
-        f"the compiled part was built for torch {other.decode()}, found torch {torch.__version__}; rebuild it with"
-    )
+    expected = f"the compiled part must match torch {torch.__version__}, got one built for torch {other.decode()}; rebuild it with"
     assert expected in found[0][2]
     assert expected in found[1][2]
     assert "the compiled part cannot be loaded" in found[2][2]

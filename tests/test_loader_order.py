@@ -3,6 +3,7 @@
 histories, states and next random numbers of every generator, wherever the run ends."""
 
 import copy
+import functools
 import math
 import os
 import signal
@@ -261,7 +262,7 @@ def scheduler_of(name):
     return lambda optimizer: SCHEDULERS[name](torch.optim.lr_scheduler, optimizer)
 
 
-@pytest.mark.filterwarnings("ignore:linreg_ext. fit. (OneCycleLR|CyclicLR) was made")
+@pytest.mark.filterwarnings("ignore:linreg_ext. fit. OneCycleLR was made")
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("validate", [False, True])
@@ -272,6 +273,81 @@ def test_every_scheduler_steps_as_in_the_plain_loop(scheduler, validate, interva
     assert_same(ours, theirs)
     assert len(ours.calls) == (1 if scheduler in AHEAD else 5 if interval == "epoch" else 0)
     assert len(set(ours.history.lr.tolist())) > 1
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("scheduler", ["exponential", "plateau", "of the user's", "one cycle"])
+@pytest.mark.parametrize("first", ["another parameter", "a frozen one", "none"])
+def test_the_rate_is_that_of_the_parameters_group(first, scheduler, interval, monkeypatch):
+    """Which need not be the optimizer's first."""
+
+    def groups(model):
+        if first == "a frozen one":
+            model.bias.requires_grad_(False)
+        others = {"another parameter": [nn.Parameter(torch.zeros(2))], "a frozen one": [model.bias], "none": []}[first]
+        rest = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.SGD([{"params": others, "lr": 1e-3}, {"params": rest, "lr": 0.1}], momentum=0.9)
+
+    options = {"make_optimizer": groups, "make_scheduler": scheduler_of(scheduler), "scheduler_interval": interval}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_same(*(run(f, LOADERS["shuffled"], monkeypatch, **options) for f in (fit, plain_loop.fit)))
+
+
+class WithLock:
+    """A callable whose state cannot be copied."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __call__(self, i):
+        return 0.9**i
+
+
+def warm_up(i, steps, floor=0.1):
+    return max(floor, min(1.0, (i + 1) / steps)) * math.cos(i / 100)
+
+
+@pytest.mark.parametrize(("make", "calls"), [
+    (lambda model: functools.partial(warm_up, steps=3), 1),
+    (lambda model: (lambda i, steps=3: warm_up(i, steps)), 1),
+    (lambda model: (lambda i: 0.5 / (1 + model.weight.norm().item())), None),
+    (lambda model: WithLock(), None),
+], ids=["partial", "default", "reads the model", "object"])  # fmt: skip
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_functions_of_a_scheduler(make, calls, interval, monkeypatch):
+    """What reads nothing but its arguments is called ahead; all else is called as the training goes."""
+    made = []
+
+    def optimizer(model):
+        made.append(model)
+        return sgd(model)
+
+    def scheduler(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, make(made[-1]))
+
+    options = {"make_optimizer": optimizer, "make_scheduler": scheduler, "scheduler_interval": interval}
+    ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, **options) for f in (fit, plain_loop.fit))
+    ours.scheduler = theirs.scheduler = None  # whose functions differ
+    assert_same(ours, theirs)
+    assert len(ours.calls) == (calls or (5 if interval == "epoch" else 0))
+
+
+def test_a_scheduler_that_ends_before_the_run():
+    """OneCycleLR raises at its end, after the steps that the plain loop takes."""
+    ends = []
+    for implementation in (fit, plain_loop.fit):
+        torch.manual_seed(5)
+        model = nn.Linear(3, 2, dtype=torch.float64)
+        optimizer = sgd(model)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10, cycle_momentum=False)
+        with pytest.raises(ValueError, match="Tried to step"):
+            implementation(
+                5, model, nn.MSELoss(), optimizer, LOADERS["shuffled"](rows(torch.float64), None), scheduler=scheduler,
+                scheduler_interval="step", progress=False,
+            )  # fmt: skip
+        ends.append(model.weight.detach())
+    torch.testing.assert_close(*ends)
 
 
 def test_groups_whose_rates_part(monkeypatch):

@@ -357,10 +357,16 @@ const at::Tensor& as_target(const Binding& b, const at::Tensor& x, const at::Ten
   return b.flat && b.layout != Layout::vector ? view = y.unsqueeze(-1) : y;
 }
 
-// Weights in the shape of y are given that of the target.
-const at::Tensor* as_weight(const at::Tensor* v, const at::Tensor& y, const at::Tensor& target, at::Tensor& view) {
-  const bool reshapes = v && v->sizes() == y.sizes() && y.dim() != target.dim();
-  return reshapes ? &(view = v->reshape(target.sizes())) : v;
+// Weights of the shape of y, or one for each row, in a shape that fits the target.
+const at::Tensor* as_weight(const Binding& b, const at::Tensor& x, const at::Tensor& y, const at::Tensor* v,
+                            const at::Tensor& target, at::Tensor& view) {
+  if (!v) return v;
+  const auto rows = x.sizes().slice(0, size_t(x.dim() - 1));
+  if (v->sizes() == y.sizes()) return y.dim() == target.dim() ? v : &(view = v->reshape(target.sizes()));
+  if (v->sizes() == rows) return v;
+  const bool is_column = v->dim() == x.dim() && v->sizes().slice(0, rows.size()) == rows && v->size(-1) == 1;
+  TORCH_CHECK(is_column, b.op, ": weight must have shape ", y.sizes(), ", or one value a row, got ", v->sizes());
+  return target.dim() == x.dim() ? v : &(view = v->reshape(rows));
 }
 
 // The operands of the operators. The caller's grad mode decides whether autograd records the views.
@@ -369,7 +375,7 @@ struct Views {
       : w(as_rows(b.layout, *b.tensor(0), copies[0])),
         bias(b.tensor(1) ? &as_bias(*b.tensor(1), copies[1]) : nullptr),
         target(as_target(b, x, y, w, copies[2])),
-        operands{x, w, target, bias, as_weight(v, y, target, copies[3])} {}
+        operands{x, w, target, bias, as_weight(b, x, y, v, target, copies[3])} {}
 
   at::Tensor copies[4];
   const at::Tensor& w;

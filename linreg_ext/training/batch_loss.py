@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -16,7 +15,7 @@ from .match import NotFusable, RegressionLoss, match_loss
 
 
 class BatchLoss:
-    """``loss_fn(model(x), y)``, or with weights their weighted mean or sum.
+    """`loss_fn(model(x), y)`, or with weights their weighted mean or sum.
 
     Args:
         op: the function that messages name.
@@ -58,7 +57,11 @@ class BatchLoss:
         return loss
 
     def _weighted(self, prediction: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{self._op}: weight must be a Tensor, got {type(weight).__name__}")
         try:
+            if getattr(self._loss_fn, "_forward_hooks", None) or getattr(self._loss_fn, "_forward_pre_hooks", None):
+                raise NotFusable("the loss has hooks")
             known = self._known or match_loss(self._loss_fn)
         except NotFusable as reason:
             raise ValueError(
@@ -66,53 +69,56 @@ class BatchLoss:
                 f"weighted mean it can compute, but {reason}"
             ) from None
         self._known = None if isinstance(self._loss_fn, nn.Module) else known
-        if known.flattens:
-            prediction = prediction.reshape(y.shape)
-        if prediction.shape != y.shape:
+        if not known.flattens and prediction.shape != y.shape:
             refuse_shapes(self._op, prediction, y)
-        rows = list(y.shape[:1])
-        if list(weight.shape) not in (list(y.shape), rows, [*rows, 1]):
-            raise RuntimeError(
-                f"{self._op}: weight must have shape {list(y.shape)}, {rows} or {[*rows, 1]}, got {list(weight.shape)}"
-            )
-        if weight.shape != y.shape:
-            weight = weight.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y)
-        total = (weight * LOSSES[known.loss].plain(prediction, y, known.threshold)).sum()
+        rows = prediction.shape[: max(1, prediction.dim() - 1)]
+        if weight.shape in (rows, (*rows, 1)) and weight.shape != y.shape:
+            weight = weight.reshape(*rows, *[1] * (prediction.dim() - len(rows))).expand(prediction.shape)
+        elif weight.shape != y.shape:
+            shapes = " or ".join(dict.fromkeys(str([*shape]) for shape in (y.shape, rows, (*rows, 1))))
+            raise RuntimeError(f"{self._op}: weight must have shape {shapes}, got {[*weight.shape]}")
+        losses = LOSSES[known.loss].plain(prediction.reshape(y.shape), y, known.threshold)
+        total = (weight.reshape(y.shape) * losses).sum()
         return total if known.reduction == "sum" else total / weight.sum()
 
 
 def refuse_shapes(op: str, prediction: Tensor, y: Tensor) -> None:
     """Raise the error of a target that does not have the prediction's shape."""
-    cure = "; pass target.unsqueeze(-1)" if (*y.shape, 1) == (*prediction.shape,) else ""
-    raise RuntimeError(f"{op}: target must have shape {list(prediction.shape)}, got {list(y.shape)}{cure}")
+    cure = "unsqueeze(-1)" if (*y.shape, 1) == (*prediction.shape,) else "expand_as(prediction) if that is meant"
+    raise RuntimeError(
+        f"{op}: target must have shape {list(prediction.shape)}, got {list(y.shape)}; pass target.{cure}"
+    )
 
 
-# Of torch.nn.functional, the losses that broadcast a target.
+# The names of functions, methods and operators that broadcast two tensors against each other: arithmetic, and losses.
+# Scripted losses and calls of torch.ops are not seen.
 _BROADCASTING = {
-    getattr(F, f"{name}_loss")
-    for name in ("mse", "l1", "huber", "smooth_l1", "poisson_nll", "gaussian_nll", "soft_margin")
+    *("add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "maximum", "minimum"),
+    *(f"__{r}{name}__" for r in ("", "r") for name in ("add", "sub", "mul", "truediv", "div")),
+    *("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "poisson_nll_loss", "gaussian_nll_loss", "kl_div"),
+    *("soft_margin_loss", "multilabel_soft_margin_loss", "hinge_embedding_loss"),
+    *("cosine_similarity", "pairwise_distance", "dist"),
 }
 
 
 class _RefuseBroadcast(TorchFunctionMode):
-    """Raises when an operation broadcasts two tensors of these shapes against each other."""
+    """Raises when an operation would broadcast two tensors of these shapes against each other."""
 
     def __init__(self, op: str, prediction: Tensor, y: Tensor) -> None:
         super().__init__()
         self._op, self._prediction, self._y = op, prediction, y
         try:
-            self._broadcast = torch.broadcast_shapes(prediction.shape, y.shape)
+            torch.broadcast_shapes(prediction.shape, y.shape)
+            self._shapes = {prediction.shape, y.shape}
         except RuntimeError:  # PyTorch cannot broadcast these, and says so
-            self._broadcast = None
+            self._shapes = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        shapes = {value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)}
-        meet = self._broadcast is not None and {self._prediction.shape, self._y.shape} <= shapes
-        if meet and func in _BROADCASTING:
-            refuse_shapes(self._op, self._prediction, self._y)
-        result = func(*args, **(kwargs or {}))
-        if meet and isinstance(result, Tensor) and result.shape == self._broadcast:
-            refuse_shapes(self._op, self._prediction, self._y)
-        return result
+        kwargs = kwargs or {}
+        if self._shapes is not None and getattr(func, "__name__", "") in _BROADCASTING:
+            shapes = {value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+            if self._shapes <= shapes:
+                refuse_shapes(self._op, self._prediction, self._y)
+        return func(*args, **kwargs)

@@ -29,6 +29,7 @@ from torch.utils.data import (
 )
 
 Batch = tuple[Tensor, Tensor, Tensor | None]  # input, target and weight
+_SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class Batches:
@@ -41,7 +42,7 @@ class Batches:
     def __init__(self, name: str, loader: Iterable[Any] | None, device: Any) -> None:
         self._name, self._loader, self._device = name, loader, device
         self._had_some = False
-        if isinstance(loader, (DataLoader, list, tuple)) and length_of(loader) == 0:
+        if _is_empty(loader):
             raise ValueError(f"fit: {name} must yield at least one batch, {_why_empty(loader)}")
 
     def __iter__(self) -> Iterator[Batch]:
@@ -92,6 +93,13 @@ def length_of(loader: Any) -> int | None:
         return len(loader)
     except TypeError:
         return None
+
+
+def _is_empty(loader: Any) -> bool:
+    """Whether it can be seen, without running code of the user's, that a loader yields no batch."""
+    if type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler:
+        return type(loader.sampler) in _SAMPLERS and len(loader) == 0
+    return type(loader) in (list, tuple) and not loader
 
 
 def _why_empty(loader: Any) -> str:
@@ -237,7 +245,7 @@ def order_of(loader: Any, device: torch.device | None = None) -> BatchOrder | No
     batches = loader.batch_sampler
     if loader.collate_fn is not default_collate or type(batches) is not BatchSampler:
         return None
-    if type(batches.sampler) not in (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler):
+    if type(batches.sampler) not in _SAMPLERS:
         return None
     try:
         order = BatchOrder(loader, *_tensors_of(loader.dataset))
@@ -361,7 +369,7 @@ def _row_numbers(indices: Any, size: int) -> Tensor:
 
 
 def _attributes_of(dataset: Any) -> tuple[Any, ...]:
-    """The two tensors of a data set of the user's own whose item is ``self.x[index], self.y[index]``, as written."""
+    """The two tensors of a data set of the user's own whose item is `self.x[index], self.y[index]`, as written."""
     cls = type(dataset)
     getitem, template = cls.__dict__.get("__getitem__"), _Template.__getitem__.__code__
     if (

@@ -19,8 +19,8 @@ def evaluate(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], data
 
     Args:
         model: put in eval mode for the pass, and every module of it back into its mode after it.
-        loss_fn: called as ``loss_fn(model(x), y)``; a loss with ``reduction="sum"`` is divided by the rows.
-        dataloader: yields (x [N, D], y [N, K]) or (x, y, weight) on the model's device, as for :func:`fit`.
+        loss_fn: called as `loss_fn(model(x), y)`; a loss with `reduction="sum"` is divided by the rows.
+        dataloader: yields (x [N, D], y [N, K]) or (x, y, weight) on the model's device, as for `fit`.
 
     Returns:
         The mean over all rows, each by its weight, so that a short last batch counts by its size;
@@ -31,7 +31,7 @@ def evaluate(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], data
         RuntimeError: the target does not have the prediction's shape, and the loss would broadcast them.
 
     Equivalent to:
-        ``model.eval()``, then under ``torch.no_grad()`` the sum over batches of ``len(x) * loss_fn(model(x), y)``, by
+        `model.eval()`, then under `torch.no_grad()` the sum over batches of `len(x) * loss_fn(model(x), y)`, by
         the number of rows.
 
     Example:
@@ -60,9 +60,12 @@ def mean_loss(op: str, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Ten
 
 def mean_over_rows(losses: list[Tensor], rows: list[int | Tensor], summed: bool) -> float:
     """The mean over rows of batch losses that are means (or, if `summed`, sums) over their own rows."""
-    weights = torch.tensor([float(r) for r in rows], dtype=torch.float64, device="cpu")
+    if rows and all(isinstance(r, Tensor) for r in rows):
+        weights = torch.stack(rows).cpu()
+    else:
+        weights = torch.tensor([float(r) for r in rows], dtype=torch.float64, device="cpu")
     total = weights.sum().item()
     if total == 0:
         return float("nan")
-    values = torch.stack(losses).flatten().double().cpu()
+    values = torch.stack(losses).flatten().double().cpu().where(weights != 0, 0.0)  # a mean over nothing is nan
     return float(values.sum() if summed else values @ weights) / total

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The training loop. Whole epochs of fused steps: `bound_run` in ``csrc/torch/bound_step.cpp``; see functional.py."""
+"""The training loop. Whole epochs of fused steps: `bound_run` in `csrc/torch/bound_step.cpp`; see functional.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from .batches import Batch, Batches, BatchOrder, DeviceCache, draw_epochs, length_of, rows_of, weight_by_row
+from .batches import Batch, Batches, BatchOrder, DeviceCache, draw_epochs, rows_of, weight_by_row
 from .evaluate import mean_loss
 from .history import History, Recorder
 from .schedule import Schedule
@@ -42,37 +42,37 @@ def fit(
     patience: int | None = None,
     on_epoch_end: Callable[[int, History], None] | None = None,
 ) -> History:
-    """Train `model` for `num_epochs` passes over `train_dl`, each batch with the step of :func:`make_train_step`.
+    """Train `model` for `num_epochs` passes over `train_dl`, each batch with the step of `make_train_step`.
 
     Batches come in the loader's own order, and torch's random generators end where the plain loop would leave them. A
     fused step over a DataLoader of tensors in memory (a TensorDataset, a Subset of one, or a data set whose items are
-    ``self.x[index], self.y[index]``) with torch's own samplers takes whole epochs in one call, on a GPU with the data
+    `self.x[index], self.y[index]`) with torch's own samplers takes whole epochs in one call, on a GPU with the data
     moved to `device` once where half of its free memory holds them; anything else is iterated. Ctrl-C ends the run
     between two steps, with the generators where those steps leave them.
 
     Args:
         num_epochs: how many times to go through `train_dl`; >= 0.
-        model, loss_fn, opt: as in :func:`make_train_step`.
-        train_dl: yields (x [N, D], y [N, K]) or (x, y, weight), weighted as :func:`make_train_step` says; a DataLoader
+        model, loss_fn, opt: as in `make_train_step`.
+        train_dl: yields (x [N, D], y [N, K]) or (x, y, weight), weighted as `make_train_step` says; a DataLoader
             or any other iterable that can be gone through repeatedly.
-        val_dl: validation data, evaluated after every epoch as :func:`evaluate` does.
+        val_dl: validation data, evaluated after every epoch as `evaluate` does.
         scheduler: a learning-rate scheduler of `opt`. ReduceLROnPlateau is given the validation loss, or without
-            validation data the training loss.
-        scheduler_interval: when it is stepped: after every ``"epoch"``, or after every batch (``"step"``), as
+            validation data the training loss; after a batch, that batch's loss.
+        scheduler_interval: when it is stepped: after every `"epoch"`, or after every batch (`"step"`), as
             OneCycleLR is meant to be.
         device: moves the model there and every batch; None leaves both where they are.
-        log_every: print ``Epoch [10/100], Loss: 12.3456`` every `log_every` epochs, with the loss of the epoch's last
-            batch (and ``Val loss`` where there is validation data).
+        log_every: print `Epoch [10/100], Loss: 12.3456` every `log_every` epochs, with the loss of the epoch's last
+            batch (and `Val loss` where there is validation data).
         progress: a progress bar over epochs on stderr (needs tqdm); None shows one on a terminal.
-        on_divergence: ``"stop"`` raises :class:`DivergenceError` when a batch's loss is nan or inf and leaves the
-            parameters as that batch found them; ``"continue"`` goes on as the plain loop does.
+        on_divergence: `"stop"` raises `DivergenceError` when a batch's loss is nan or inf and leaves the
+            parameters as that batch found them; `"continue"` goes on as the plain loop does.
         patience: stop after this many consecutive epochs without a lower validation loss (without validation data,
             training loss), and restore the best epoch's parameters; None: never.
         on_epoch_end: called with the number of the epoch that has ended (from 1) and the history so far, which must not
-            be changed. It ends the run by raising :class:`StopTraining`; what it returns has no meaning.
+            be changed. It ends the run by raising `StopTraining`; what it returns has no meaning.
 
     Returns:
-        The :class:`History` of the run.
+        The `History` of the run.
 
     Raises:
         TypeError: model, loss_fn or opt is of the wrong kind, or a count is not an int.
@@ -82,8 +82,8 @@ def fit(
         DivergenceError: see `on_divergence`.
 
     Equivalent to:
-        ``for epoch in range(num_epochs):`` over ``for x, y in train_dl:`` the lines of :func:`make_train_step`, then
-        ``scheduler.step()``.
+        `for epoch in range(num_epochs):` over `for x, y in train_dl:` the lines of `make_train_step`, then
+        `scheduler.step()`.
 
     Example:
         >>> loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
@@ -101,7 +101,7 @@ def fit(
     if device is not None:
         model.to(device)
     schedule = Schedule(scheduler, scheduler_interval, opt)
-    schedule.warn_if_longer(num_epochs, length_of(train_dl))
+    schedule.warn_if_longer(num_epochs, train_dl)
     recorder = Recorder(summed=step.reduction == "sum", stop=stop, validated=val_dl is not None)
     stopping = None if patience is None else _EarlyStopping(model, patience)
 
@@ -123,7 +123,7 @@ def fit(
                     most = max(1, min(16, 0.025 / (time.perf_counter() - started)) * count)
             epoch += count
             if val_dl is not None and len(recorder.val_loss) < epoch:
-                recorder.val_loss.append(mean_loss("fit", model, loss_fn, val_batches))
+                recorder.val_loss.append(mean_loss("fit: val_dl", model, loss_fn, val_batches))
             schedule.end_epoch((recorder.val_loss or recorder.epoch_loss)[-1])
             if bar is not None:
                 bar.set_postfix(loss=f"{recorder.epoch_loss[-1]:.4g}", refresh=False)
@@ -197,7 +197,11 @@ def _fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, cache: DeviceCach
         return None
     val = None if val_dl is None else cache.order_of("validation", val_dl)
     rows = None if val is None else val.whole()
-    return _FusedEpochs(step, train, *((val, rows) if rows and is_fused(rows) else (None, None)))
+    try:
+        validates = rows is not None and is_fused(rows)
+    except RuntimeError as error:
+        raise RuntimeError(str(error).replace("fit:", "fit: val_dl:", 1)) from None
+    return _FusedEpochs(step, train, *((val, rows) if validates else (None, None)))
 
 
 class _FusedEpochs:
@@ -221,19 +225,19 @@ class _FusedEpochs:
         step, train = self._step, self._train
         numbers = max(0 if train.is_static else train.length, train.epoch_steps if schedule.changes else 0)
         count = int(most if numbers == 0 else max(1, min(most, _ORDER_NUMBERS // numbers)))
-        rates = schedule.rates(count, train.epoch_steps)
-        if rates is None and schedule.each_step:
+        chunks: list[functional.Chunk] = []
+        before = self._generator_states()
+        ahead = schedule.rates(count, train.epoch_steps)
+        if ahead is None and schedule.each_step:
             self._take_one_by_one(recorder, stop, schedule)
             return 1
-        if rates is None:
-            count, rates = 1, torch.full((train.epoch_steps,), float(step.optimizer.param_groups[0]["lr"]), **_FLOAT64)
-        x, y, weight = train.batch()
-        x = x if x.stride(1) == 1 else x.contiguous()  # else every chunk of a run would copy it
-        chunks: list[functional.Chunk] = []
-        steps, before = count * train.epoch_steps, self._generator_states()
+        count = count if ahead is not None else 1
+        steps = count * train.epoch_steps
         try:
+            x, y, weight = train.batch()
+            x = x if x.stride(1) == 1 else x.contiguous()  # else every chunk of a run would copy it
             order = draw_epochs(count, train, self._val)
-            rest = (x, y, weight, order, *(self._val_rows or (None, None, None)), rates if schedule.changes else None)
+            rest = (x, y, weight, order, *(self._val_rows or (None, None, None)), ahead if schedule.changes else None)
             rest = (*rest, train.batch_size, train.drop_last, count)
             size = min(train.batch_size, train.length) * (sum(p.numel() for p in step.model.parameters()) + 1)
             functional.run_in_chunks(
@@ -253,7 +257,9 @@ class _FusedEpochs:
         def batch_at(i: int) -> Batch:
             return train.batch_at(orders[i // train.epoch_steps], i % train.epoch_steps)
 
-        recorder.add_epochs(losses[: taken + 1], self._batch_rows(order), rates, val_losses, batch_at)
+        if ahead is None:
+            ahead = torch.full((steps,), float(step.optimizer.param_groups[0]["lr"]), **_FLOAT64)
+        recorder.add_epochs(losses[: taken + 1], self._batch_rows(order), ahead, val_losses, batch_at)
         return count
 
     def _take_one_by_one(self, recorder: Recorder, stop: bool, schedule: Schedule) -> None:
@@ -277,14 +283,14 @@ class _FusedEpochs:
     def _batch_rows(self, order: Tensor | None) -> Tensor:
         """[1 or epochs, steps of an epoch], by what each batch counts in the mean of an epoch."""
         train, weight = self._train, self._train.batch()[2]
+        size, steps = min(train.batch_size, train.length), train.epoch_steps
         if weight is None:
-            rows = torch.ones(train.length, **_FLOAT64)
-        else:
-            rows = weight_by_row(weight).cpu()
-            rows = rows[: train.length] if order is None else rows[order]
-        size = min(train.batch_size, train.length)
-        rows = nn.functional.pad(rows.reshape(-1, train.length), (0, size))
-        return rows[:, : train.epoch_steps * size].reshape(len(rows), train.epoch_steps, size).sum(2)
+            rows = torch.full((1, steps), float(size), **_FLOAT64)
+            rows[0, -1] = min(size, train.length - size * (steps - 1))
+            return rows
+        rows = weight_by_row(weight).cpu()
+        rows = nn.functional.pad((rows if order is None else rows[order]).reshape(-1, train.length), (0, size))
+        return rows[:, : steps * size].reshape(len(rows), steps, size).sum(2)
 
     def _generator_states(self) -> list[tuple[torch.Generator, Tensor]]:
         generators = [torch.default_generator, *self._train.generators, *(self._val.generators if self._val else ())]

@@ -40,7 +40,7 @@ class History:
             path: where to save the picture (its suffix names the format); None saves nothing.
 
         Returns:
-            The :class:`matplotlib.figure.Figure`.
+            The `matplotlib.figure.Figure`.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -100,7 +100,7 @@ def _numbers(values: list[float]) -> Tensor:
 
 
 class Recorder:
-    """Collects a :class:`History`. Losses are read from the device once an epoch, or after every step with `stop`.
+    """Collects a `History`. Losses are read from the device once an epoch, or after every step with `stop`.
 
     Args:
         summed: the loss of a batch is a sum over its rows, not their mean.

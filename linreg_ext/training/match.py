@@ -6,7 +6,7 @@ traced its bytecode must consist of nothing but names that are known: parameters
 operations without side effects. Then branches, calls of unknown code and stores cannot occur, and tracing changes
 nothing.
 
-What may change between two steps is not looked at here but in ``csrc/torch/bound_step.cpp``, before every step.
+What may change between two steps is not looked at here but in `csrc/torch/bound_step.cpp`, before every step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class NotFusable(Exception):  # noqa: N818 - the answer to a question, not a fai
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A model that computes ``input @ W.T + b``.
+    """A model that computes `input @ W.T + b`.
 
     Attributes:
         weight, bias: the parameters.
@@ -74,7 +74,7 @@ class RegressionLoss:
 
 
 class Match(NamedTuple):
-    """What ``_C.bind_step`` binds a step to.
+    """What `_C.bind_step` binds a step to.
 
     Attributes:
         modules: those of the model, each once.
@@ -104,6 +104,8 @@ def match(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimiz
     """
     loss = match_loss(loss_fn)
     affine, modules, attributes = match_model(model)
+    if not hasattr(optimizer, "__dict__"):
+        raise NotFusable(f"the optimizer is {with_article(type(optimizer))}, whose attributes cannot be watched")
     if not _is_pytorchs(Tensor.backward, "Tensor.backward"):
         raise NotFusable("Tensor has a backward that is not PyTorch's")
     if isinstance(loss_fn, nn.Module):
@@ -323,7 +325,7 @@ def _drops_last_dimension(function: Any, args: tuple[Any, ...], kwargs: dict[str
 
 
 def match_loss(loss_fn: Callable[..., Tensor]) -> RegressionLoss:
-    """The loss that ``loss_fn(prediction, target)`` computes.
+    """The loss that `loss_fn(prediction, target)` computes.
 
     Raises:
         NotFusable: it is none of the table's, is not reduced, or what it computes cannot be established.

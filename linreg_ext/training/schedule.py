@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
+import functools
+import math
 import operator
 import warnings
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from .batches import length_of
 
 
 class Schedule:
@@ -33,21 +39,17 @@ class Schedule:
         self._foresees = not self.changes or _is_foreseeable(scheduler)
         self._is_ahead = False
 
-    def warn_if_longer(self, epochs: int, epoch_steps: int | None) -> None:
-        """Warn if the scheduler was made for more steps than a run will take.
-
-        Args:
-            epoch_steps: the batches of an epoch, if that is known.
-        """
-        length = getattr(self._scheduler, "total_steps", getattr(self._scheduler, "total_size", None))
-        steps = epochs if not self.each_step else None if epoch_steps is None else epochs * epoch_steps
-        if not isinstance(length, (int, float)) or steps is None:
+    def warn_if_longer(self, epochs: int, loader: Any) -> None:
+        """Warn if the scheduler was made for more steps than a run of the loader will take."""
+        length = getattr(self._scheduler, "total_steps", None)
+        if not isinstance(length, int):
             return
-        begun = getattr(self._scheduler, "last_epoch", 0)
-        if length > begun + steps:
+        epoch_steps = length_of(loader) if self.each_step else 1
+        steps = length if epoch_steps is None else epochs * epoch_steps
+        if length > (getattr(self._scheduler, "last_epoch", None) or 0) + steps:
             cure = "" if self.each_step else "; scheduler_interval='step' steps it after every batch"
             warnings.warn(
-                f"linreg_ext: fit: {type(self._scheduler).__name__} was made for {length:g} steps, but only {steps} "
+                f"linreg_ext: fit: {type(self._scheduler).__name__} was made for {length} steps, but only {steps} "
                 f"follow{cure}",
                 UserWarning,
                 stacklevel=3,
@@ -94,10 +96,12 @@ class Schedule:
                     self._scheduler.step()
                 rate = float(groups[0]["lr"])
                 are = [other(group) for other, group in zip(others, groups, strict=True)]
-                if rate < 0 or are != were or any(group["lr"] != rate for group in groups[1:]):
+                if not rate >= 0 or are != were or any(group["lr"] != rate for group in groups[1:]):
                     self._foresees = False
                     break
                 rates.append(rate)
+        except Exception:  # which the training may not reach
+            self._foresees = False
         except BaseException:
             self._foresees = False
             raise
@@ -140,5 +144,27 @@ def _is_foreseeable(scheduler: Any) -> bool:
     """Whether its steps depend on nothing but how many there were."""
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         return False
-    is_pytorchs = type(scheduler).__module__.startswith("torch.optim.")
-    return is_pytorchs and all(map(_is_foreseeable, getattr(scheduler, "_schedulers", ())))
+    if not type(scheduler).__module__.startswith("torch.optim.") or "step" in vars(scheduler):
+        return False
+    functions = [*getattr(scheduler, "lr_lambdas", ()), getattr(scheduler, "_scale_fn_custom", None)]
+    parts = getattr(scheduler, "_schedulers", ())
+    return all(f is None or _is_pure(f) for f in functions) and all(map(_is_foreseeable, parts))
+
+
+_NUMBERS = (int, float, str, type(None))
+_BUILTINS = (*vars(builtins).values(), *vars(math).values())
+
+
+def _is_pure(value: Any) -> bool:
+    """Whether a value is a number, or a function that reads nothing but its arguments, numbers and mathematics."""
+    if isinstance(value, _NUMBERS) or value is math or any(value is other for other in _BUILTINS):
+        return True
+    if isinstance(value, functools.partial):
+        return all(map(_is_pure, (value.func, *value.args, *value.keywords.values())))
+    if not isinstance(value, FunctionType) or any(
+        hasattr(constant, "co_code") for constant in value.__code__.co_consts
+    ):
+        return False
+    read = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+    read += [cell.cell_contents for cell in value.__closure__ or ()]
+    return all(map(_is_pure, (*read, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One training step, at the fastest level that is still exactly the plain loop's step.
 
-A fused step enters C++ at `bound_step` in ``csrc/torch/bound_step.cpp`` and is computed as functional.py says.
+A fused step enters C++ at `bound_step` in `csrc/torch/bound_step.cpp` and is computed as functional.py says.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from .match import NotFusable, match, reduction_of, with_article
 
 
 def make_train_step(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: Optimizer) -> TrainStep:
-    """A function that takes one training step: ``step(x, y) -> loss``, or ``step(x, y, weight)``.
+    """A function that takes one training step: `step(x, y) -> loss`, or `step(x, y, weight)`.
 
     Works with any model, loss and optimizer, and is fast for those it recognises:
 
-    - *fused*: an affine model, a loss of :mod:`linreg_ext.losses`, and :class:`torch.optim.SGD`: one pass over `x`
+    - *fused*: an affine model, a loss of `linreg_ext.losses`, and `torch.optim.SGD`: one pass over `x`
       yields the loss and the update. The optimizer's param_groups are read, and its state kept, at every step;
-    - *gradients*: the same with another optimizer: one pass yields the gradients, then ``optimizer.step()``;
+    - *gradients*: the same with another optimizer: one pass yields the gradients, then `optimizer.step()`;
     - *eager*: anything else, as written below.
 
     What model, loss and optimizer compute together is worked out once, when the step is made. The following are checked
-    before every step: the parameters in their modules and in the optimizer's groups, with their ``requires_grad``,
-    dtype, device and ``.grad``; the hooks of modules, parameters and optimizers, and the global ones; the numbers that
+    before every step: the parameters in their modules and in the optimizer's groups, with their `requires_grad`,
+    dtype, device and `.grad`; the hooks of modules, parameters and optimizers, and the global ones; the numbers that
     forward and the loss module read; the optimizer's hyper-parameters and state; modes (autocast, function and dispatch
     modes, anomaly detection, transforms of torch.func); and the batch. After replacing anything else, such as a method
     or a function of a module, make a new step.
 
-    A step that is not *fused* warns once, saying why; :meth:`TrainStep.explain` says it any time.
+    A step that is not *fused* warns once, saying why; `TrainStep.explain` says it any time.
 
     Args:
         model: the model; its parameters belong to `optimizer`.
-        loss_fn: called as ``loss_fn(model(x), y)``.
+        loss_fn: called as `loss_fn(model(x), y)`.
         optimizer: any torch.optim optimizer whose step needs no closure.
 
     Returns:
-        The step. ``step(x, y)`` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss before the update,
+        The step. `step(x, y)` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss before the update,
         without waiting for the device. With `weight`, of y's shape, [N] or [N, 1], the loss is the weighted mean (or
-        sum) of ``F.mse_loss(…, weight=weight)``; this needs a loss that is recognised.
+        sum) of `F.mse_loss(…, weight=weight)`; this needs a loss that is recognised.
 
     Raises:
         TypeError: an argument is of the wrong kind, or the optimizer's step needs a closure.
         ValueError: raised by the step if the loss is not a single number, or not known where there are weights.
         RuntimeError: raised by the step if the target does not have the prediction's shape, and the loss would
-            broadcast them. Nothing is changed.
+            broadcast them. No parameter is changed.
 
     Equivalent to:
-        ``model.train(); loss = loss_fn(model(x), y); loss.backward(); optimizer.step(); optimizer.zero_grad()``
+        `model.train(); loss = loss_fn(model(x), y); loss.backward(); optimizer.step(); optimizer.zero_grad()`
 
     Example:
         >>> model = nn.Linear(8, 1)
@@ -68,7 +68,7 @@ def make_train_step(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor
 
 
 class TrainStep:
-    """A training step made by :func:`make_train_step`.
+    """A training step made by `make_train_step`.
 
     Attributes:
         level: of the last step, or that expected of the first: "fused", "gradients" or "eager".
@@ -147,7 +147,7 @@ class TrainStep:
 
     def _bind(self) -> None:
         bound, self._not_fusable = None, "LINREG_EXT_REFERENCE=1 runs plain PyTorch"
-        self._lazy = isinstance(self.model, nn.Module) and any(is_lazy(p) for p in self.model.parameters())
+        self._lazy = any(is_lazy(p) for p in self.model.parameters())
         if not REFERENCE:
             try:
                 bound = _C.bind_step(self._op, *match(*self._parts))
@@ -172,7 +172,7 @@ def _check(op: str, model: Any, loss_fn: Any, optimizer: Any) -> None:
     if isinstance(loss_fn, type) or not callable(loss_fn):
         cure = f"pass {loss_fn.__name__}()" if isinstance(loss_fn, type) else f"the order is {order}"
         raise TypeError(f"{op}: loss_fn must be a function of (prediction, target), got {_named(loss_fn)}; {cure}")
-    if isinstance(optimizer, type) or not all(callable(getattr(optimizer, m, None)) for m in ("step", "zero_grad")):
+    if isinstance(optimizer, type) or not all(hasattr(optimizer, a) for a in ("step", "zero_grad", "param_groups")):
         raise TypeError(f"{op}: {name} must be an optimizer, got {_named(optimizer)}; the order is {order}")
     if type(optimizer) is not SGD and _needs_closure(optimizer.step):
         raise TypeError(
@@ -187,9 +187,7 @@ def _named(value: Any) -> str:
 
 def _needs_closure(step: Callable[..., Any]) -> bool:
     try:
-        inspect.signature(step).bind()
-    except TypeError:
-        return True
-    except ValueError:  # it has no signature
+        closure = inspect.signature(step).parameters.get("closure")
+    except (TypeError, ValueError):  # it has no signature
         return False
-    return False
+    return closure is not None and closure.default is closure.empty
