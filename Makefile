@@ -16,7 +16,7 @@ LEND := import site, sys; print("\n".join([*site.getsitepackages(), *([site.getu
 NEEDED := setuptools numpy ninja pybind11 pytest
 WANTED := tqdm matplotlib safetensors pyarrow hypothesis scikit-learn pytest-xdist
 LINTERS := ruff clang-format
-DOCUMENTERS := mkdocs-material mkdocstrings[python] latex2mathml
+DOCUMENTERS := mkdocs-material mkdocstrings[python]
 MISSING := import importlib.util as u, sys; names = {"scikit-learn": "sklearn", "clang-format": "clang_format", "pytest-xdist": "xdist"}; \
 	print(*(n for n in sys.argv[1:] if not u.find_spec(names.get(n, n))))
 # With pytest-xdist, tests run on all cores: each worker begins with its share, and idle workers take tests from busy ones.
