@@ -55,6 +55,9 @@ def same(found: object, expected: object) -> bool:
 PLAIN = "a,b,c\n1.5,-2,3\n0.1,1e-300,7\n"
 
 
+GZIP = gzip.compress(PLAIN.encode(), mtime=0)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -80,7 +83,7 @@ PLAIN = "a,b,c\n1.5,-2,3\n0.1,1e-300,7\n"
         '"a" "b" "c"\n"x" 1.5 -2 3\n"y" 0.1 1e-300 7\n',
         PLAIN.encode("utf-16"),
         PLAIN.encode("utf-16-le"),
-        gzip.compress(PLAIN.encode()),
+        GZIP,
         bz2.compress(PLAIN.encode()),
     ],
     ids=range(24),
@@ -109,6 +112,8 @@ def test_zstd(tmp_path: Path) -> None:
         ("land,2019,2020,2021\nA,1.5,2,3\nB,1,1,1\n", {"land": ["A", "B"], "2019": [1.5, 1], "2020": [2, 1], "2021": [3, 1]}),
         ("0.1,NA,3\n0.2,5,6\n", {"x0": [0.1, 0.2], "x1": [nan, 5], "x2": [3, 6]}),
         ("0.1,?,3\n0.2,5,6\n", {"x0": [0.1, 0.2], "x1": [nan, 5], "x2": [3, 6]}),
+        ("1,5;2,5\n3,5;4,5\n", {"x0": [1.5, 3.5], "x1": [2.5, 4.5]}),
+        ("NA,?,3\n5,6,7\n", {"x0": [nan, 5], "x1": [nan, 6], "x2": [3, 7]}),
         ("M,0.4,15\nF,0.3,7\n", {"x0": ["M", "F"], "x1": [0.4, 0.3], "x2": [15, 7]}),
         ("a,b\n", None),
         (",TV,sales\n1,2.5,3\n2,3.5,4\n", {"x0": [1, 2], "TV": [2.5, 3.5], "sales": [3, 4]}),
@@ -285,7 +290,7 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         PLAIN,
         "# comment\n" + PLAIN.replace(",", ";"),
         PLAIN.replace(",", "  "),
-        gzip.compress(PLAIN.encode()),
+        GZIP,
     ):
         assert read(tmp_path / "t.csv", content) == NUMBERS
     for name, content in (("t.csv", "a,b\n1,x\n"), ("t.csv", b"\x28\xb5\x2f\xfd"), ("t.parquet", b"PAR1")):
@@ -305,8 +310,8 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("t.csv", "a,\x1b]0;b\n1,2\n", "expected column names without control characters, got '\\x1b]0;b'"),
         ("t.csv", b"a,b\n1,\0\0\0\n", "expected text, got binary data"),
         ("t.csv", b"a,\x81\n1,2\n", "expected cp1252 text, got other bytes; --encoding names another"),
-        ("t.gz", gzip.compress(PLAIN.encode())[:-12], "cannot be read (Compressed file ended"),
-        ("t.gz", gzip.compress(PLAIN.encode())[:-12] + b"12345678 and more", "cannot be read ("),
+        ("t.gz", GZIP[:-12], "cannot be read (Compressed file ended"),
+        ("t.gz", GZIP[:-12] + b"12345678 and more", "cannot be read ("),
         ("t.xlsx", "PK\3\4 and more", "expected NumPy arrays of numbers"),
         ("t.npy", "", "expected NumPy arrays of numbers"),
         ("t.npy", b"\x80\x04K\x01.", "expected NumPy arrays of numbers (another kind of file)"),

@@ -42,7 +42,6 @@ class Dialect:
     Attributes:
         encoding, delimiter, decimal: as in :class:`Options`, all known.
         names: of the columns; x0, x1, … where there is no header.
-        header: there is one.
         skip: lines before the first row of data.
         numbers: [columns], which hold but plain numbers and missing cells in the sample.
         labelled: the first column has no name.
@@ -54,7 +53,6 @@ class Dialect:
     delimiter: str
     decimal: str
     names: tuple[str, ...]
-    header: bool
     skip: int
     numbers: tuple[bool, ...]
     labelled: bool
@@ -106,7 +104,6 @@ def find_dialect(path: Path, file: BinaryIO, options: Options) -> Dialect:
         delimiter,
         decimal,
         names=names_of(path, header or [""] * width),
-        header=bool(header),
         skip=rows[top][0] - 1,
         numbers=tuple(_all_plain(column, decimal, options.missing) for column in zip(*data, strict=True)),
         labelled=bool(header) and not header[0].strip(),
@@ -120,12 +117,12 @@ def is_comment(line: str) -> bool:
     return line.lstrip().startswith("#")
 
 
-def split(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def split(lines: Iterable[str], delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """The cells of each row, with the number of its first line from 1; comments and empty lines are no rows."""
     plain = ("" if is_comment(line) else line.rstrip("\r\n") + "\n" for line in lines)
     if delimiter == BLANKS:
         plain = (blanks_to_tabs(line) for line in plain)
-    reader = csv.reader(plain, delimiter="\t" if delimiter == BLANKS else delimiter)
+    reader = csv.reader(plain, delimiter="\t" if delimiter == BLANKS else delimiter, strict=strict)
     line = 1
     for cells in reader:
         if len(cells) > 1 or (cells and cells[0].strip()):
@@ -180,17 +177,39 @@ def _encoding(raw: bytes) -> str:
 
 def _delimiter(lines: Sequence[str]) -> str:
     """The one that splits most lines into the same number of cells."""
-    best, share, width = ",", 0.0, 1
-    for delimiter in _DELIMITERS:
-        cells, times = Counter(len(cells) for _, cells in split(lines, delimiter)).most_common(1)[0]
-        if cells > 1 and times / len(lines) > 1.05 * share:
-            best, share, width = delimiter, times / len(lines), cells
-    rows = [cells for _, cells in split(lines, BLANKS)]
-    cells, times = Counter(map(len, rows[1:] or rows)).most_common(1)[0]
-    if cells > 1 and share < 1 and all(len(row) == cells for row in rows):
-        return BLANKS
-    numbers = [is_number(c, ".") or is_number(c, ",") or c in MISSING_NUMBER for row in rows[1:] or rows for c in row]
-    return BLANKS if cells > width and times >= 0.8 * len(rows[1:]) and sum(numbers) > 0.5 * len(numbers) else best
+    blanks = _rows(lines, BLANKS, strict=True)
+    for strict in (True, False):  # a quoted cell ends at the delimiter; if at none, the quotes mean something else
+        best, share, width = ",", 0.0, 1
+        for delimiter in _DELIMITERS:
+            cells, part = _commonest(_rows(lines, delimiter, strict))
+            if cells > 1 and part > 1.05 * share:
+                best, share, width = delimiter, part, cells
+        cells, part = _commonest(blanks[1:] or blanks)
+        if cells > 1 and share < 1 and all(len(row) == cells for row in blanks):
+            return BLANKS
+        numbers = [is_number(c, ".") or is_number(c, ",") or c in MISSING_NUMBER for row in blanks[1:] for c in row]
+        if cells > width and part >= 0.8 and sum(numbers) > 0.5 * len(numbers):
+            return BLANKS
+        if share:
+            break
+    return best
+
+
+def _rows(lines: Sequence[str], delimiter: str, strict: bool) -> list[list[str]]:
+    """The cells of the rows; [] where a quoted cell goes on after its quotes."""
+    rows = []
+    try:
+        for _, cells in split(lines, delimiter, strict):
+            rows.append(cells)
+    except csv.Error as error:
+        return rows if "end of data" in str(error) else []  # where the sample ends in a cell
+    return rows
+
+
+def _commonest(rows: Sequence[Sequence[str]]) -> tuple[int, float]:
+    """How many cells most rows have, and the share of these rows."""
+    cells, times = Counter(map(len, rows)).most_common(1)[0] if rows else (0, 0)
+    return cells, times / max(1, len(rows))
 
 
 def _commented_header(before: Sequence[str], delimiter: str, width: int) -> list[str]:
