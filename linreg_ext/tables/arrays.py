@@ -46,7 +46,6 @@ def read_parquet(path: Path, options: Options, choose: Choice, text: Collection[
         del table
         for name in wanted:  # the memory of each is free before the next is copied
             columns[name] = _from_arrow(pyarrow, stored.pop(), options.missing, name in text)
-        pyarrow.default_memory_pool().release_unused()
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise TableError(f"{path}: expected a Parquet file ({first_line(error)})") from None
     return Table(path, names, columns, rows, labels=_index_of(schema))

@@ -99,7 +99,13 @@ class _Text:
         except ImportError:
             rows, columns = self._by_numpy()
         else:
-            rows, columns = self._by_pyarrow(pyarrow)
+            pool = pyarrow.default_memory_pool()
+            pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # others keep what is freed
+            try:
+                rows, columns = self._by_pyarrow(pyarrow)
+            finally:
+                pyarrow.system_memory_pool().release_unused()
+                pyarrow.set_memory_pool(pool)
         if not rows:
             raise TableError(f"{self._path}: expected rows of data, got none")
         names, notes = self._dialect.names, self._dialect.notes
@@ -164,10 +170,13 @@ class _Text:
         table = self._arrow_table(pyarrow)
         rows, parsed, columns = table.num_rows, table.columns[::-1], {}
         del table
+        store = iter(np.empty((len(self._numbers), rows)))  # in one piece, which the system gets back as a whole
         for name in self._wanted if rows else ():
             column = parsed.pop()  # so that its memory is free before the next is copied
             if name in self._numbers:
-                columns[name] = number_column(column.to_numpy(), self._options.missing)
+                values = next(store)
+                values[:] = column.to_numpy()
+                columns[name] = number_column(values, self._options.missing)
                 continue
             column = column.unify_dictionaries().combine_chunks()
             columns[name] = column_of(
@@ -177,7 +186,6 @@ class _Text:
                 decimal=self._dialect.decimal,
                 as_text=name in self._text,
             )
-        pyarrow.default_memory_pool().release_unused()
         return rows, columns
 
     def _arrow_table(self, pyarrow: Any) -> Any:
