@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import linreg_ext
 from linreg_ext.cli import main, train
 from linreg_ext.cli.coefficients import load_weights
 from linreg_ext.cli.dataset import hold_out
-from linreg_ext.tables import Encoding, Feature, read_table
+from linreg_ext.tables import Encoding, Feature, read_table, reading
 
 FRUIT = Path(linreg_ext.__file__).parent / "data" / "apples_and_oranges.csv"
 
@@ -323,7 +324,7 @@ def test_an_index_is_neither_feature_nor_target(index: str, capsys: pytest.Captu
         assert "1 feature: a\n1 target: price, " in capsys.readouterr().out
     np.savez("t.npz", y=np.arange(9.0) ** 2, X=np.random.default_rng(0).standard_normal((9, 2)))
     assert run("fit", "t.npz", "--val-fraction", 0) == 0
-    assert "2 features: x0, x1\n1 target: y, " in capsys.readouterr().out
+    assert "2 features: x0, x1\n1 target: y\n" in capsys.readouterr().out
 
 
 def test_rare_columns_get_coefficient_0(capsys: pytest.CaptureFixture[str]) -> None:
@@ -419,6 +420,20 @@ def test_a_terminal_gets_a_progress_bar(capsys: pytest.CaptureFixture[str], monk
     out, err = capsys.readouterr()
     assert "5/5" in err
     assert "Epoch" not in out
+
+
+def test_reading_takes_a_progress_bar_where_it_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(reading, "_SLOW", 10)
+    Path("t.csv.gz").write_bytes(gzip.compress(FRUIT.read_bytes()))
+    for name in (FRUIT, Path("t.csv.gz")):
+        found = read_table(name, progress=True)
+        assert found.rows == 15
+        assert f"reading {name.name}: " in capsys.readouterr().err
+    read_table(FRUIT)
+    assert capsys.readouterr().err == ""
 
 
 def test_info_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Datase
     """The data set that the arguments name; `generator` chooses the rows that validate."""
     columns = _Columns(args)
     options, categories = options_of(args), with_numbers(args.categories or ())
-    table = read_table(columns.path, options, choose=columns.choose, text=categories, progress=columns.progress)
+    table = read_table(columns.path, options, choose=columns.choose, text=categories, progress=args.bar)
     targets = columns.targets_of(table)
     features = [n for n in columns.features or table.columns if n not in {*targets, *columns.weight, *columns.drop}]
     if not columns.features:
@@ -66,7 +66,7 @@ def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Datase
     labels = [f"left out {name}: it names the rows (--features)" for name in table.labels if name not in features]
     return Dataset(
         table.path, encoding, torch.from_numpy(x), torch.from_numpy(y), weight, held_out,
-        (*table.notes, *labels, *notes), default_target=bool(args.table) and not args.target,
+        (*table.notes, *labels, *notes), default_target=not columns.targets and not table.targets,
     )  # fmt: skip
 
 
@@ -75,7 +75,6 @@ class _Columns:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args, self.path = args, args.table or _SHIPPED_TABLE
-        self.progress = args.bar
         self.features: list[str] = []
         self.targets: list[str] = []
         self.weight: list[str] = []

@@ -125,8 +125,8 @@ class _Text:
             if progress and size > _SLOW:
                 from tqdm import tqdm
 
-                title = f"reading {self._path.name}"
-                file = stack.enter_context(tqdm.wrapattr(file, "read", total=size, desc=title, leave=False))
+                bar = {"desc": f"reading {self._path.name}", "unit": "B", "unit_scale": True, "leave": False}
+                file = stack.enter_context(tqdm.wrapattr(file, "read", total=size, **bar))
             if magic[:2] == b"\x1f\x8b":
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))
             elif magic[:3] == b"BZh":
