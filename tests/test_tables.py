@@ -447,6 +447,14 @@ def test_columns_that_are_left_out(tmp_path: Path, column: list[str], why: str) 
     assert len(encoding.names) == max(1, len({*column} - {"NA", ""}))
 
 
+def test_a_text_among_numbers_makes_a_category(tmp_path: Path) -> None:
+    text = "v,y\n" + "".join(f"{i % 4 if i != 7 else 'x'},{i}\n" for i in range(20))
+    encoding, _, notes = encoded(tmp_path / "t.csv", text, ["y"])
+    assert encoding.features[0].levels == ("0", "1", "2", "3", "x")
+    assert notes == ["v is a category: text in row 9, 'x', among numbers; --na 'x' takes it for missing"]
+    assert encoded(tmp_path / "t.csv", text, ["y"], categories=("v",))[2] == []
+
+
 def test_how_many_levels_are_too_many(tmp_path: Path) -> None:
     for levels, rows, taken in ((20, 50, True), (21, 50, False), (30, 300, True), (31, 300, False)):
         text = "v,a,y\n" + "".join(f"u{i % levels},{i},{i % 4}\n" for i in range(rows))

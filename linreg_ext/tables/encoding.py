@@ -189,12 +189,14 @@ def find_encoding(
     if not names:
         why = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3])
         raise TableError(f"{table.path}: no feature is left{f' ({why})' if why else ''}")
+    notes = [f"left out {name}: {why}" for name, why in left_out.items()]
     found = []
     for name in names:
         column = table.columns[name]
-        present = np.unique(column.values[rows]) if column.kind == TEXT else []
+        present = np.unique(column.values[rows]) if column.kind == TEXT else np.array([], int)
         found.append(Feature(name, tuple(column.levels[i] for i in present if i >= 0)))
-    notes = [f"left out {name}: {why}" for name, why in left_out.items()]
+        odd = _among_numbers(table, name, present) if len(present) and name not in categories else None
+        notes += [f"{name} is a category: {odd}"] if odd else []
     return (
         Encoding(tuple(found), tuple(targets), marks=tuple(marks), left_out=tuple(left_out.items())),
         rows,
@@ -242,11 +244,18 @@ def _useless(table: Table, name: str, rows: np.ndarray, limit: int, wanted: bool
         return f"{quoted(column.levels[present[0]])} in every row" if len(present) else "no values"
     if len(present) <= limit or wanted:
         return None
+    return _among_numbers(table, name, present) or (
+        f"text with {len(present):,} values; --categories {name} takes them for categories"
+    )
+
+
+def _among_numbers(table: Table, name: str, present: np.ndarray) -> str | None:
+    """What to say about a column of text if most of its levels, of which some are `present`, are numbers."""
+    levels = [table.columns[name].levels[i] for i in present if i >= 0]
+    if sum(number(level, ".") is not None for level in levels) <= 0.5 * len(levels):
+        return None
     cell, row = _no_number(table, name)
-    of_these = [column.levels[i] for i in present]
-    if sum(number(level, ".") is not None for level in of_these) > 0.5 * len(present):
-        return f"text in row {table.line(row)}, {quoted(cell)}, among numbers; --na {cell!r} takes it for missing"
-    return f"text with {len(present):,} values; --categories {name} takes them for categories"
+    return f"text in row {table.line(row)}, {quoted(cell)}, among numbers; --na {cell!r} takes it for missing"
 
 
 def _no_number(table: Table, name: str) -> tuple[str, int]:
