@@ -34,12 +34,12 @@ class Dataset:
 
 
 def options_of(args: argparse.Namespace, marks: Sequence[str] = ()) -> Options:
-    """What the arguments say about a text file; `marks` are more marks of missing cells."""
+    """The reading options among the arguments; `marks` are additional marks of missing cells."""
     return Options(args.delimiter, args.decimal, args.encoding, args.header, (*marks, *(args.na or ())))
 
 
 def with_numbers(names: Sequence[str]) -> set[str]:
-    """The names, and those that numbers among them stand for in a file without names."""
+    """The names, and x0, x1, … for the numbers among them."""
     return {*names, *(f"x{name}" for name in names if name.isdecimal())}
 
 
@@ -81,7 +81,7 @@ class _Columns:
         self.drop: list[str] = []
 
     def choose(self, names: tuple[str, ...]) -> list[str]:
-        """Those to read."""
+        """The columns to read."""
         args = self._args
         self.targets = self._find("target", args.target or ([] if args.table else _SHIPPED_TARGETS), names)
         self.features = self._find("features", args.features or [], names)
@@ -133,7 +133,7 @@ def _weight(table: Table, name: str, rows: np.ndarray) -> Tensor:
 
 
 def _fill(x: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Replace missing cells of `x` by their column's mean over the training rows, which is returned."""
+    """Replace missing cells of `x` by the mean of their column over the training rows; returns the means."""
     missing = np.isnan(x)
     present = ~(missing | held_out[:, None])
     means = np.where(present, x, 0).sum(0) / np.maximum(present.sum(0), 1)

@@ -62,7 +62,7 @@ def _gaps(table: Table, names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _cells(table: Table, name: str) -> list[str | float | None]:
-    """A column that is carried through."""
+    """The cells of a column that is carried through."""
     column = table.columns[name]
     if column.kind == NUMBER:
         return [None if v != v else int(v) if v == int(v) else v for v in column.values.tolist()]

@@ -82,8 +82,7 @@ def _write_through(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is written to its end. What is no file, as a pipe is not, is
-    written to as it is."""
+    """A file that replaces `path` once it is complete. Pipes and devices are written to directly."""
     place = path.resolve()  # the file that a link leads to
     if place.exists() and not place.is_file():
         with open(path, "wb") as file:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_BLOCK = 8192  # rows that are in memory in a second form
+_BLOCK = 8192  # rows that are scaled at a time
 _MOST_COLUMNS = 500  # beyond, decorrelating takes longer than training
-_SMALLEST = 1e-10  # eigenvalue beside the largest: what is below is rounding
+_SMALLEST = 1e-10  # eigenvalue relative to the largest; below is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def scale_of(values: Tensor, share: Tensor) -> Scale:
 
 
 def can_decorrelate(rows: int, columns: int) -> bool:
-    """Whether that is cheap, and the rows determine the columns' correlation."""
+    """Whether decorrelating is cheap, and there are enough rows for it."""
     return columns < rows and columns <= _MOST_COLUMNS
 
 
@@ -91,7 +91,7 @@ def steady_lr(x: Tensor, share: Tensor, batch_size: int, targets: int, momentum:
     Half of what this allows; the other losses' Hessians are smaller.
     """
     rows = share.nonzero()[:, 0]
-    rows = rows[:: -(-len(rows) // 100_000)]  # as many as tell
+    rows = rows[:: -(-len(rows) // 100_000)]  # a sample is enough
     x, share = x[rows], (share[rows] / share[rows].sum()).float()
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
     direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from .errors import CommandError
 from .report import many
 from .standardize import Scale, can_decorrelate, scale_of, shares, steady_lr
 
-_EPOCHS = 200  # of small tables; large ones make as many steps in fewer
+_EPOCHS = 200  # for small tables; large ones take enough steps in fewer
 _STEPS = 200_000
 _BATCH, _FEW_ROWS = 64, 4096
 
@@ -54,8 +54,8 @@ def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator
 
 
 def _batch_size(loss: str, of_x: Scale, rows: int) -> int:
-    """Steps of all rows converge to the minimum itself, and within a few on decorrelated columns; where the loss has
-    kinks, the columns depend on each other or the rows are many, more and noisier steps are faster."""
+    """The default batch size. Full batches reach the minimum in a few steps on decorrelated columns. More and noisier
+    steps are faster for losses with kinks, for correlated columns and for many rows."""
     return rows if of_x.basis is not None and loss not in ("l1", "quantile") and rows <= _FEW_ROWS else _BATCH
 
 
@@ -85,7 +85,7 @@ class _Run:
         """Train; yields the training and the validation loss of each epoch."""
         rows, momentum_buffers = self._rows, [None, None]
         steps = -(-len(rows) // batch_size)
-        # Several epochs in a call where nothing is asked in between.
+        # Several epochs a call, unless something is reported after each.
         together = 1 if self._validation or self._args.bar else max(1, min(epochs // 10, (1 << 20) // len(rows)))
         options = {"quantile": self._threshold} if self._loss == "quantile" else {}
         with _bar(epochs, self._args.bar) as bar:
@@ -116,7 +116,7 @@ class _Run:
                     yield means[i], self._val_losses[-1] if self._validation else None
 
     def history(self) -> History:
-        """Of the epochs so far."""
+        """The history of the epochs so far."""
         val_loss = torch.tensor(self._val_losses, dtype=torch.float64) if self._validation else None
         epoch_loss, rates = (torch.tensor(v, dtype=torch.float64) for v in (self._epoch_losses, self._rates))
         return History(torch.cat(self._losses), epoch_loss, val_loss, rates)

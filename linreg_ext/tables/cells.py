@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a cell of text says: a number, a missing value, a date, or text."""
+"""Interprets cells of text: numbers, missing values, dates, or text."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _NUMBER = {  # as Python writes them, with the decimal mark
     mark: re.compile(rf"[+-]?(\d+{re.escape(mark)}?\d*|{re.escape(mark)}\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.I)
     for mark in ".,"
 }
-_GROUPED = {  # in thousands, by any mark but the decimal one
+_GROUPED = {  # thousands separated by anything but the decimal mark
     mark: re.compile(rf"[+-]?\d{{1,3}}([{other}' \u00a0\u202f])\d{{3}}(\1\d{{3}})*({re.escape(mark)}\d*)?")
     for mark, other in (".,", ",.")
 }
 
 
 def is_number(cell: str, decimal: str) -> bool:
-    """Whether a cell holds a number that is written plainly."""
+    """Whether a cell holds a number without thousands separators."""
     return _NUMBER[decimal].fullmatch(cell) is not None
 
 
 def number(cell: str, decimal: str) -> float | None:
-    """The number in a cell, which may be grouped in thousands; None where there is none."""
+    """The number in a cell, with or without thousands separators; None if it holds none."""
     if not is_number(cell, decimal):
         grouped = _GROUPED[decimal].fullmatch(cell)
         if not grouped:
@@ -44,7 +44,7 @@ def number(cell: str, decimal: str) -> float | None:
 
 
 def decimal_mark(cells: Sequence[str], delimiter: str) -> str:
-    """The decimal mark of a sample of cells."""
+    """Detects the decimal mark."""
     commas = [cell for cell in cells if "," in cell and is_number(cell, ",")]
     plain = [cell for cell in commas if not _GROUPED["."].fullmatch(cell)]
     points = any("." in cell and is_number(cell, ".") and not _GROUPED[","].fullmatch(cell) for cell in cells)
@@ -54,7 +54,7 @@ def decimal_mark(cells: Sequence[str], delimiter: str) -> str:
 
 
 def _numbers(cells: Sequence[str], decimal: str) -> dict[str, float]:
-    """The number of each cell, or of true and false; {} where a cell has none."""
+    """The value of each cell, or 1 and 0 for true and false; {} if a cell has none."""
     booleans = cells[0].lower() in _BOOLEANS
     numbers = {}
     for cell in cells:
@@ -78,7 +78,7 @@ def number_column(values: np.ndarray, marks: Collection[str]) -> Column:
 def column_of(
     codes: np.ndarray, levels: Sequence[str], marks: Collection[str], *, decimal: str = ".", as_text: bool = False
 ) -> Column:
-    """A column from its different cells, `levels`, and for each row the index of one of them, or -1.
+    """Build a column from its distinct cells, `levels`, and each row's index into them (-1: missing).
 
     It holds numbers where each cell that is not missing is a number, 0 and 1 where each is true or false, dates where
     each is one, and text otherwise. Columns `as_text` hold text.

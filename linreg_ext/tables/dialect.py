@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a text file writes its table: encoding, delimiter, decimal mark, header. Found from its beginning, or given."""
+"""Detects how a text file is written: encoding, delimiter, decimal mark and header."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .cells import MISSING_NUMBER, decimal_mark, is_number, number
 from .table import TableError, names_of
 
 BLANKS = " "  # the delimiter that stands for any run of blanks and tabs
-_DELIMITERS = "\t;|,"  # of two that both fit, the earlier: commas may be decimal, the others mean nothing else
+_DELIMITERS = "\t;|,"  # in order of preference: a comma may be a decimal mark
 _SAMPLE = 1 << 18  # bytes
-_LONGEST_LINE = 1 << 26  # bytes: two million numbers as long as numbers get
-_ROWS, _CELLS = 200, 50_000  # of the sample that are looked at
+_LONGEST_LINE = 1 << 26  # bytes
+_ROWS, _CELLS = 200, 50_000  # of the sample, at most
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about a text file; None is found out."""
+    """How a text file is written; what is None is detected."""
 
     delimiter: str | None = None
     decimal: str | None = None
@@ -43,9 +43,9 @@ class Dialect:
         encoding, delimiter, decimal: as in :class:`Options`, all known.
         names: of the columns; x0, x1, … where there is no header.
         skip: lines before the first row of data.
-        numbers: [columns], which hold but plain numbers and missing cells in the sample.
+        numbers: [columns], whether the sample holds only plain numbers and missing cells.
         labelled: the first column has no name.
-        irregular: runs of blanks delimit the cells, or there are comments between the rows.
+        irregular: pyarrow cannot parse it as it is: blanks delimit the cells, or comments stand between the rows.
         notes: one line for each decision that the user may want to change.
     """
 
@@ -113,7 +113,7 @@ def find_dialect(path: Path, file: BinaryIO, options: Options) -> Dialect:
 
 
 def is_comment(line: str) -> bool:
-    """Whether a line is none of the table."""
+    """Whether a line is a comment."""
     return line.lstrip().startswith("#")
 
 
@@ -158,7 +158,7 @@ def _sample(path: Path, file: BinaryIO, encoding: str | None) -> tuple[str, list
     if "\0" in text:
         raise TableError(f"{path}: expected text, got binary data (CSV, Parquet and NumPy files are read)")
     lines = re.split("\r\n|\n|\r", text.removeprefix("\ufeff"))
-    return encoding, lines if whole or len(lines) == 1 else lines[:-1]  # which may be cut
+    return encoding, lines if whole or len(lines) == 1 else lines[:-1]  # the last one may be cut
 
 
 def _encoding(raw: bytes) -> str:
@@ -176,9 +176,9 @@ def _encoding(raw: bytes) -> str:
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """The one that splits most lines into the same number of cells."""
+    """The delimiter that splits most lines into the same number of cells."""
     blanks = _rows(lines, BLANKS, strict=True)
-    for strict in (True, False):  # a quoted cell ends at the delimiter; if at none, the quotes mean something else
+    for strict in (True, False):  # a closing quote is followed by the delimiter, unless the quotes are stray
         best, share, width = ",", 0.0, 1
         for delimiter in _DELIMITERS:
             cells, part = _commonest(_rows(lines, delimiter, strict))
@@ -196,13 +196,13 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _rows(lines: Sequence[str], delimiter: str, strict: bool) -> list[list[str]]:
-    """The cells of the rows; [] where a quoted cell goes on after its quotes."""
+    """The cells of the rows; [] if text follows a closing quote."""
     rows = []
     try:
         for _, cells in split(lines, delimiter, strict):
             rows.append(cells)
     except csv.Error as error:
-        return rows if "end of data" in str(error) else []  # where the sample ends in a cell
+        return rows if "end of data" in str(error) else []  # the sample ends inside a quoted cell
     return rows
 
 
@@ -222,7 +222,7 @@ def _commented_header(before: Sequence[str], delimiter: str, width: int) -> list
 
 
 def _other_header(header: list[str], data: list[list[str]]) -> list[str]:
-    """The names in a line above the data that has not as many cells; [] where it is no header."""
+    """The names in a header that has one cell more or less than the rows; [] if it is no header."""
     width, labels = len(data[0]), [cells[0].strip() for cells in data]
     if any(is_number(cell.strip(), ".") for cell in header):
         return []

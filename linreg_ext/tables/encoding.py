@@ -16,19 +16,19 @@ import numpy as np
 from .cells import MISSING_NUMBER, number
 from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, listing, quoted
 
-_BLOCK = 4096  # rows: what is written column by column stays in the cache
+_BLOCK = 4096  # rows whose columns fit in the cache together
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A column of the table; a category, where it has levels, the first of which is the base."""
+    """A column of the table. With levels it is a category whose base is the first level."""
 
     column: str
     levels: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its columns in the model."""
+        """The names of its columns in the model."""
         return tuple(f"{self.column}[{level}]" for level in self.levels[1:]) or (self.column,)
 
 
@@ -40,7 +40,7 @@ class Encoding:
         features: in the order of the model's columns.
         targets: the columns that it predicts.
         fill: [names], what stands for a missing cell; () where such a row is left out.
-        marks: texts and numbers that the user has declared missing.
+        marks: additional marks of missing cells.
         left_out: for each column that is not used, why.
     """
 
@@ -52,12 +52,12 @@ class Encoding:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the model's columns."""
+        """The names of the model's columns."""
         return tuple(name for feature in self.features for name in feature.names)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of the table, that the model needs."""
+        """The columns of the table that the model needs."""
         return tuple(feature.column for feature in self.features)
 
     @property
@@ -77,7 +77,7 @@ class Encoding:
             TableError: a column is missing or of another kind, or a level is unknown.
         """
         rows = np.arange(table.rows) if rows is None else np.arange(table.rows)[rows]
-        whole = np.ones(len(rows), dtype=bool)  # in other rows no level matters
+        whole = np.ones(len(rows), dtype=bool)  # only rows that get a prediction need known levels
         for name in () if self.fill else self.columns:
             column = _column(table, name)
             whole &= column.kind != EMPTY and (column.values is None or ~column.missing[rows])
@@ -98,7 +98,7 @@ class Encoding:
         return x
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The encoding as JSON types."""
         return {
             "features": [
                 {"column": f.column, **({"levels": list(f.levels)} if f.levels else {})} for f in self.features
@@ -139,12 +139,12 @@ def find_encoding(
 
     Args:
         table: has all the columns.
-        features: those that may become features; what can not is left out.
+        features: candidates; those that cannot be features are left out.
         targets: columns of numbers.
-        others: more columns of numbers without which a row is of no use.
+        others: more columns of numbers that every row must have.
         categories: columns that are categories however many levels they have.
         missing: of features; "drop" leaves their rows out, "mean" keeps them, "error" raises.
-        marks: what the user has declared missing.
+        marks: additional marks of missing cells.
 
     Returns:
         The encoding, without `fill`; which rows to use, [rows] of bool; and one line for each decision.
@@ -226,7 +226,7 @@ def _missing_notes(
 
 
 def _useless(table: Table, name: str, rows: np.ndarray, limit: int, wanted: bool) -> str | None:
-    """Why a column can be no feature."""
+    """Why a column cannot be a feature; None if it can."""
     column = table.columns[name]
     if column.kind == DATE:
         return f"dates; --categories {name} takes each for a category"
@@ -250,7 +250,7 @@ def _useless(table: Table, name: str, rows: np.ndarray, limit: int, wanted: bool
 
 
 def _among_numbers(table: Table, name: str, present: np.ndarray) -> str | None:
-    """What to say about a column of text if most of its levels, of which some are `present`, are numbers."""
+    """The remark on a text column most of whose `present` levels are numbers; None for any other."""
     levels = [table.columns[name].levels[i] for i in present if i >= 0]
     if sum(number(level, ".") is not None for level in levels) <= 0.5 * len(levels):
         return None
@@ -259,7 +259,7 @@ def _among_numbers(table: Table, name: str, present: np.ndarray) -> str | None:
 
 
 def _no_number(table: Table, name: str) -> tuple[str, int]:
-    """The first cell of a text column that is no number, and its row."""
+    """The first cell of a text column that is not a number, and its row."""
     column = table.columns[name]
     texts = np.array([number(level, ".") is None and level not in MISSING_NUMBER for level in (*column.levels, "")])
     row = int(texts[column.values].argmax())

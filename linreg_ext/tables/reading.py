@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables from files. What a file is, its first bytes say and not its suffix."""
+"""Tables from files. The first bytes of a file, not its suffix, say what it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .cells import MISSING_NUMBER, column_of, number_column
 from .dialect import BLANKS, Dialect, Options, blanks_to_tabs, find_dialect, is_comment, split
 from .table import NUMBER, Choice, Column, Table, TableError, first_line
 
-_SLOW = 1 << 25  # bytes of text, which take a good part of a second
+_SLOW = 1 << 25  # bytes of text, which take about half a second to parse
 
 
 def read_table(
@@ -36,18 +36,18 @@ def read_table(
 ) -> Table:
     """Read a table.
 
-    - text: CSV and its relatives, also compressed by gzip, bzip2 or zstd;
+    - text: CSV with any delimiter, also compressed with gzip, bzip2 or zstd;
     - Parquet: a file, or a folder of them, whose partitions become columns;
     - NumPy: a 2-D array, a structured array, or an archive of columns and matrices.
 
-    docs/tables.md says how each is understood. Everything but NumPy's files and plain numbers in text needs pyarrow.
+    docs/tables.md has the rules. Only NumPy files and text that holds plain numbers can be read without pyarrow.
 
     Args:
         path: the file or folder.
-        options: what is known about a text file; what is not is found out.
-        choose: from the names of all columns, those to read; the others are not parsed.
-        text: the names of columns whose numbers are taken for text.
-        progress: show a bar on stderr where reading takes long (needs tqdm).
+        options: how a text file is written; what is None is detected.
+        choose: given the names of all columns, returns those to read; the others are not parsed.
+        text: columns to read as text even if they hold numbers.
+        progress: show a bar on stderr for large files (needs tqdm).
 
     Returns:
         The :class:`Table`.
@@ -72,20 +72,20 @@ def read_table(
         if magic == b"PK\3\4" or magic[:2] == b"\x93N" or path.suffix in (".npy", ".npz"):
             return arrays.read_numpy(path, options, choose, text)
         return _Text(path, options, choose, frozenset(text), progress).read()
-    except (OSError, EOFError, zlib.error) as error:  # the latter two of compressed files that are cut or broken
+    except (OSError, EOFError, zlib.error) as error:  # EOFError and zlib.error: truncated or corrupt compressed files
         reason = getattr(error, "strerror", None) or first_line(error)
         raise TableError(f"{path}: cannot be read ({reason})") from error
 
 
 class _Text:
-    """One text file on its way to become a table."""
+    """Reads one text file."""
 
     def __init__(self, path: Path, options: Options, choose: Choice, text: frozenset[str], progress: bool) -> None:
         self._path, self._options, self._text, self._progress = path, options, text, progress
         with self._open() as file:
             try:
                 dialect = self._dialect = find_dialect(path, file, options)
-            except csv.Error as error:  # a cell without an end
+            except csv.Error as error:  # an unterminated quoted cell
                 raise TableError(f"{path}: expected a table in text ({error})") from None
         self._encoding = dialect.encoding
         chosen = set(choose(dialect.names))
@@ -100,7 +100,7 @@ class _Text:
             rows, columns = self._by_numpy()
         else:
             pool = pyarrow.default_memory_pool()
-            pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # others keep what is freed
+            pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the other pools keep freed memory
             try:
                 rows, columns = self._by_pyarrow(pyarrow)
             finally:
@@ -117,7 +117,7 @@ class _Text:
 
     @contextlib.contextmanager
     def _open(self, progress: bool = False) -> Iterator[BinaryIO]:
-        """The text's bytes, whatever has compressed them."""
+        """Open the file; yields its decompressed bytes."""
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(self._path, "rb"))
             magic, size = file.read(4), os.path.getsize(self._path)
@@ -140,7 +140,7 @@ class _Text:
             yield file
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Lines and cells of the rows, by Python's own reader: slow, for messages."""
+        """Line number and cells of each row, from Python's csv reader. It is slow and serves error messages."""
         with self._open() as file, io.TextIOWrapper(io.BufferedReader(file), self._encoding, newline="") as lines:
             yield from ((n, cells) for n, cells in split(lines, self._dialect.delimiter) if n > self._dialect.skip)
 
@@ -170,9 +170,11 @@ class _Text:
         table = self._arrow_table(pyarrow)
         rows, parsed, columns = table.num_rows, table.columns[::-1], {}
         del table
-        store = iter(np.empty((len(self._numbers), rows)))  # in one piece, which the system gets back as a whole
+        store = iter(
+            np.empty((len(self._numbers), rows))
+        )  # one block: the allocator returns it to the system when it is freed
         for name in self._wanted if rows else ():
-            column = parsed.pop()  # so that its memory is free before the next is copied
+            column = parsed.pop()  # frees its memory before the next column is copied
             if name in self._numbers:
                 values = next(store)
                 values[:] = column.to_numpy()
@@ -223,7 +225,7 @@ class _Text:
                 ) from None
             except pyarrow.ArrowInvalid as error:
                 message = first_line(error)
-            # What the sample did not show is found out one by one; each time the file is read anew.
+            # The sample did not show everything: adapt to what the error says and read the file again.
             column = re.match(r"In CSV column #(\d+): CSV conversion error to double", message)
             if column:
                 self._numbers.discard(self._wanted[int(column[1])])
@@ -237,7 +239,7 @@ class _Text:
                 raise self._diagnosis(message)
 
     def _diagnosis(self, message: str) -> TableError:
-        """The error of a file that pyarrow does not parse."""
+        """The error for a file that pyarrow cannot parse."""
         width = len(self._dialect.names)
         with contextlib.suppress(csv.Error):
             for line, cells in self._rows():

@@ -69,7 +69,7 @@ class Table:
         return TableError(f"{self.path}, row {self.line(row)}, column '{column}': {message}")
 
 
-Choice = Callable[[tuple[str, ...]], Collection[str]]  # from the names of all columns, the names of those to read
+Choice = Callable[[tuple[str, ...]], Collection[str]]  # given all names, returns the columns to read
 
 
 def names_of(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def names_of(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
         TableError: two columns have the same name, or a name holds control characters.
     """
     names = tuple(cell.strip() or f"x{i}" for i, cell in enumerate(cells))
-    for name in names:  # a terminal that shows them would obey
+    for name in names:  # a terminal would execute them
         if any(unicodedata.category(c) == "Cc" and c not in "\t\r\n" for c in name):
             raise TableError(f"{path}: expected column names without control characters, got {name!r}")
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
@@ -89,7 +89,7 @@ def names_of(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
 
 
 def position(names: Sequence[str], wanted: str) -> int | None:
-    """Where the column of a name is, or of a number that stands for the name x0, x1, …; None where there is none."""
+    """The position of the column named `wanted`, or of x0, x1, … for a number; None if there is none."""
     for name in (wanted, f"x{wanted}" if wanted.isdecimal() else wanted):
         if name in names:
             return names.index(name)
