@@ -49,7 +49,7 @@ def loss_curves(
     Example:
         >>> loss_curves(fit(10, model, loss_fn, opt, train_dl), "loss.png")
     """
-    figure = _figure(width=6.0, height=4.0)
+    figure = _figure(1, 1, width=6.0, height=4.0)
     _draw_losses(figure.add_subplot(), history, loss)
     return _saved(figure, path)
 
@@ -89,13 +89,14 @@ def fit_figure(
     shown = min(len(targets), _MAX_PANELS)
     columns = min(1 + shown, 4)
     rows = math.ceil((1 + shown) / columns)
-    figure = _figure(width=3.5 * columns, height=3.6 * rows)
+    figure = _figure(rows, columns, width=3.7 * columns, height=3.7 * rows)
     losses = figure.add_subplot(rows, columns, 1)
     losses.set_box_aspect(1)  # like the panels beside it
     _draw_losses(losses, history, loss)
     for k in range(shown):
         axes = figure.add_subplot(rows, columns, k + 2)
         _draw_predictions(axes, targets[k], actual[:, k], predicted[:, k], validation, r2[k])
+        _finish(axes, legend=k == 0)
     return _saved(figure, path)
 
 
@@ -113,10 +114,10 @@ def _draw_losses(axes: Axes, history: Losses, label: str) -> None:
         axes.set_yscale("log")
         axes.set_xscale("log")  # most of such a drop is in the first epochs, a cliff on a linear axis
         axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.xaxis.set_minor_formatter("")
+        axes.minorticks_off()
     else:
         axes.locator_params(axis="x", integer=True)
-    axes.set_title("Loss", loc="left")
+    axes.set_title("Loss")
     axes.set_xlabel("epoch")
     axes.set_ylabel(_plain(label))
     _finish(axes)
@@ -144,11 +145,11 @@ def _draw_predictions(
         )  # fmt: skip
     axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.locator_params(nbins=5)  # long tick labels must not touch
-    axes.set_title(_plain(name), loc="left")
+    axes.set_title(_plain(name))
     axes.set_xlabel(f"actual {_plain(name)}")
     axes.set_ylabel(f"predicted {_plain(name)}")
     axes.text(0.97, 0.04, caption, transform=axes.transAxes, ha="right", va="bottom", color="#333333")
-    _finish(axes)
+    axes.ticklabel_format(scilimits=(-3, 5))
 
 
 def _plain(name: str) -> str:
@@ -156,23 +157,31 @@ def _plain(name: str) -> str:
     return (name if len(name) <= 32 else name[:31] + "…").replace("$", r"\$")
 
 
-def _finish(axes: Axes) -> None:
+def _finish(axes: Axes, legend: bool = True) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
-    if len(axes.get_legend_handles_labels()[0]) > 1:
+    if legend and len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(frameon=False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(rows: int, columns: int, width: float, height: float) -> Figure:
+    """An empty figure with room for `rows` × `columns` panels; a layout engine would take as long as the drawing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("linreg_ext: a plot needs matplotlib (`pip install matplotlib`)") from None
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    left, right, bottom, top = 0.85, 0.15, 0.6, 0.4  # inches around each panel, of which the labels take most
+    panel_width, panel_height = width / columns - left - right, height / rows - bottom - top
+    figure.subplots_adjust(
+        left / width, bottom / height, 1 - right / width, 1 - top / height,
+        (left + right) / panel_width, (bottom + top) / panel_height,
+    )  # fmt: skip
+    return figure
 
 
 def _saved(figure: Figure, path: str | os.PathLike[str] | IO[bytes] | None) -> Figure:
     if path is not None:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=120)
     return figure

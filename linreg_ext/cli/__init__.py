@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: ``python -m linreg_ext fit | predict | info``.
+"""The command line: `linreg-ext fit | predict | info` or `python -m linreg_ext …`.
 
 `fit` trains a linear model on a table with this library's own loop and leaves a folder with weights, history
 and plot; `predict` applies such a folder to another table. Whatever is wrong with the input is one line on

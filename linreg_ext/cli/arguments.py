@@ -4,53 +4,88 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .._version import __version__
+from ..losses import LOSSES
+from ..tables import BLANKS
 from .errors import print_error
 from .fit_table import fit
 from .info import info
 from .predict import predict
-from .train import LOSSES
 
-# Plain SGD at the default learning rate approaches the minimum without overshooting it. Momentum m keeps to that only
-# below (1 - √m)² of this rate, which makes it slower by (1 - √m) / (1 + √m), and at this rate it oscillates.
-_MOMENTUM = 0.0
-_EPOCHS = 200  # within 4e-4 of the R² of least squares on the nearly collinear diabetes table, seeds 0 to 5
+_DELIMITERS = {"tab": "\t", "\\t": "\t", "blanks": BLANKS}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; `.command(args)` runs what they ask for."""
     parser = _Parser(
-        prog="python -m linreg_ext",
-        description="Fit a linear regression to a table of numbers, and predict with it.",
-        epilog="`python -m linreg_ext fit` alone fits a small table that comes with the package.",
+        prog="linreg-ext",
+        description="Fit a linear regression to a table, and predict with it.",
+        epilog="`linreg-ext fit` alone fits a small table that comes with the package.",
     )
+    parser.add_argument("--version", action="version", version=f"linreg_ext {__version__}")
     commands = parser.add_subparsers(required=True, title="commands", metavar="COMMAND")
     _add_fit(commands)
     _add_predict(commands)
     _add_command(commands, "info", info, "Print versions and what the compiled part was built with.", "info")
-    return parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error_about(unknown, args.parser)
+    if args.command is fit:
+        _settle_loss(args)
+    args.command_line = ["linreg-ext", *map(str, sys.argv[1:] if argv is None else argv)]
+    args.bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+    return args
+
+
+def _settle_loss(args: argparse.Namespace) -> None:
+    args.loss = args.loss or ("mse" if args.quantile is None else "quantile")
+    if args.quantile is not None and args.loss != "quantile":
+        args.parser.error(f"argument --quantile: expected --loss quantile beside it, got --loss {args.loss}")
+    args.quantile = 0.5 if args.quantile is None else args.quantile
+
+
+class _Help(argparse.HelpFormatter):
+    """One line an option."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=100)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return f"{action.metavar} …" if action.nargs == "+" else super()._format_args(action, default_metavar)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(print_error(f"{message} (see {self.prog} --help)"))
 
+    def error_about(self, unknown: Sequence[str], command: argparse.ArgumentParser) -> NoReturn:
+        """Name the option that an unknown one may stand for."""
+        option = next((text for text in unknown if text.startswith("-")), unknown[0])
+        known = list(command._option_string_actions)
+        near = difflib.get_close_matches(option.partition("=")[0], known, 1)
+        command.error(f"unrecognized argument: {option}" + (f"; did you mean {near[0]}?" if near else ""))
+
 
 def _add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str, usage: str = ""
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=summary,
+        usage=f"linreg-ext {name} {usage}".rstrip(),
         description=summary,
-        epilog=f"example:\n  python -m linreg_ext {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example: linreg-ext {example}",
+        formatter_class=_Help,
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, parser=parser)
     return parser
 
 
@@ -60,45 +95,76 @@ def _add_fit(commands: Any) -> None:
     not_negative = _ranged(float, lambda v: 0 <= v < math.inf, "a number >= 0")
     natural = _ranged(int, lambda n: 0 <= n < 2**63, "a whole number >= 0 and < 2^63")
     below_one = _ranged(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
+    inside = _ranged(float, lambda v: 0 < v < 1, "a number between 0 and 1")
+    losses = [name.replace("_", "-") for name in LOSSES]
     summary = "Fit a linear model to a table by SGD; write its weights, history and plot."
-    add = _add_command(commands, "fit", fit, summary, "fit houses.csv --target price --out runs/houses").add_argument
+    parser = _add_command(
+        commands, "fit", fit, summary, "fit houses.csv --target price --out runs/houses", "[TABLE] [options]"
+    )
     # fmt: off
-    add("table", nargs="?", type=Path, metavar="TABLE",
-        help="a .csv, .tsv, .parquet, .npy or .npz file of numbers (default: the shipped apples_and_oranges.csv)")
-    add("--target", nargs="+", action="extend", metavar="COLUMN",
-        help="columns to predict from all the others (default: the last; without TABLE apples and oranges)")
-    add("--epochs", type=whole, default=_EPOCHS, metavar="N",
-        help="passes over the training rows (default: %(default)s)")
-    add("--lr", type=positive, metavar="X",
-        help="learning rate of the first epoch; it falls to 0 along a cosine (default: half the largest that is "
-             "stable on this table)")
-    add("--batch-size", type=whole, default=64, metavar="N", help="rows per step (default: %(default)s)")
-    add("--momentum", type=below_one, default=_MOMENTUM, metavar="X", help="SGD's momentum (default: %(default)g)")
-    add("--weight-decay", type=not_negative, default=0.0, metavar="X",
-        help="SGD's weight decay (default: %(default)g)")
-    add("--loss", choices=LOSSES, default="mse",
-        help="what to minimise; huber and smooth-l1 turn from squared to absolute error at 1, which is one standard "
-             "deviation of the target where standardised (default: %(default)s)")
+    add = parser.add_argument_group("data").add_argument
+    add("table", nargs="?", type=Path, metavar="TABLE", help="CSV, Parquet or NumPy file (default: a shipped one)")
+    columns = {"nargs": "+", "action": "extend", "metavar": "COLUMN"}
+    add("--target", **columns, help="what to predict (default: the last column of numbers)")
+    add("--features", **columns, help="what to predict from (default: all other columns)")
+    add("--drop", **columns, help="columns to leave out")
+    add("--categories", **columns, help="columns whose values are levels, however many or numeric")
+    add("--weight", metavar="COLUMN", help="weights of the rows")
+    add("--missing", choices=["drop", "mean", "error"], default="drop", metavar="HOW",
+        help="drop rows that lack a feature, fill in the mean, or error (default: %(default)s)")
     add("--val-fraction", type=below_one, default=0.2, metavar="X",
-        help="share of the rows, chosen at random, held out of training to validate (default: %(default)s)")
-    add("--standardize", action=argparse.BooleanOptionalAction, default=True,
-        help="train on columns scaled to mean 0 and standard deviation 1; coefficients are printed and written in "
-             "the table's own units all the same; without it SGD may need very many epochs to converge (default: yes)")
-    add("--seed", type=natural, default=0, metavar="N",
-        help="decides which rows validate and the order of the others (default: %(default)s)")
+        help="share of the rows held out to validate (default: %(default)s)")
+    _add_reading(parser)
+    add = parser.add_argument_group("model").add_argument
+    add("--loss", choices=losses, metavar="NAME", help=f"{', '.join(losses)} (default: mse)")
+    add("--quantile", type=inside, metavar="Q", help="the quantile to fit; implies --loss quantile (default: 0.5)")
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=whole, metavar="N", help="passes over the rows (default: 200, for many rows fewer)")
+    add("--batch-size", type=whole, metavar="N", help="rows per step (default: 64, or all where that is better)")
+    add("--lr", type=positive, metavar="X", help="first learning rate; falls to 0 (default: half the largest stable)")
+    # Plain SGD at the default rate approaches the minimum without overshooting it. Momentum m keeps to that only
+    # below (1 - √m)² of this rate, which makes it slower by (1 - √m) / (1 + √m), and at this rate it oscillates.
+    add("--momentum", type=below_one, default=0.0, metavar="X", help="SGD's momentum (default: %(default)g)")
+    add("--weight-decay", type=not_negative, default=0.0, metavar="X", help="SGD's, on scaled columns (default: 0)")
+    add("--no-standardize", dest="standardize", action="store_false",
+        help="train on the columns as they are, not on scaled, decorrelated ones")
+    add("--seed", type=natural, default=0, metavar="N", help="of the rows' order and split (default: %(default)s)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to train (default: %(default)s)")
-    add("--out", type=Path, metavar="DIR",
-        help="folder to write, replacing an earlier fit there (default: runs/NAME for a table NAME.csv)")
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="folder to write or replace (default: runs/NAME for NAME.csv)")
+    add("-v", "--verbose", action="store_true", help="print how long each part takes")
     # fmt: on
 
 
 def _add_predict(commands: Any) -> None:
     summary = "Predict from a table with the model that `fit` wrote."
-    example = "predict runs/houses new_houses.csv --out prices.csv"
-    add = _add_command(commands, "predict", predict, summary, example).add_argument
+    example = "predict runs/houses new_houses.csv --id house --out prices.csv"
+    parser = _add_command(commands, "predict", predict, summary, example, "DIR TABLE [options]")
+    add = parser.add_argument
     add("dir", type=Path, metavar="DIR", help="the folder that `fit` wrote")
-    add("table", type=Path, metavar="TABLE", help="a table that has the model's features, in any order among others")
-    add("--out", type=Path, metavar="FILE", help="CSV file to write, a column per target (default: standard output)")
+    add("table", type=Path, metavar="TABLE", help="a table with the model's features; other columns are not read")
+    add("--id", metavar="COLUMN", help="a column of the table to write beside the predictions")
+    add("--unseen", choices=["error", "base"], default="error",
+        help="levels that the model does not know: an error, or taken for the base (default: error)")  # fmt: skip
+    add("--out", type=Path, metavar="FILE", help="CSV or .parquet file to write (default: CSV to standard output)")
+    _add_reading(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options about text files."""
+    add = parser.add_argument_group("text files (found out, unless given)").add_argument
+    add("--delimiter", type=_delimiter, metavar="CHAR", help="a character, tab or blanks")
+    add("--decimal", choices=[".", ","], metavar="MARK", help="the decimal mark, . or ,")
+    add("--encoding", metavar="NAME", help="such as utf-8, utf-16 or cp1252")
+    add("--header", action=argparse.BooleanOptionalAction, help="whether the first row holds names")
+    add("--na", nargs="+", action="extend", metavar="TEXT", help="more marks of missing cells, as -999")
+
+
+def _delimiter(text: str) -> str:
+    character = _DELIMITERS.get(text, text)
+    if len(character) != 1 or character in '"\r\n':
+        raise argparse.ArgumentTypeError(f"expected one character, tab or blanks, got '{text}'")
+    return character
 
 
 def _ranged(kind: Callable[[str], Any], holds: Callable[[Any], bool], words: str) -> Callable[[str], Any]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tables import first_line
+from ..tables import Encoding, first_line
 from .errors import CommandError
-from .run_folder import WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS
+from .run_folder import ENCODING, WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Coefficients:
 
 
 def weights_file(model: Coefficients) -> dict[str, bytes]:
-    """The name and content of the file that :func:`load_weights` reads."""
+    """The name and content of the file that `load_weights` reads."""
     tensors = {"weight": model.weight.contiguous(), "bias": model.bias.contiguous()}
     names = {"features": list(model.features), "targets": list(model.targets)}
     try:
@@ -50,7 +52,7 @@ def load_weights(folder: Path) -> Coefficients:
     if path is None:
         what = "no weights of an earlier fit in it" if folder.exists() else "no such folder"
         raise CommandError(f"{folder}: {what}")
-    try:
+    with _reading(path, "weights"):
         found = _read_safetensors(path) if path.name == WEIGHTS else torch.load(path, weights_only=True)
         features, targets = (tuple(found[key]) for key in ("features", "targets"))
         weight, bias = found["weight"], found["bias"]
@@ -59,10 +61,6 @@ def load_weights(folder: Path) -> Coefficients:
         for tensor, shape in ((weight, [len(targets), len(features)]), (bias, [len(targets)])):
             if list(tensor.shape) != shape or tensor.dtype != torch.float64 or not tensor.isfinite().all():
                 raise ValueError(f"expected finite float64 of shape {shape}, got {tensor.dtype} {list(tensor.shape)}")
-    except CommandError:
-        raise
-    except Exception as error:  # a broken file can break its reader in any way
-        raise CommandError(f"{path}: expected the weights of an earlier fit ({first_line(error)})") from None
     return Coefficients(features, targets, weight, bias)
 
 
@@ -74,3 +72,26 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         names = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
         return {**names, "weight": file.get_tensor("weight"), "bias": file.get_tensor("bias")}
+
+
+def load_encoding(folder: Path, model: Coefficients) -> Encoding:
+    """How the columns of a table become the features of `model`, as an earlier fit left it beside the weights."""
+    path = folder / ENCODING
+    if not path.is_file():
+        raise CommandError(f"{path}: no such file; fit anew")
+    with _reading(path, "encoding"):
+        encoding = Encoding.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if (encoding.names, encoding.targets) != (model.features, model.targets):
+            raise ValueError("it is not that of the weights beside it")
+    return encoding
+
+
+@contextlib.contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a broken file into one line."""
+    try:
+        yield
+    except CommandError:
+        raise
+    except Exception as error:
+        raise CommandError(f"{path}: expected the {what} of an earlier fit ({first_line(error)})") from None

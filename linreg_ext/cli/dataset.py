@@ -4,58 +4,149 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..tables import Table, listing, read_table
+from ..tables import NUMBER, Encoding, Options, Table, find_encoding, listing, position, read_table
 from .errors import CommandError
 
 _SHIPPED_TABLE = Path(__file__).parents[1] / "data" / "apples_and_oranges.csv"
-_SHIPPED_TARGETS = ("apples", "oranges")
+_SHIPPED_TARGETS = ["apples", "oranges"]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A table taken apart."""
+    """A table taken apart; its rows are those that are used."""
 
     path: Path
-    features: tuple[str, ...]
-    targets: tuple[str, ...]
-    x: Tensor  # [N, D], float64, as in the table
+    encoding: Encoding
+    x: Tensor  # [N, D], float64, the encoding's columns
     y: Tensor  # [N, K]
+    weight: Tensor | None  # [N], of the rows
     held_out: Tensor  # [N], bool: the rows that only validate
+    notes: tuple[str, ...]  # one line for each decision
+    default_target: bool  # chosen by us
+
+
+def options_of(args: argparse.Namespace, marks: Sequence[str] = ()) -> Options:
+    """The reading options among the arguments; `marks` are additional marks of missing cells."""
+    return Options(args.delimiter, args.decimal, args.encoding, args.header, (*marks, *(args.na or ())))
+
+
+def with_numbers(names: Sequence[str]) -> set[str]:
+    """The names, and x0, x1, … for the numbers among them."""
+    return {*names, *(f"x{name}" for name in names if name.isdecimal())}
 
 
 def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Dataset:
     """The data set that the arguments name; `generator` chooses the rows that validate."""
-    table = read_table(args.table or _SHIPPED_TABLE)
-    targets = tuple(args.target or (table.columns[-1:] if args.table else _SHIPPED_TARGETS))
-    for name in targets:
-        if name not in table.columns:
-            swallowed = not args.table and any(Path(target).exists() for target in targets)
-            hint = "; TABLE comes before --target" if swallowed else ""
-            raise CommandError(f"--target {name}: {table.path.name} has the columns {listing(table.columns)}{hint}")
-        if targets.count(name) > 1:
-            raise CommandError(f"--target {name}: named twice")
-    features = tuple(name for name in table.columns if name not in targets)
+    columns = _Columns(args)
+    options, categories = options_of(args), with_numbers(args.categories or ())
+    table = read_table(columns.path, options, choose=columns.choose, text=categories, progress=args.bar)
+    targets = columns.targets_of(table)
+    features = [n for n in columns.features or table.columns if n not in {*targets, *columns.weight, *columns.drop}]
+    if not columns.features:
+        features = [name for name in features if name not in table.labels]
     if not features:
         raise CommandError(f"{table.path}: every column is a target ({listing(targets)}), no feature is left")
-    held_out = hold_out(table, args.val_fraction, generator)
-    return Dataset(table.path, features, targets, table.select(features), table.select(targets), held_out)
+    encoding, rows, notes = find_encoding(
+        table, features, targets, others=columns.weight, categories=categories, missing=args.missing,
+        marks=options.missing,
+    )  # fmt: skip
+    held_out = hold_out(table.path, int(rows.sum()), args.val_fraction, generator)
+    x, y = encoding.encode(table, rows), np.column_stack([table.columns[name].values[rows] for name in targets])
+    if args.missing == "mean":
+        encoding = replace(encoding, fill=tuple(_fill(x, held_out.numpy()).tolist()))
+    weight = _weight(table, columns.weight[0], rows) if columns.weight else None
+    labels = [f"left out {name}: it names the rows (--features)" for name in table.labels if name not in features]
+    return Dataset(
+        table.path, encoding, torch.from_numpy(x), torch.from_numpy(y), weight, held_out,
+        (*table.notes, *labels, *notes), default_target=not columns.targets and not table.targets,
+    )  # fmt: skip
 
 
-def hold_out(table: Table, fraction: float, generator: torch.Generator) -> Tensor:
+class _Columns:
+    """The columns that the arguments name, once the table's names are known."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args, self.path = args, args.table or _SHIPPED_TABLE
+        self.features: list[str] = []
+        self.targets: list[str] = []
+        self.weight: list[str] = []
+        self.drop: list[str] = []
+
+    def choose(self, names: tuple[str, ...]) -> list[str]:
+        """The columns to read."""
+        args = self._args
+        self.targets = self._find("target", args.target or ([] if args.table else _SHIPPED_TARGETS), names)
+        self.features = self._find("features", args.features or [], names)
+        self.drop = self._find("drop", args.drop or [], names)
+        self.weight = self._find("weight", [args.weight] if args.weight else [], names)
+        self._find("categories", args.categories or [], names)
+        for name in self.targets:
+            if name in (*self.features, *self.drop, *self.weight):
+                raise CommandError(f"--target {name}: is named by another option, too")
+        if self.features and self.targets:
+            return [*self.features, *self.targets, *self.weight]
+        return [name for name in names if name not in self.drop]
+
+    def targets_of(self, table: Table) -> list[str]:
+        """The targets; where none are named those of the file, or its last column of numbers."""
+        if self.targets:
+            return self.targets
+        if table.targets:
+            return list(table.targets)
+        taken = {*self.features, *self.weight, *table.labels}
+        numbers = [name for name, column in table.columns.items() if column.kind == NUMBER and name not in taken]
+        if not numbers:
+            raise CommandError(f"{table.path}: expected a column of numbers as the target, got none")
+        return numbers[-1:]
+
+    def _find(self, option: str, wanted: Sequence[str], names: tuple[str, ...]) -> list[str]:
+        found = []
+        for name in wanted:
+            place = position(names, name)
+            if place is None:
+                swallowed = not self._args.table and any(Path(other).exists() for other in wanted)
+                hint = "; TABLE comes before the options that take several columns" if swallowed else ""
+                raise CommandError(f"--{option} {name}: {self.path.name} has the columns {listing(names)}{hint}")
+            if names[place] in found:
+                raise CommandError(f"--{option} {name}: named twice")
+            found.append(names[place])
+        return found
+
+
+def _weight(table: Table, name: str, rows: np.ndarray) -> Tensor:
+    values = table.columns[name].values
+    bad = rows & ~((values >= 0) & (values < np.inf))
+    if bad.any():
+        row = int(bad.argmax())
+        raise table.error(row, name, f"expected a weight >= 0, got {values[row]:g}")
+    if not values[rows].any():
+        raise CommandError(f"--weight {name}: every weight is 0")
+    return torch.from_numpy(values[rows])
+
+
+def _fill(x: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Replace missing cells of `x` by the mean of their column over the training rows; returns the means."""
+    missing = np.isnan(x)
+    present = ~(missing | held_out[:, None])
+    means = np.where(present, x, 0).sum(0) / np.maximum(present.sum(0), 1)
+    np.copyto(x, means, where=missing)
+    return means
+
+
+def hold_out(path: Path, rows: int, fraction: float, generator: torch.Generator) -> Tensor:
     """Which rows validate, [N] of bool: a random choice."""
-    rows = len(table.values)
     count = round(rows * fraction)
-    if rows < 2:
-        raise CommandError(f"{table.path}: expected at least 2 rows, got {rows}")
     if fraction > 0 and (count < 1 or rows - count < 2):
         raise CommandError(
-            f"--val-fraction {fraction:g}: of the {rows} rows of {table.path} that holds {count} out, "
+            f"--val-fraction {fraction:g}: of the {rows} rows of {path} that holds {count} out, "
             "where 1 or more must validate and 2 or more train; --val-fraction 0 trains on all"
         )
     held_out = torch.zeros(rows, dtype=torch.bool)

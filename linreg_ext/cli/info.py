@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``info``: versions and what the compiled part was built with."""
+"""`info`: versions and what the compiled part was built with."""
 
 from __future__ import annotations
 

@@ -1,58 +1,110 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Columns of mean 0 and standard deviation 1, and a learning rate that suits them."""
+"""Columns that SGD converges on quickly, and a learning rate that suits them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .errors import CommandError
+_BLOCK = 8192  # rows that are scaled at a time
+_MOST_COLUMNS = 500  # beyond, decorrelating takes longer than training
+_SMALLEST = 1e-10  # eigenvalue relative to the largest; below is rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """scaled = (values − mean) / std, column by column."""
+    """scaled = (values − mean) / std, column by column, and then times `basis`."""
 
     mean: Tensor  # [C]
-    std: Tensor  # [C]
+    std: Tensor  # [C]; 1 where a column is constant
+    constant: Tensor  # [C], bool
+    basis: Tensor | None = None  # [C, R]
 
     def apply(self, values: Tensor) -> Tensor:
-        """Scale `values` [N, C]."""
-        return (values - self.mean) / self.std
+        """`values` [N, C], scaled, in float32 [N, C or R]."""
+        width = len(self.mean) if self.basis is None else self.basis.shape[1]
+        scaled = torch.empty(len(values), width, dtype=torch.float32)
+        for source, place in zip(values.split(_BLOCK), scaled.split(_BLOCK), strict=True):
+            place.copy_(self._exactly(source))
+        return scaled
+
+    def to_columns(self, weight: Tensor) -> Tensor:
+        """The weights [K, C] of standardised columns from those of scaled ones [K, C or R]."""
+        return weight if self.basis is None else weight @ self.basis.T
+
+    def decorrelated(self, values: Tensor, share: Tensor) -> Scale:
+        """With a basis on which the training rows of `values` are uncorrelated and of variance 1.
+
+        There the squared error has the same curvature in all directions, and SGD converges in a few epochs however
+        the columns depend on each other. What does not vary beyond rounding gets no direction.
+        """
+        correlation = torch.zeros(values.shape[1], values.shape[1], dtype=torch.float64)
+        for block, its_share in _training(values, share):
+            scaled = self._exactly(block)
+            correlation.addmm_(scaled.T, scaled * its_share[:, None])
+        variance, directions = torch.linalg.eigh(correlation)
+        kept = variance > _SMALLEST * variance[-1]
+        directions[self.constant] = 0  # exactly
+        return replace(self, basis=directions[:, kept] / variance[kept].sqrt())
+
+    def _exactly(self, values: Tensor) -> Tensor:
+        scaled = (values - self.mean) / self.std
+        return scaled if self.basis is None else scaled @ self.basis
 
 
-def scale_of(values: Tensor, names: Sequence[str], role: str, held_out: Tensor, standardize: bool) -> Scale:
-    """The mean and deviation of the training rows of `values` [N, C]; 0 and 1 without standardisation."""
-    train = values[~held_out]
-    for name, column, all_rows in zip(names, train.T, values.T, strict=True):
-        if column.min() == column.max():
-            where = f"the {len(train)} training rows; try another --seed or a smaller --val-fraction"
-            where = "all rows" if all_rows.min() == all_rows.max() else where
-            raise CommandError(f"{role} '{name}' must vary, got {column[0].item():g} in {where}")
-        if not standardize and all_rows.abs().max() > torch.finfo(torch.float32).max:
-            raise CommandError(f"{role} '{name}' has numbers beyond float32's range; drop --no-standardize")
-    if not standardize:
-        return Scale(torch.zeros_like(train[0]), torch.ones_like(train[0]))
-    largest = train.abs().amax(0)  # its square may overflow, that of a number between -1 and 1 does not
-    std, mean = torch.std_mean(train / largest, dim=0, correction=0)
-    return Scale(mean * largest, std * largest)
+def shares(held_out: Tensor, weight: Tensor | None) -> Tensor:
+    """Each row's share [N] of the training rows' weight; 0 for rows that only validate."""
+    share = torch.where(held_out, 0.0, torch.ones(1, dtype=torch.float64) if weight is None else weight)
+    return share / share.sum()
 
 
-def steady_lr(x: Tensor, batch_size: int, targets: int, momentum: float, weight_decay: float) -> float:
+def scale_of(values: Tensor, share: Tensor) -> Scale:
+    """The mean and deviation of the training rows of `values` [N, C], weighted by their shares."""
+    smallest, largest = (torch.full((values.shape[1],), end, dtype=torch.float64) for end in (torch.inf, -torch.inf))
+    for block, _ in _training(values, share):
+        smallest, largest = smallest.minimum(block.amin(0)), largest.maximum(block.amax(0))
+    unit = torch.maximum(largest.abs(), smallest.abs())  # squares may overflow, those of numbers up to 1 do not
+    unit[unit == 0] = 1
+    mean, variance = torch.zeros_like(unit), torch.zeros_like(unit)
+    for block, its_share in _training(values, share):
+        mean += its_share @ (block / unit)
+    for block, its_share in _training(values, share):
+        variance += its_share @ (block / unit - mean).square()
+    constant = smallest == largest
+    mean, std = torch.where(constant, smallest, mean * unit), torch.where(constant, 1.0, variance.sqrt() * unit)
+    return Scale(mean, std, constant)
+
+
+def can_decorrelate(rows: int, columns: int) -> bool:
+    """Whether decorrelating is cheap, and there are enough rows for it."""
+    return columns < rows and columns <= _MOST_COLUMNS
+
+
+def steady_lr(x: Tensor, share: Tensor, batch_size: int, targets: int, momentum: float, weight_decay: float) -> float:
     """A learning rate at which mini-batch SGD is stable on the features x [N, D].
 
     The mean squared error has the Hessian 2/K E[xxᵀ]; its largest eigenvalue bounds the step of a full batch.
     Batches of B rows add noise of about E|x|⁴ / (B E|x|²), which momentum sums over 1/(1 − momentum) steps.
     Half of what this allows; the other losses' Hessians are smaller.
     """
+    rows = share.nonzero()[:, 0]
+    rows = rows[:: -(-len(rows) // 100_000)]  # a sample is enough
+    x, share = x[rows], (share[rows] / share[rows].sum()).float()
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-    direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0))
     for _ in range(30):  # power iteration: within a few percent is enough
-        direction = x.T @ (x @ (direction / direction.norm())) / len(x)
+        direction = x.T @ (share * (x @ (direction / direction.norm())))
     squares = x.square().sum(1)
-    noise = squares.square().mean() / squares.mean() * (1 / batch_size - 1 / len(x))
-    curvature = 2 / targets * (direction.norm() + noise / (1 - momentum)) + weight_decay
+    noise = (share * squares).square().sum() / (share @ squares) * (len(x) / batch_size - 1)
+    curvature = 2 / targets * (direction.norm() + noise.clamp(min=0) / (1 - momentum)) + weight_decay
     return float(f"{1 / curvature.item():.2g}")  # two digits, so that the printed rate repeats the run
+
+
+def _training(values: Tensor, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training rows of `values` and their shares, block by block."""
+    for block, its_share in zip(values.split(_BLOCK), share.split(_BLOCK), strict=True):
+        rows = its_share > 0
+        yield block[rows], its_share[rows]

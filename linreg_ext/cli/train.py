@@ -4,72 +4,176 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
 
-from ..training import DivergenceError, History, fit, make_train_step
+from ..functional import linear_loss, sgd_run_
+from ..tables import listing
+from ..training import History
 from .coefficients import Coefficients
 from .dataset import Dataset
 from .errors import CommandError
-from .standardize import Scale, scale_of, steady_lr
+from .report import many
+from .standardize import Scale, can_decorrelate, scale_of, shares, steady_lr
 
-LOSSES = {"mse": nn.MSELoss, "l1": nn.L1Loss, "huber": nn.HuberLoss, "smooth-l1": nn.SmoothL1Loss}
+_EPOCHS = 200  # for small tables; large ones take enough steps in fewer
+_STEPS = 200_000
+_BATCH, _FEW_ROWS = 64, 4096
 
 
 def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator) -> tuple[Coefficients, History]:
-    """Train as the arguments say, in float32 on scaled columns; `generator` shuffles the rows."""
-    of_x = scale_of(dataset.x, dataset.features, "feature", dataset.held_out, args.standardize)
-    of_y = scale_of(dataset.y, dataset.targets, "target", dataset.held_out, args.standardize)
-    x, y, training = of_x.apply(dataset.x), of_y.apply(dataset.y), ~dataset.held_out
-    batch_size = min(args.batch_size, int(training.sum()))
-    lr = args.lr or steady_lr(x[training], batch_size, len(dataset.targets), args.momentum, args.weight_decay)
-    data = [t.to(args.device, torch.float32) for t in (x, y)]
-    train_rows = TensorDataset(*(t[training] for t in data))
-    validation_rows = TensorDataset(*(t[dataset.held_out] for t in data))
-
-    layer = nn.Linear(len(dataset.features), len(dataset.targets), device=args.device)
-    nn.init.zeros_(layer.weight)  # the problem is convex; from zero, standardised data starts at the targets' mean
-    nn.init.zeros_(layer.bias)
-    loss_fn = LOSSES[args.loss]()
-    sgd = torch.optim.SGD(layer.parameters(), lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    with torch.no_grad():
-        at_start = loss_fn(layer(train_rows.tensors[0]), train_rows.tensors[1]).item()
-
-    _print_plan(args, batch_size, lr)
-    print(make_train_step(layer, loss_fn, sgd).explain(), flush=True)
-    # A constant rate would leave the coefficients trembling around the solution.
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, args.epochs)
-    bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
-    try:
-        history = fit(
-            args.epochs,
-            layer,
-            loss_fn,
-            sgd,
-            DataLoader(train_rows, batch_size, shuffle=True, generator=generator),
-            val_dl=DataLoader(validation_rows, len(validation_rows)) if len(validation_rows) else None,
-            scheduler=scheduler,
-            progress=bar,
-            log_every=None if bar else max(1, args.epochs // 10),
-        )
-    except DivergenceError as error:
-        loss = error.history.step_loss[error.step - 1].item()
-        raise _diverges(f"is {loss} at step {error.step}", args, lr) from None
-    at_end = history.epoch_loss[-1].item()
-    if not (at_end <= 10 * at_start and all(p.isfinite().all() for p in layer.parameters())):
+    """Train by SGD as the arguments say, in float32 on scaled columns; `generator` shuffles the rows."""
+    share = shares(dataset.held_out, dataset.weight)
+    rows = share.nonzero()[:, 0]
+    of_x, of_y = _scales(dataset, share, args)
+    x, y = of_x.apply(dataset.x), of_y.apply(dataset.y)
+    batch_size = min(args.batch_size or _batch_size(args.loss, of_x, len(rows)), len(rows))
+    steps = -(-len(rows) // batch_size)
+    epochs = args.epochs or max(10, min(_EPOCHS, _STEPS // steps))
+    lr = args.lr or steady_lr(x, share, batch_size, y.shape[1], args.momentum, args.weight_decay)
+    constant = [name for name, is_constant in zip(dataset.encoding.names, of_x.constant, strict=True) if is_constant]
+    if constant:
+        print(f"coefficient 0, for the same value in all training rows: {listing(constant)}")
+    _print_plan(args, of_x, epochs, batch_size, lr)
+    run = _Run(x, y, dataset, rows, args)
+    for epoch, (loss, val_loss) in enumerate(run.epochs(epochs, lr, batch_size, generator), 1):
+        if not args.bar and (epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0):
+            validation = "" if val_loss is None else f", Val loss: {val_loss:.6g}"
+            print(f"Epoch [{epoch}/{epochs}], Loss: {loss:.6g}{validation}", flush=True)
+    history = run.history()
+    at_start, at_end = run.loss_at_start, history.epoch_loss[-1].item()
+    if not (at_end <= 10 * at_start and run.linear_weight.isfinite().all() and run.linear_bias.isfinite().all()):
         raise _diverges(f"went from {at_start:.3g} to {at_end:.3g}", args, lr)
-    return _in_the_tables_units(layer, dataset, of_x, of_y), history
+    return _in_the_tables_units(run, dataset, of_x, of_y), history
 
 
-def _print_plan(args: argparse.Namespace, batch_size: int, lr: float) -> None:
+def _batch_size(loss: str, of_x: Scale, rows: int) -> int:
+    """The default batch size. Full batches reach the minimum in a few steps on decorrelated columns. More and noisier
+    steps are faster for losses with kinks, for correlated columns and for many rows."""
+    return rows if of_x.basis is not None and loss not in ("l1", "quantile") and rows <= _FEW_ROWS else _BATCH
+
+
+class _Run:
+    """A linear model on its way from 0: the problem is convex, and standardised targets have their mean there."""
+
+    def __init__(self, x: Tensor, y: Tensor, dataset: Dataset, rows: Tensor, args: argparse.Namespace) -> None:
+        self._args, self._loss = args, args.loss.replace("-", "_")
+        self._threshold = args.quantile if self._loss == "quantile" else 1.0
+        held_out = dataset.held_out.nonzero()[:, 0]
+        weight = None if dataset.weight is None else dataset.weight.float()
+        self._x, self._y, self._rows = x.to(args.device), y.to(args.device), rows
+        self._weight = None if weight is None else weight.to(args.device)
+        self._validation = self._part(held_out) if len(held_out) else None
+        self.linear_weight = torch.zeros(y.shape[1], x.shape[1], device=args.device)
+        self.linear_bias = torch.zeros(y.shape[1], device=args.device)
+        _, target, its_weight = self._part(rows)
+        self.loss_at_start = self._loss_of(target[:, :0], target, its_weight)
+        self._losses: list[Tensor] = []
+        self._rates: list[float] = []
+        self._epoch_losses: list[float] = []
+        self._val_losses: list[float] = []
+
+    def epochs(
+        self, epochs: int, lr: float, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[float, float | None]]:
+        """Train; yields the training and the validation loss of each epoch."""
+        rows, momentum_buffers = self._rows, [None, None]
+        steps = -(-len(rows) // batch_size)
+        # Several epochs a call, unless something is reported after each.
+        together = 1 if self._validation or self._args.bar else max(1, min(epochs // 10, (1 << 20) // len(rows)))
+        options = {"quantile": self._threshold} if self._loss == "quantile" else {}
+        with _bar(epochs, self._args.bar) as bar:
+            for begin in range(0, epochs, together):
+                # A constant rate would leave the coefficients trembling around the solution.
+                part = range(begin, min(begin + together, epochs))
+                some = [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in part]
+                order = torch.stack([rows[torch.randperm(len(rows), generator=generator)] for _ in some])
+                rates = torch.tensor(some, dtype=torch.float64).repeat_interleave(steps)
+                losses = sgd_run_(
+                    self._x, self.linear_weight, self._y, linear_bias=self.linear_bias, weight=self._weight,
+                    order=order.to(self._args.device), batch_size=batch_size, loss=self._loss, lr=rates,
+                    momentum=self._args.momentum, weight_decay=self._args.weight_decay,
+                    momentum_buffers=momentum_buffers, stop_nonfinite=True, **options,
+                ).double().cpu()  # fmt: skip
+                if not losses[-1:].isfinite().all():
+                    step = begin * steps + len(losses)
+                    raise _diverges(f"is {losses[-1].item()} at step {step}", self._args, lr)
+                self._losses.append(losses)
+                self._rates += rates.tolist()
+                means = self._means(losses.view(len(some), steps), order, batch_size)
+                self._epoch_losses += means
+                if self._validation:
+                    self._val_losses.append(self._loss_of(*self._validation))
+                for i in range(len(some)):
+                    if bar:
+                        bar.update()
+                    yield means[i], self._val_losses[-1] if self._validation else None
+
+    def history(self) -> History:
+        """The history of the epochs so far."""
+        val_loss = torch.tensor(self._val_losses, dtype=torch.float64) if self._validation else None
+        epoch_loss, rates = (torch.tensor(v, dtype=torch.float64) for v in (self._epoch_losses, self._rates))
+        return History(torch.cat(self._losses), epoch_loss, val_loss, rates)
+
+    def _part(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        rows = rows.to(self._args.device)
+        return self._x[rows], self._y[rows], None if self._weight is None else self._weight[rows]
+
+    def _loss_of(self, x: Tensor, y: Tensor, weight: Tensor | None) -> float:
+        w = self.linear_weight[:, : x.shape[1]]
+        return linear_loss(self._loss, self._threshold, x, w, y, self.linear_bias, weight, "mean").item()
+
+    def _means(self, losses: Tensor, order: Tensor, batch_size: int) -> list[float]:
+        """The mean over the rows of each epoch, from the batches' losses [epochs, steps]."""
+        batch = torch.arange(order.shape[1]) // batch_size
+        weight = torch.ones(()) if self._weight is None else self._weight.cpu()[order]
+        weights = torch.zeros_like(losses).index_add(1, batch, weight.double().expand(order.shape))
+        return ((losses * weights).sum(1) / weights.sum(1)).tolist()
+
+
+def _bar(epochs: int, shown: bool) -> Any:
+    """A progress bar on stderr."""
+    if not shown:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm(total=epochs, desc="fit", unit="epoch")
+
+
+def _scales(dataset: Dataset, share: Tensor, args: argparse.Namespace) -> tuple[Scale, Scale]:
+    """How the columns of x and of y are scaled."""
+    encoding = dataset.encoding
+    of_x, of_y = scale_of(dataset.x, share), scale_of(dataset.y, share)
+    for name, values, constant in zip(encoding.targets, dataset.y.T, of_y.constant, strict=True):
+        if constant:
+            where = f"the {int((share > 0).sum())} training rows; try another --seed or a smaller --val-fraction"
+            where = "all rows" if values.min() == values.max() else where
+            raise CommandError(f"target '{name}' must vary, got {values[share > 0][0].item():g} in {where}")
+    if args.standardize:
+        decorrelate = args.weight_decay == 0 and can_decorrelate(int((share > 0).sum()), dataset.x.shape[1])
+        return of_x.decorrelated(dataset.x, share) if decorrelate else of_x, of_y
+    for role, names, values in (("feature", encoding.names, dataset.x), ("target", encoding.targets, dataset.y)):
+        beyond = torch.maximum(values.amax(0), -values.amin(0)) > torch.finfo(torch.float32).max
+        if beyond.any():
+            name = names[int(beyond.int().argmax())]
+            raise CommandError(f"{role} '{name}' has numbers beyond float32's range; drop --no-standardize")
+    return tuple(replace(s, mean=torch.zeros_like(s.mean), std=torch.ones_like(s.std)) for s in (of_x, of_y))
+
+
+def _print_plan(args: argparse.Namespace, of_x: Scale, epochs: int, batch_size: int, lr: float) -> None:
     columns = "standardised columns" if args.standardize else "the columns as they are"
-    epochs = f"{args.epochs:,} epoch{'s' if args.epochs > 1 else ''}"
-    print(f"training: {epochs} in batches of {batch_size}, {args.loss} loss on {columns}")
-    print(f"SGD: learning rate {lr:g} falling to 0, momentum {args.momentum:g}, weight decay {args.weight_decay:g}")
+    columns += "" if of_x.basis is None else ", decorrelated"
+    print(f"training: {many(epochs, 'epoch')} in batches of {batch_size:,}, {args.loss} loss on {columns}")
+    print(
+        f"SGD: learning rate {lr:g} falling to 0, momentum {args.momentum:g}, weight decay {args.weight_decay:g}",
+        flush=True,
+    )
 
 
 def _diverges(what_the_loss_does: str, args: argparse.Namespace, lr: float) -> CommandError:
@@ -77,19 +181,21 @@ def _diverges(what_the_loss_does: str, args: argparse.Namespace, lr: float) -> C
     return CommandError(f"training diverges: the loss {what_the_loss_does}; {advice}")
 
 
-def _in_the_tables_units(layer: nn.Linear, dataset: Dataset, of_x: Scale, of_y: Scale) -> Coefficients:
-    """The model that `layer` is of scaled columns.
+def _in_the_tables_units(run: _Run, dataset: Dataset, of_x: Scale, of_y: Scale) -> Coefficients:
+    """The model that the run has trained on scaled columns.
 
     Raises:
         CommandError: a coefficient has no place in float64's range there.
     """
-    scaled_weight, scaled_bias = (p.detach().double().cpu() for p in (layer.weight, layer.bias))
+    scaled_weight, scaled_bias = (p.double().cpu() for p in (run.linear_weight, run.linear_bias))
+    scaled_weight = of_x.to_columns(scaled_weight)
+    features, targets = dataset.encoding.names, dataset.encoding.targets
     weight = scaled_weight * of_y.std[:, None] / of_x.std
     bias = of_y.mean + scaled_bias * of_y.std - weight @ of_x.mean
     vanished = (weight == 0) & (scaled_weight != 0)
     lost = (vanished | ~weight.isfinite()).nonzero().tolist()
     if lost:
-        target, feature = dataset.targets[lost[0][0]], dataset.features[lost[0][1]]
+        target, feature = targets[lost[0][0]], features[lost[0][1]]
         size, mend = "large", f"multiply '{feature}' or divide '{target}'"
         if vanished[tuple(lost[0])]:
             size, mend = "small", f"divide '{feature}' or multiply '{target}'"
@@ -98,8 +204,8 @@ def _in_the_tables_units(layer: nn.Linear, dataset: Dataset, of_x: Scale, of_y: 
             f"{mend} by a power of ten"
         )
     if not bias.isfinite().all():
-        target = dataset.targets[int(bias.isfinite().int().argmin())]
+        target = targets[int(bias.isfinite().int().argmin())]
         raise CommandError(
             f"the intercept of '{target}' is too large for a float64; divide '{target}' by a power of ten"
         )
-    return Coefficients(dataset.features, dataset.targets, weight, bias)
+    return Coefficients(features, targets, weight, bias)

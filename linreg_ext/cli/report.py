@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `fit` prints: the data, the coefficients and how well they predict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tables import Encoding, listing
+from .coefficients import Coefficients
+from .dataset import Dataset
+
+_MOST_COEFFICIENTS, _MOST_NOTES = 40, 20  # lines; the files have them all
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well some rows are predicted, for each of K targets."""
+
+    part: str  # training or validation
+    r2: list[float]  # nan where the actual values do not vary
+    rmse: list[float]  # in the target's own units
+
+
+def scores_of(dataset: Dataset, predicted: Tensor) -> list[Scores]:
+    """The scores of the training rows and of the rows that validate; weighted where the rows are."""
+    scores = []
+    largest = dataset.y.abs().amax(0)  # squares of numbers about 1 neither overflow nor vanish
+    actual, predicted = dataset.y / largest, predicted / largest
+    for part, rows in (("training", ~dataset.held_out), ("validation", dataset.held_out)):
+        weight = rows.double() if dataset.weight is None else rows * dataset.weight
+        if weight.any():
+            share = weight / weight.sum()
+            squared = share @ (actual - predicted).square()
+            variance = share @ (actual - share @ actual).square()
+            r2 = torch.where(variance > 0, 1 - squared / variance, torch.nan)
+            scores.append(Scores(part, r2.tolist(), (squared.sqrt() * largest).tolist()))
+    return scores
+
+
+def print_dataset(dataset: Dataset) -> None:
+    """What is fitted, and each decision about it."""
+    rows, validating = len(dataset.x), int(dataset.held_out.sum())
+    split = (
+        f"{rows - validating:,} to train on, {validating:,} held out to validate" if validating else "all to train on"
+    )
+    print(f"{dataset.path.name}: {rows:,} rows, {split}")
+    for note in dataset.notes[:_MOST_NOTES]:
+        print(" ".join(note.splitlines()))
+    if len(dataset.notes) > _MOST_NOTES:
+        print(f"… and {len(dataset.notes) - _MOST_NOTES} more (encoding.json)")
+    features = [f"{f.column} ({len(f.levels)} levels)" if f.levels else f.column for f in dataset.encoding.features]
+    columns = f" in {len(dataset.encoding.names):,} columns" if dataset.encoding.categories else ""
+    print(f"{many(len(features), 'feature')}{columns}: {listing(features)}")
+    hint = ", the last column of numbers (--target names another)" if dataset.default_target else ""
+    print(f"{many(len(dataset.encoding.targets), 'target')}: {listing(dataset.encoding.targets)}{hint}")
+
+
+def print_coefficients(model: Coefficients, encoding: Encoding) -> None:
+    """The model, a line for each coefficient; those of a category below its name."""
+    print("\nCoefficients, in the table's own units:")
+    numbers = iter(model.weight.T.tolist())
+    lines: list[tuple[str, list[float]]] = [("(intercept)", model.bias.tolist())]
+    for feature in encoding.features:
+        if feature.levels:
+            lines.append((f"{feature.column} (base {feature.levels[0]})", []))
+        lines += [(f"  {level}", next(numbers)) for level in feature.levels[1:]]
+        lines += [] if feature.levels else [(feature.column, next(numbers))]
+    shown = lines[:_MOST_COEFFICIENTS]
+    columns = [_aligned([row[k] for _, row in shown if row]) for k in range(len(model.targets))]
+    cells = iter(zip(*columns, strict=True))
+    _print_table([["", *model.targets], *([name, *(next(cells) if row else ())] for name, row in shown)])
+    if len(lines) > len(shown):
+        print(f"… and {len(lines) - len(shown)} more in the weights file")
+
+
+def print_scores(targets: Sequence[str], scores: Sequence[Scores]) -> None:
+    """How well the model predicts."""
+    header = ["", *(f"{figure} {score.part}" for score in scores for figure in ("R²", "RMSE"))]
+    rows = [[name, *(c for s in scores for c in (r2(s.r2[k]), f"{s.rmse[k]:.4g}"))] for k, name in enumerate(targets)]
+    print("\nQuality of the fit (R² is 1 at best; RMSE is the typical error, in the target's own units):")
+    _print_table([header, *rows])
+
+
+def r2(value: float) -> str:
+    """R² as text."""
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def many(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _aligned(numbers: Sequence[float]) -> list[str]:
+    """Numbers with six digits, their decimal points below each other."""
+    texts = [f"{number:.6g}" for number in numbers]
+    after = [len(text) - len(text.partition(".")[0].partition("e")[0]) for text in texts]
+    return [text + " " * (max(after) - own) for text, own in zip(texts, after, strict=True)]
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    rows = [[" ".join(cell.splitlines()) if i == 0 else cell for i, cell in enumerate(row)] for row in rows]
+    width = max(len(row) for row in rows)
+    widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(width)]
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False))
+        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())

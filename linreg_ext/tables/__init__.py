@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tables as people have them: read from files, and encoded as numbers for a linear model."""
+
+from .dialect import BLANKS, Options
+from .encoding import Encoding, Feature, find_encoding
+from .reading import read_table
+from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, first_line, listing, position
+
+__all__ = [
+    "BLANKS",
+    "DATE",
+    "EMPTY",
+    "NUMBER",
+    "TEXT",
+    "Column",
+    "Encoding",
+    "Feature",
+    "Options",
+    "Table",
+    "TableError",
+    "find_encoding",
+    "first_line",
+    "listing",
+    "position",
+    "read_table",
+]
