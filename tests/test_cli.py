@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: what it fits, what it leaves on disk, and the one line that it says about bad input."""
+"""The command line: fits, output files, and one-line errors for bad input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def run(*argv: object) -> int:
     try:
         return main([str(argument) for argument in argv])
-    except SystemExit as end:  # argparse's own
+    except SystemExit as end:  # from argparse
         return end.code
 
 
@@ -54,7 +54,7 @@ def random_table(path: str, rows: int, scales: np.ndarray, noise: float) -> tupl
 
 
 def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients [K, D] and intercepts [K] by numpy, in the units of x [N, D] and y [N, K]."""
+    """Coefficients [K, D] and intercepts [K] from NumPy, in the units of x [N, D] and y [N, K]."""
     centre, spread = x.mean(0), x.std(0)
     design = np.column_stack([(x - centre) / spread, np.ones(len(x))])
     solution = np.linalg.lstsq(design, y, rcond=None)[0]
@@ -68,7 +68,7 @@ def values_of(path: str | Path) -> np.ndarray:
 
 
 def predictions(folder: str, x: np.ndarray) -> np.ndarray:
-    """Those of a model of numbers."""
+    """The predictions of a model without categories."""
     return load_weights(Path(folder)).predict(torch.from_numpy(x)).numpy()
 
 
@@ -106,7 +106,7 @@ def test_coefficients_are_least_squares_in_the_tables_units() -> None:
     weight, bias = least_squares(x, y)
     assert model.features == ("temperature", "rainfall", "humidity")
     assert model.targets == ("apples", "oranges")
-    # Trained in float32 on standardised columns: what remains is rounding, here a hundredfold of its unit.
+    # Training in float32 on standardised columns leaves only rounding errors, here of about 100 units.
     in_units = x.std(0) / y.std(0)[:, None]
     assert np.abs((model.weight.numpy() - weight) * in_units).max() < 2e-5
     predicted = model.predict(torch.from_numpy(x)).numpy()
@@ -121,7 +121,7 @@ def test_the_other_losses_fit_too(loss: str) -> None:
 
 
 def test_the_intercept_is_in_the_tables_units() -> None:
-    """Under absolute error half of the residuals are positive, however skewed; centring alone misses that."""
+    """Minimising absolute error makes half of the residuals positive, even if skewed; centring alone does not."""
     random = np.random.default_rng(2)
     x, noise = random.standard_normal((2, 400))
     y = 1000 + 100 * (x + np.exp(1.5 * noise))
@@ -179,7 +179,7 @@ def test_the_same_seed_writes_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("gaps", [False, True])
 def test_statistics_come_from_the_training_rows_alone(gaps: bool) -> None:
-    """A validation row's numbers change no weight, nor do they fill a missing cell."""
+    """The numbers in validation rows affect neither weights nor fill values."""
     random_table("t.npz", 50, np.ones(3), noise=0.1)
     held_out = hold_out(Path("t.npz"), 50, 0.2, torch.Generator().manual_seed(0)).numpy()
     columns = dict(np.load("t.npz"))
@@ -197,7 +197,7 @@ def test_statistics_come_from_the_training_rows_alone(gaps: bool) -> None:
 
 
 def test_a_weight_of_k_is_k_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    """Weights and scores are those of a table that has each row as often as its weight says."""
+    """Weights and scores agree with those of a table that repeats each row k times."""
     random = np.random.default_rng(0)
     x, k = random.standard_normal((40, 2)), random.integers(0, 4, 40)
     y = x @ [1, 2] + random.standard_normal(40)
@@ -212,7 +212,7 @@ def test_a_weight_of_k_is_k_rows(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_collinear_columns_reach_least_squares() -> None:
-    """As Longley's and polynomials, whose coefficients change sign far from the minimum."""
+    """For columns like polynomials, coefficients may change sign far from the minimum."""
     t = np.linspace(-1, 3, 101)
     columns = {f"t{p}": t**p for p in range(1, 5)}
     y = np.sin(2 * t) + 100
@@ -241,14 +241,14 @@ PEOPLE = "name,age,sex,born,city,const,score\n" + "".join(
 
 
 def test_a_table_of_people(capsys: pytest.CaptureFixture[str]) -> None:
-    """Texts, dates, gaps, a constant: what becomes of each is said, and predict needs the features alone."""
+    """`fit` reports how it treats text, dates, gaps and a constant; `predict` needs only the features."""
     table("people.csv", PEOPLE)
     assert run("fit", "people.csv", "-v") == 0
     out = capsys.readouterr().out
     for line in (
         "people.csv: 58 rows, 46 to train on, 12 held out to validate",
-        "left out name: text with 59 values; --categories name takes them for categories",
-        "left out born: dates; --categories born takes each for a category",
+        "left out name: text with 59 distinct values; --categories name makes it a category",
+        "left out born: dates; --categories born makes each a level",
         "left out const: 1 in every row",
         "dropped 2 of 60 rows with missing cells (score 1, age 1); --missing mean keeps them",
         "3 features in 3 columns: age, sex (2 levels), city (2 levels)",
@@ -259,12 +259,12 @@ def test_a_table_of_people(capsys: pytest.CaptureFixture[str]) -> None:
         assert line in out.splitlines()
     assert [line.split()[0] for line in out.splitlines() if " took " in line] == ["reading", "training", "drawing"]
     points = {line.index(".") for line in out.partition("units:\n")[2].partition("\n\n")[0].splitlines() if "." in line}
-    assert len(points) == 1  # decimal points below each other
+    assert len(points) == 1  # aligned decimal points
     table("new.csv", "city;age;sex;score;id\ny;1,5;M;;7\nx;;F;;8\nx;2;M;;009\n")
     assert run("predict", "runs/people", "new.csv", "--id", "id", "--out", "new.parquet") == 0
     out, err = capsys.readouterr()
     assert out == "wrote new.parquet: 3 rows\n"
-    assert err == "linreg_ext: 1 of 3 rows get no prediction, for a missing cell: age in 1\n"
+    assert err == "linreg_ext: 1 of 3 rows get no prediction because of missing cells: age in 1\n"
     found = read_table("new.parquet", text=["id"]).columns
     assert found["id"].levels == ("009", "7", "8")
     assert np.isnan(found["score"].values).tolist() == [False, True, False]
@@ -277,7 +277,7 @@ def test_a_table_of_people(capsys: pytest.CaptureFixture[str]) -> None:
 def test_missing_cells_that_are_filled(capsys: pytest.CaptureFixture[str]) -> None:
     table("people.csv", PEOPLE)
     assert run("fit", "people.csv", "--missing", "mean", "--val-fraction", 0, "--drop", "name", "born") == 0
-    assert "dropped 1 of 60 rows with a missing target, means stand for missing features (" in capsys.readouterr().out
+    assert "dropped 1 of 60 rows with a missing target, filled missing features with means (" in capsys.readouterr().out
     saved = json.loads(Path("runs/people/encoding.json").read_text())
     ages = [i % 30 for i in range(60) if i not in (7, 9)]
     assert saved["fill"][0] == pytest.approx(sum(ages) / len(ages))
@@ -293,7 +293,7 @@ def test_columns_without_names_go_by_number(capsys: pytest.CaptureFixture[str]) 
     table("t.data", "".join("  ".join(map(str, row)) + "\n" for row in rows))
     assert run("fit", "t.data", "--target", 1, "--drop", 0, "--categories", 2) == 0
     out = capsys.readouterr().out
-    assert "the first line holds numbers and is taken for data; the columns are x0, x1, … (--header)" in out
+    assert "the first line contains numbers and is read as data; the columns are x0, x1, … (--header)" in out
     assert "2 features in 5 columns: x2 (5 levels), x3\n1 target: x1\n" in out
 
 
@@ -332,10 +332,10 @@ def test_rare_columns_get_coefficient_0(capsys: pytest.CaptureFixture[str]) -> N
     columns = {f"c{j}": (np.arange(300) == 7 * j) * 1 for j in range(40)}
     np.savez("rare.npz", **columns, a=random.normal(size=300), y=random.normal(size=300))
     assert run("fit", "rare.npz") == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("coefficient 0, for the same"))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("coefficient 0 because"))
     model = load_weights(Path("runs/rare"))
     zeros = [name for name, weight in zip(model.features, model.weight[0], strict=True) if weight == 0]
-    assert line == f"coefficient 0, for the same value in all training rows: {', '.join(zeros)}"
+    assert line == f"coefficient 0 because the column is constant over the training rows: {', '.join(zeros)}"
 
 
 def test_log_lines_are_those_of_the_history(capsys: pytest.CaptureFixture[str]) -> None:
@@ -392,7 +392,7 @@ def test_predict_finds_its_columns_by_name(capsys: pytest.CaptureFixture[str]) -
     expected = predictions("model", values_of(FRUIT)[:, :3])
     rows = [[float(cell) for cell in row] for row in csv.reader(printed.splitlines()[1:])]
     assert rows == expected.tolist()
-    # A product of another number of rows may be summed in another order: four terms of at most about 100.
+    # A product with a different number of rows may sum in a different order: four terms of at most about 100.
     np.testing.assert_allclose(values_of("new_out.csv"), rows[:2], atol=4 * 128 * 2**-52)
     assert capsys.readouterr().err == ""
 
@@ -457,10 +457,10 @@ BAD = [
     ("fit empty.csv", "empty.csv: expected a table, got an empty file"),
     (
         "fit text.csv --target b",
-        "text.csv, row 3, column 'b': expected a number, got 'x' (--na 'x' takes it for missing",
+        "text.csv, row 3, column 'b': expected a number, got 'x' (--na 'x' treats it as missing",
     ),
     ("fit nan.csv", "nan.csv: no feature is left (a: no values)"),
-    ("fit good.csv --target a --features a", "--target a: is named by another option, too"),
+    ("fit good.csv --target a --features a", "--target a: another option names it, too"),
     ("fit good.csv --drop z", "--drop z: good.csv has the columns a, b, y"),
     ("fit good.csv --weight z", "--weight z: good.csv has the columns a, b, y"),
     ("fit signed.csv --weight w", "signed.csv, row 3, column 'w': expected a weight >= 0, got -1"),
@@ -472,7 +472,7 @@ BAD = [
     ("fit words.csv", "words.csv: expected a column of numbers as the target, got none"),
     ("fit good.csv --delimiter ab", "argument --delimiter: expected one character, tab or blanks, got 'ab'"),
     ("fit good.csv --quantile 1", "argument --quantile: expected a number between 0 and 1, got '1'"),
-    ("fit good.csv --quantile 0.5 --loss l1", "argument --quantile: expected --loss quantile beside it, got --loss l1"),
+    ("fit good.csv --quantile 0.5 --loss l1", "argument --quantile: requires --loss quantile, got --loss l1"),
     ("fit good.csv --targte y", "unrecognized argument: --targte; did you mean --target?"),
     ("fit good.csv --outt=x", "unrecognized argument: --outt=x; did you mean --out?"),
     ("predict model needed.csv --idd c", "unrecognized argument: --idd; did you mean --id?"),
@@ -482,8 +482,8 @@ BAD = [
     ("fit good.csv --target a b y", "every column is a target"),
     ("fit one_column.csv", "every column is a target"),
     ("fit one_row.csv", "expected at least 2 rows without missing cells, got 1"),
-    ("fit two_rows.csv", "--val-fraction 0.2: of the 2 rows of two_rows.csv"),
-    ("fit good.csv --val-fraction 0.9", "--val-fraction 0.9: of the 6 rows"),
+    ("fit two_rows.csv", "--val-fraction 0.2: holds out 0 of the 2 rows of two_rows.csv"),
+    ("fit good.csv --val-fraction 0.9", "--val-fraction 0.9: holds out 5 of the 6 rows"),
     ("fit flat.csv --target b", "target 'b' must vary, got 7 in all rows"),
     ("fit rare.csv --val-fraction 0.5 --target b", "target 'b' must vary, got 0 in the 4 training rows"),
     ("fit huge.csv --no-standardize", "feature 'a' has numbers beyond float32's range"),
@@ -503,9 +503,9 @@ BAD = [
     ("fit good.csv --out good.csv", "--out good.csv: expected a folder, got a file"),
     (
         "fit good.csv --out mine",
-        "--out mine: is a folder of something else than an earlier fit (it holds 'notes.txt'), and",
+        "--out mine: contains files that are not from an earlier fit, such as 'notes.txt', and",
     ),
-    ("fit good.csv --out .", "--out .: is a folder of something else than an earlier fit"),
+    ("fit good.csv --out .", "--out .: contains files that are not from an earlier fit"),
     ("fit good.csv --epochs 0", "argument --epochs: expected a whole number > 0 and < 2^31, got '0'"),
     ("fit good.csv --epochs -3", "argument --epochs: expected a whole number > 0 and < 2^31, got '-3'"),
     ("fit good.csv --epochs 1.5", "argument --epochs: expected a whole number > 0 and < 2^31, got '1.5'"),
@@ -522,15 +522,15 @@ BAD = [
     ("fit good.csv --seed x", "argument --seed: expected a whole number >= 0 and < 2^63, got 'x'"),
     ("fit good.csv --loss cubic", "argument --loss: invalid choice: 'cubic'"),
     ("predict nowhere good.csv", "nowhere: no such folder"),
-    ("predict mine good.csv", "mine: no weights of an earlier fit in it"),
+    ("predict mine good.csv", "mine: contains no weights of an earlier fit"),
     ("predict broken good.csv", "broken/weights.pt: expected the weights of an earlier fit"),
     ("predict foreign good.csv", "foreign/weights.pt: expected the weights of an earlier fit"),
     ("predict garbled good.csv", "garbled/weights.safetensors: "),
     ("predict model good.csv", "good.csv: expected a column 'c', got a, b, y"),
     ("predict model needed.csv --id z", "--id z: needed.csv has the columns c"),
     ("predict model good.csv --id y", "--id y: the model predicts a column of this name"),
-    ("predict old needed.csv", "old/encoding.json: no such file; fit anew"),
-    ("predict mixed needed.csv", "mixed/encoding.json: expected the encoding of an earlier fit (it is not that of"),
+    ("predict old needed.csv", "old/encoding.json: no such file; run fit again"),
+    ("predict mixed needed.csv", "mixed/encoding.json: expected the encoding of an earlier fit (it does not match"),
     ("predict model needed.csv --out needed.csv", "--out needed.csv: is the table itself"),
     ("predict model needed.csv --out mine", "mine: Is a directory"),
     ("predict model needed.csv --out good.csv/x", "good.csv/x: Not a directory"),
@@ -582,7 +582,7 @@ def test_bad_input_is_one_line(command: str, message: str, capsys: pytest.Captur
     assert everything() == before
 
 
-# The first row that seed 0 puts among the 4 of 8 that validate.
+# The first of the 4 validation rows that seed 0 draws from 8.
 RARE_ROW = int(torch.randperm(8, generator=torch.Generator().manual_seed(0))[0])
 
 
@@ -651,7 +651,7 @@ def test_a_failed_run_keeps_the_earlier_one() -> None:
 def test_a_reader_that_leaves_is_no_error() -> None:
     """As in `… predict model big.csv | head -1`."""
     assert run("fit", "--epochs", 1, "--out", "model") == 0
-    rows = "".join(f"{i},{i % 7},{i % 11}\n" for i in range(20_000))  # more than a pipe holds
+    rows = "".join(f"{i},{i % 7},{i % 11}\n" for i in range(20_000))  # exceeds a pipe's buffer
     table("big.csv", "temperature,rainfall,humidity\n" + rows)
     environment = {**os.environ, "PYTHONPATH": str(Path(linreg_ext.__file__).parents[1])}
     command = [sys.executable, "-m", "linreg_ext", "predict", "model", "big.csv"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Random tables, written in random ways: read as docs/tables.md says, or refused in one line; and whole folders."""
+"""Random tables in random formats: read as docs/tables.md says or rejected in one line, without partial folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = ["red", "blue", "Größe", "a b", "x,y", "1;2", 'say "so"', "it's", "#1"
 
 
 def random_table(rng: random.Random) -> tuple[list[str], list[list], list[str]]:
-    """Names, columns of floats or texts with None for missing cells, and the kind of each column."""
+    """The names, the columns (floats or texts, None if missing), and the kind of each column."""
     rows, names, columns, kinds = rng.randint(3, 40), [], [], []
     for j in range(rng.randint(2, 7)):
         kind = rng.choice(["number", "number", "whole", "text", "boolean", "date"]) if j else "number"
@@ -45,11 +45,11 @@ def random_table(rng: random.Random) -> tuple[list[str], list[list], list[str]]:
 
 
 def as_text(rng: random.Random, names: list[str], columns: list[list], kinds: list[str]) -> tuple[bytes, str]:
-    """The table as a file of some sort, and its suffix."""
+    """The contents and suffix of a file that holds the table in a random format."""
     delimiter = rng.choice([",", ";", "\t", "|", " "])
     if delimiter == " " and any(
         "two\nlines" in column for column in columns
-    ):  # line breaks are read between other delimiters only
+    ):  # cells between blanks cannot contain line breaks
         delimiter = ";"
     decimal = rng.choice([".", ","]) if delimiter != "," or rng.random() < 0.3 else "."
     grouped, marks = rng.random() < 0.2, rng.sample(MISSING[delimiter == " " :], 2)
@@ -106,7 +106,7 @@ def test_random_tables(
     path = Path(f"t{suffix}")
     path.write_bytes(raw)
     check(path, names, columns, kinds)
-    for damage in range(3):  # cut, stirred and overwritten files end in a line or in a table
+    for damage in range(3):  # truncated, scrambled and overwritten files give an error line or a table
         if damage:
             at, raw = rng.randrange(len(raw)), bytearray(raw)
             raw[at : at + rng.choice([1, 1, 100])] = rng.choice([b"", b'"', b"\xff", b"\0", b"\n", b",;", b"NA\n\n"])

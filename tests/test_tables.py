@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables as people have them: what is read, how it is encoded, and the line that says why not."""
+"""Real-world tables: reading, encoding and one-line errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def written(path: Path, content: bytes | str) -> Path:
 
 
 def cells(table: Table) -> dict[str, list]:
-    """The columns as Python values: floats, texts, None where a text is missing; other columns as their kind."""
+    """The columns as Python values: floats, or texts with None if missing; other columns as their kind."""
     found = {}
     for name, column in table.columns.items():
         found[name] = column.kind if column.values is None else column.values.tolist()
@@ -44,7 +44,7 @@ def read(path: Path, content: bytes | str, **options: object) -> dict[str, list]
 
 
 def same(found: object, expected: object) -> bool:
-    """Whether they are equal; nan is nan."""
+    """Whether two values are equal; nan equals nan."""
     if isinstance(expected, dict):
         return list(found) == list(expected) and same(list(found.values()), list(expected.values()))
     if isinstance(expected, list):
@@ -134,7 +134,7 @@ def test_headers_that_are_given(tmp_path: Path) -> None:
     assert read(tmp_path / "t.csv", "1,2\n3,4\n", header=True) == {"1": [3], "2": [4]}
     assert read(tmp_path / "t.csv", "a,2\n3,4\n", header=False) == {"x0": ["a", "3"], "x1": [2, 4]}
     table = read_table(written(tmp_path / "t.csv", "1,2\n3,4\n"))
-    assert table.notes == ("the first line holds numbers and is taken for data; the columns are x0, x1, … (--header)",)
+    assert table.notes == ("the first line contains numbers and is read as data; the columns are x0, x1, … (--header)",)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_headers_that_are_given(tmp_path: Path) -> None:
     ],
 )
 def test_kinds_of_columns(tmp_path: Path, column: list[str], expected: list | str) -> None:
-    """Also where the first rows look otherwise than the rest, and in Parquet."""
+    """Columns have the same kind in text and in Parquet, even if the first rows are unlike the rest."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -170,7 +170,7 @@ def test_kinds_of_columns(tmp_path: Path, column: list[str], expected: list | st
 
 
 def test_what_the_first_rows_do_not_show(tmp_path: Path) -> None:
-    """The sample decides nothing: text, other encodings, line breaks and long rows come after 300 kB of numbers."""
+    """Text, other encodings, line breaks and long rows are read even after 300 kB of numbers."""
     rows = "".join(f"{i},{i % 7}.5,{i % 3}\n" for i in range(30_000))
     late = "a,b,c\n" + rows + '1,"one\ntwo é",3\n"1,000",5,' + " " * 3_000_000 + "6\n# end\n"
     for encoding in ("utf-8", "cp1252"):
@@ -239,7 +239,7 @@ def test_folders_of_parquet_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "labels"), [("house", ["house"]), (None, ["__index_level_0__"]), ("range", [])])
 def test_the_index_of_a_pandas_frame(tmp_path: Path, name: str | None, labels: list[str]) -> None:
-    """The index comes last in the file, where the default target would be."""
+    """The index comes last in the file, in the default target's place."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -306,7 +306,7 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("t.csv", "a,b\n1,2\n3\n", ", row 3: expected 2 values, got 1 (the delimiter is ',';"),
         ("t.csv", "a,b\n\n1,2\n\n#\n3,4,5\n6,7\n", ", row 6: expected 2 values, got 3"),
         ("t.csv", "a,b\n1,2,3\n4,5,6\n", ", row 1: expected 3 values as in row 2, got 2"),
-        ("t.csv", "a,b,a\n1,2,3\n", ": expected different column names, got 'a' 2 times"),
+        ("t.csv", "a,b,a\n1,2,3\n", ": expected distinct column names, got 'a' 2 times"),
         ("t.csv", "a,\x1b]0;b\n1,2\n", "expected column names without control characters, got '\\x1b]0;b'"),
         ("t.csv", b"a,b\n1,\0\0\0\n", "expected text, got binary data"),
         ("t.csv", b"a,\x81\n1,2\n", "expected cp1252 text, got other bytes; --encoding names another"),
@@ -314,7 +314,7 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("t.gz", GZIP[:-12] + b"12345678 and more", "cannot be read ("),
         ("t.xlsx", "PK\3\4 and more", "expected NumPy arrays of numbers"),
         ("t.npy", "", "expected NumPy arrays of numbers"),
-        ("t.npy", b"\x80\x04K\x01.", "expected NumPy arrays of numbers (another kind of file)"),
+        ("t.npy", b"\x80\x04K\x01.", "expected NumPy arrays of numbers (not a NumPy file)"),
         ("t.npz", b"PK\x03\x04 cut off", "expected NumPy arrays of numbers"),
         ("t.parquet", "", "expected a Parquet file"),
         ("t.parquet", b"PAR1 and then something else PAR1", "expected a Parquet file"),
@@ -334,7 +334,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | str, message: str
         (lambda p: np.save(p, np.ones(3)), "expected a 2-D array, got shape [3]"),
         (lambda p: np.save(p, np.ones((0, 2))), "expected rows of data, got none"),
         (lambda p: np.save(p, np.ones((2, 0))), "expected rows of data, got none"),
-        (lambda p: np.savez(p, a=np.ones(2), b=np.ones(3)), "'b': expected 2 rows as before it, got 3"),
+        (lambda p: np.savez(p, a=np.ones(2), b=np.ones(3)), "'b': expected 2 rows as in the first, got 3"),
         (lambda p: np.savez(p, a=np.ones(2), b=np.ones((2, 2, 2))), "'b': expected shape [rows] or [rows, columns]"),
         (lambda p: np.savez(p, a=np.array(["x", None], dtype=object)), "Object arrays cannot be loaded"),
     ],
@@ -370,7 +370,7 @@ def test_a_file_that_is_one_endless_line(tmp_path: Path) -> None:
 
 
 def test_files_that_unfold_beyond_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where the columns are read before anyone has asked how large they are."""
+    """Fails if columns are read before their size is checked."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -383,7 +383,7 @@ def test_files_that_unfold_beyond_memory(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(np.lib.format, "read_array", None)
     monkeypatch.setattr(parquet.ParquetFile, "read", None)
     for name in ("t.npz", "t.parquet"):
-        with pytest.raises(TableError, match=rf"{re.escape(name)}: expected a table that fits into memory, got 0 GiB"):
+        with pytest.raises(TableError, match=rf"{re.escape(name)}: expected a table that fits in memory, got 0 GiB"):
             read_table(tmp_path / name)
 
 
@@ -394,7 +394,7 @@ def test_columns_by_name_or_number() -> None:
 
 
 def encoded(path: Path, content: str, targets: list[str], **options: object) -> tuple[Encoding, list, list[str]]:
-    """The encoding of all other columns, what it makes of the rows, and its decisions."""
+    """The encoding of all columns except the targets, the encoded rows, and the notes."""
     table = read_table(written(path, content), text=options.get("categories", ()))
     features = [name for name in table.columns if name not in (*targets, *options.get("others", ()))]
     encoding, rows, notes = find_encoding(table, features, targets, **options)
@@ -429,12 +429,12 @@ def test_levels_are_those_of_the_rows_that_are_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "why"),
     [
-        ([f"id{i}" for i in range(30)], "text with 30 values; --categories v takes them for categories"),
-        (["2020-01-01"] * 30, "dates; --categories v takes each for a category"),
+        ([f"id{i}" for i in range(30)], "text with 30 distinct values; --categories v makes it a category"),
+        (["2020-01-01"] * 30, "dates; --categories v makes each a level"),
         (["7"] * 30, "7 in every row"),
         (["u"] * 29 + ["NA"], "'u' in every row"),
         ([""] * 30, "no values"),
-        ([*map(str, range(1, 30)), "two"], "text in row 31, 'two', among numbers; --na 'two' takes it for missing"),
+        ([*map(str, range(1, 30)), "two"], "text in row 31, 'two', among numbers; --na 'two' treats it as missing"),
     ],
 )
 def test_columns_that_are_left_out(tmp_path: Path, column: list[str], why: str) -> None:
@@ -451,7 +451,7 @@ def test_a_text_among_numbers_makes_a_category(tmp_path: Path) -> None:
     text = "v,y\n" + "".join(f"{i % 4 if i != 7 else 'x'},{i}\n" for i in range(20))
     encoding, _, notes = encoded(tmp_path / "t.csv", text, ["y"])
     assert encoding.features[0].levels == ("0", "1", "2", "3", "x")
-    assert notes == ["v is a category: text in row 9, 'x', among numbers; --na 'x' takes it for missing"]
+    assert notes == ["v is a category: text in row 9, 'x', among numbers; --na 'x' treats it as missing"]
     assert encoded(tmp_path / "t.csv", text, ["y"], categories=("v",))[2] == []
 
 
@@ -464,15 +464,15 @@ def test_how_many_levels_are_too_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("a,y\n1,2\n3,x\n", {}, ", row 3, column 'y': expected a number, got 'x' (--na 'x' takes it for missing)"),
+        ("a,y\n1,2\n3,x\n", {}, ", row 3, column 'y': expected a number, got 'x' (--na 'x' treats it as missing)"),
         ("a,y\n1,2\n3,inf\n", {}, ", row 3, column 'y': expected a finite number, got inf"),
         ("a,y\n1,2\ninf,3\n", {}, ", row 3, column 'a': expected a finite number, got inf"),
         ("a,y\n1,2020-01-01\n3,2021-01-01\n", {}, ", column 'y': expected numbers, got dates"),
-        ("a,y\n1,\n3,NA\n", {}, ": no row is left: y is missing in each"),
+        ("a,y\n1,\n3,NA\n", {}, ": no row has values for y"),
         (
             "a,b,y\n1,,1\n2,,1\n,3,2\n,4,2\n,,3\n",
             {},
-            "no row of 5 is without missing cells: a in 3, b in 3; --missing mean keeps",
+            "each of 5 rows has missing cells: a in 3, b in 3; --missing mean keeps",
         ),
         (
             "a,b,y\n1,2,1\n3,NA,2\n4,5,6\n",

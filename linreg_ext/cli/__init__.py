@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The command line: `linreg-ext fit | predict | info` or `python -m linreg_ext …`.
 
-`fit` trains a linear model on a table with this library's own loop and leaves a folder with weights, history
-and plot; `predict` applies such a folder to another table. Whatever is wrong with the input is one line on
-stderr and exit code 2.
+`fit` trains a linear model on a table and writes a folder with its weights, history and plot. `predict` applies the
+model in that folder to another table. An error in the input prints one line on stderr and exits with code 2.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: the arguments; None takes the process's own.
+        argv: the arguments; None uses those of the process.
 
     Returns:
-        The exit code: 0, 2 after an error that is the input's, 130 after Ctrl-C, 141 when stdout was closed.
+        The exit code: 0; 2 after an error in the input; 130 after Ctrl-C; 141 if stdout was closed.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # R² must not fail on an ASCII terminal
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error("interrupted")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
         return 141
     except OSError as error:
         return print_error(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The arguments of each command, their defaults and their help."""
+"""The arguments of each command, with their defaults and help texts."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _DELIMITERS = {"tab": "\t", "\\t": "\t", "blanks": BLANKS}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; `.command(args)` runs what they ask for."""
+    """Parse the arguments; `.command(args)` then runs the command."""
     parser = _Parser(
         prog="linreg-ext",
         description="Fit a linear regression to a table, and predict with it.",
-        epilog="`linreg-ext fit` alone fits a small table that comes with the package.",
+        epilog="`linreg-ext fit` without arguments fits a small example table.",
     )
     parser.add_argument("--version", action="version", version=f"linreg_ext {__version__}")
     commands = parser.add_subparsers(required=True, title="commands", metavar="COMMAND")
     _add_fit(commands)
     _add_predict(commands)
-    _add_command(commands, "info", info, "Print versions and what the compiled part was built with.", "info")
+    _add_command(commands, "info", info, "Print versions and the build configuration.", "info")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error_about(unknown, args.parser)
@@ -48,12 +48,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _settle_loss(args: argparse.Namespace) -> None:
     args.loss = args.loss or ("mse" if args.quantile is None else "quantile")
     if args.quantile is not None and args.loss != "quantile":
-        args.parser.error(f"argument --quantile: expected --loss quantile beside it, got --loss {args.loss}")
+        args.parser.error(f"argument --quantile: requires --loss quantile, got --loss {args.loss}")
     args.quantile = 0.5 if args.quantile is None else args.quantile
 
 
 class _Help(argparse.HelpFormatter):
-    """One line an option."""
+    """One line per option."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=100)
@@ -67,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(print_error(f"{message} (see {self.prog} --help)"))
 
     def error_about(self, unknown: Sequence[str], command: argparse.ArgumentParser) -> NoReturn:
-        """Name the option that an unknown one may stand for."""
+        """Reject an unknown option, suggesting a similar one."""
         option = next((text for text in unknown if text.startswith("-")), unknown[0])
         known = list(command._option_string_actions)
         near = difflib.get_close_matches(option.partition("=")[0], known, 1)
@@ -103,36 +103,36 @@ def _add_fit(commands: Any) -> None:
     )
     # fmt: off
     add = parser.add_argument_group("data").add_argument
-    add("table", nargs="?", type=Path, metavar="TABLE", help="CSV, Parquet or NumPy file (default: a shipped one)")
+    add("table", nargs="?", type=Path, metavar="TABLE", help="CSV, Parquet or NumPy file (default: an example table)")
     columns = {"nargs": "+", "action": "extend", "metavar": "COLUMN"}
-    add("--target", **columns, help="what to predict (default: the last column of numbers)")
-    add("--features", **columns, help="what to predict from (default: all other columns)")
+    add("--target", **columns, help="columns to predict (default: the last column of numbers)")
+    add("--features", **columns, help="columns to predict from (default: all other columns)")
     add("--drop", **columns, help="columns to leave out")
-    add("--categories", **columns, help="columns whose values are levels, however many or numeric")
+    add("--categories", **columns, help="columns to encode as categories, even if numeric")
     add("--weight", metavar="COLUMN", help="weights of the rows")
     add("--missing", choices=["drop", "mean", "error"], default="drop", metavar="HOW",
-        help="drop rows that lack a feature, fill in the mean, or error (default: %(default)s)")
+        help="if a feature is missing: drop the row, fill in the mean, or error (default: %(default)s)")
     add("--val-fraction", type=below_one, default=0.2, metavar="X",
-        help="share of the rows held out to validate (default: %(default)s)")
+        help="share of rows held out for validation (default: %(default)s)")
     _add_reading(parser)
     add = parser.add_argument_group("model").add_argument
     add("--loss", choices=losses, metavar="NAME", help=f"{', '.join(losses)} (default: mse)")
     add("--quantile", type=inside, metavar="Q", help="the quantile to fit; implies --loss quantile (default: 0.5)")
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=whole, metavar="N", help="passes over the rows (default: 200, for many rows fewer)")
-    add("--batch-size", type=whole, metavar="N", help="rows per step (default: 64, or all where that is better)")
-    add("--lr", type=positive, metavar="X", help="first learning rate; falls to 0 (default: half the largest stable)")
-    # Plain SGD at the default rate approaches the minimum without overshooting it. Momentum m keeps to that only
-    # below (1 - √m)² of this rate, which makes it slower by (1 - √m) / (1 + √m), and at this rate it oscillates.
+    add("--epochs", type=whole, metavar="N", help="passes over the rows (default: 200, fewer for many rows)")
+    add("--batch-size", type=whole, metavar="N", help="rows per step (default: 64, or all for small tables)")
+    add("--lr", type=positive, metavar="X", help="initial learning rate; falls to 0 (default: half the largest stable)")
+    # Plain SGD at the default rate approaches the minimum without overshooting. With momentum m, it oscillates at this
+    # rate; below (1 - √m)² of the rate it does not, but converges slower by (1 - √m) / (1 + √m).
     add("--momentum", type=below_one, default=0.0, metavar="X", help="SGD's momentum (default: %(default)g)")
     add("--weight-decay", type=not_negative, default=0.0, metavar="X", help="SGD's, on scaled columns (default: 0)")
     add("--no-standardize", dest="standardize", action="store_false",
-        help="train on the columns as they are, not on scaled, decorrelated ones")
-    add("--seed", type=natural, default=0, metavar="N", help="of the rows' order and split (default: %(default)s)")
+        help="train on the columns without scaling or decorrelating them")
+    add("--seed", type=natural, default=0, metavar="N", help="seed of row order and split (default: %(default)s)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to train (default: %(default)s)")
     add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, metavar="DIR", help="folder to write or replace (default: runs/NAME for NAME.csv)")
-    add("-v", "--verbose", action="store_true", help="print how long each part takes")
+    add("-v", "--verbose", action="store_true", help="print the time of each phase")
     # fmt: on
 
 
@@ -145,19 +145,19 @@ def _add_predict(commands: Any) -> None:
     add("table", type=Path, metavar="TABLE", help="a table with the model's features; other columns are not read")
     add("--id", metavar="COLUMN", help="a column of the table to write beside the predictions")
     add("--unseen", choices=["error", "base"], default="error",
-        help="levels that the model does not know: an error, or taken for the base (default: error)")  # fmt: skip
+        help="levels unknown to the model: raise an error, or treat as the base (default: error)")  # fmt: skip
     add("--out", type=Path, metavar="FILE", help="CSV or .parquet file to write (default: CSV to standard output)")
     _add_reading(parser)
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options about text files."""
-    add = parser.add_argument_group("text files (found out, unless given)").add_argument
+    """Add the options for text files."""
+    add = parser.add_argument_group("text files (detected by default)").add_argument
     add("--delimiter", type=_delimiter, metavar="CHAR", help="a character, tab or blanks")
     add("--decimal", choices=[".", ","], metavar="MARK", help="the decimal mark, . or ,")
     add("--encoding", metavar="NAME", help="such as utf-8, utf-16 or cp1252")
     add("--header", action=argparse.BooleanOptionalAction, help="whether the first row holds names")
-    add("--na", nargs="+", action="extend", metavar="TEXT", help="more marks of missing cells, as -999")
+    add("--na", nargs="+", action="extend", metavar="TEXT", help="additional marks of missing cells, such as -999")
 
 
 def _delimiter(text: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A fitted model in its table's own units, and the file that keeps it."""
+"""A fitted model in its table's own units, and its weights file."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def weights_file(model: Coefficients) -> dict[str, bytes]:
 
 
 def load_weights(folder: Path) -> Coefficients:
-    """The model that an earlier fit left in `folder`."""
+    """Load the model that an earlier fit wrote to `folder`."""
     path = next((folder / n for n in (WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS) if (folder / n).is_file()), None)
     if path is None:
-        what = "no weights of an earlier fit in it" if folder.exists() else "no such folder"
+        what = "contains no weights of an earlier fit" if folder.exists() else "no such folder"
         raise CommandError(f"{folder}: {what}")
     with _reading(path, "weights"):
         found = _read_safetensors(path) if path.name == WEIGHTS else torch.load(path, weights_only=True)
         features, targets = (tuple(found[key]) for key in ("features", "targets"))
         weight, bias = found["weight"], found["bias"]
         if not all(isinstance(name, str) for name in features + targets):
-            raise ValueError("a name is no text")
+            raise ValueError("a name is not a string")
         for tensor, shape in ((weight, [len(targets), len(features)]), (bias, [len(targets)])):
             if list(tensor.shape) != shape or tensor.dtype != torch.float64 or not tensor.isfinite().all():
                 raise ValueError(f"expected finite float64 of shape {shape}, got {tensor.dtype} {list(tensor.shape)}")
@@ -75,20 +75,20 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def load_encoding(folder: Path, model: Coefficients) -> Encoding:
-    """How the columns of a table become the features of `model`, as an earlier fit left it beside the weights."""
+    """Load the encoding that an earlier fit wrote beside the weights of `model`."""
     path = folder / ENCODING
     if not path.is_file():
-        raise CommandError(f"{path}: no such file; fit anew")
+        raise CommandError(f"{path}: no such file; run fit again")
     with _reading(path, "encoding"):
         encoding = Encoding.from_json(json.loads(path.read_text(encoding="utf-8")))
         if (encoding.names, encoding.targets) != (model.features, model.targets):
-            raise ValueError("it is not that of the weights beside it")
+            raise ValueError("it does not match the weights beside it")
     return encoding
 
 
 @contextlib.contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
-    """Turns whatever goes wrong with a broken file into one line."""
+    """Convert any error from a corrupt file into a `CommandError`."""
     try:
         yield
     except CommandError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is to be fitted: which columns predict which, and which rows only validate."""
+"""The data set to fit: features, targets, weights and the validation split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHIPPED_TARGETS = ["apples", "oranges"]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A table taken apart; its rows are those that are used."""
+    """The rows of a table that `fit` uses, as tensors."""
 
     path: Path
     encoding: Encoding
@@ -30,21 +30,21 @@ class Dataset:
     weight: Tensor | None  # [N], of the rows
     held_out: Tensor  # [N], bool: the rows that only validate
     notes: tuple[str, ...]  # one line for each decision
-    default_target: bool  # chosen by us
+    default_target: bool  # neither an option nor the file names it
 
 
 def options_of(args: argparse.Namespace, marks: Sequence[str] = ()) -> Options:
-    """The reading options among the arguments; `marks` are additional marks of missing cells."""
+    """The reading options, from the arguments and additional marks of missing cells."""
     return Options(args.delimiter, args.decimal, args.encoding, args.header, (*marks, *(args.na or ())))
 
 
 def with_numbers(names: Sequence[str]) -> set[str]:
-    """The names, and x0, x1, … for the numbers among them."""
+    """The names, plus x3 for each 3 among them."""
     return {*names, *(f"x{name}" for name in names if name.isdecimal())}
 
 
 def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Dataset:
-    """The data set that the arguments name; `generator` chooses the rows that validate."""
+    """Read the data set that the arguments specify; `generator` draws the validation rows."""
     columns = _Columns(args)
     options, categories = options_of(args), with_numbers(args.categories or ())
     table = read_table(columns.path, options, choose=columns.choose, text=categories, progress=args.bar)
@@ -53,7 +53,7 @@ def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Datase
     if not columns.features:
         features = [name for name in features if name not in table.labels]
     if not features:
-        raise CommandError(f"{table.path}: every column is a target ({listing(targets)}), no feature is left")
+        raise CommandError(f"{table.path}: every column is a target ({listing(targets)}); no feature is left")
     encoding, rows, notes = find_encoding(
         table, features, targets, others=columns.weight, categories=categories, missing=args.missing,
         marks=options.missing,
@@ -71,7 +71,7 @@ def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Datase
 
 
 class _Columns:
-    """The columns that the arguments name, once the table's names are known."""
+    """The columns that the arguments select from a table."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args, self.path = args, args.table or _SHIPPED_TABLE
@@ -81,7 +81,7 @@ class _Columns:
         self.drop: list[str] = []
 
     def choose(self, names: tuple[str, ...]) -> list[str]:
-        """The columns to read."""
+        """The columns to read from those of the table."""
         args = self._args
         self.targets = self._find("target", args.target or ([] if args.table else _SHIPPED_TARGETS), names)
         self.features = self._find("features", args.features or [], names)
@@ -90,13 +90,13 @@ class _Columns:
         self._find("categories", args.categories or [], names)
         for name in self.targets:
             if name in (*self.features, *self.drop, *self.weight):
-                raise CommandError(f"--target {name}: is named by another option, too")
+                raise CommandError(f"--target {name}: another option names it, too")
         if self.features and self.targets:
             return [*self.features, *self.targets, *self.weight]
         return [name for name in names if name not in self.drop]
 
     def targets_of(self, table: Table) -> list[str]:
-        """The targets; where none are named those of the file, or its last column of numbers."""
+        """The targets given as options, else those marked in the file, else the last column of numbers."""
         if self.targets:
             return self.targets
         if table.targets:
@@ -133,7 +133,7 @@ def _weight(table: Table, name: str, rows: np.ndarray) -> Tensor:
 
 
 def _fill(x: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Replace missing cells of `x` by the mean of their column over the training rows; returns the means."""
+    """Replace missing cells of `x` with their column's mean over the training rows; return the means."""
     missing = np.isnan(x)
     present = ~(missing | held_out[:, None])
     means = np.where(present, x, 0).sum(0) / np.maximum(present.sum(0), 1)
@@ -142,12 +142,12 @@ def _fill(x: np.ndarray, held_out: np.ndarray) -> np.ndarray:
 
 
 def hold_out(path: Path, rows: int, fraction: float, generator: torch.Generator) -> Tensor:
-    """Which rows validate, [N] of bool: a random choice."""
+    """A random mask of validation rows, [N]."""
     count = round(rows * fraction)
     if fraction > 0 and (count < 1 or rows - count < 2):
         raise CommandError(
-            f"--val-fraction {fraction:g}: of the {rows} rows of {path} that holds {count} out, "
-            "where 1 or more must validate and 2 or more train; --val-fraction 0 trains on all"
+            f"--val-fraction {fraction:g}: holds out {count} of the {rows} rows of {path}, but at least 1 must "
+            "validate and at least 2 must train; --val-fraction 0 trains on all"
         )
     held_out = torch.zeros(rows, dtype=torch.bool)
     if count:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`fit`: train on a table, print coefficients and figures, leave a folder with all that a prediction needs."""
+"""`fit`: train on a table, print coefficients and scores, and write a folder from which `predict` can run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def fit(args: argparse.Namespace) -> None:
 
 
 class _Clock:
-    """Prints how long each part took, where that is asked for."""
+    """Prints the time of each phase if verbose."""
 
     def __init__(self, talks: bool) -> None:
         self._talks, self._began = talks, time.perf_counter()
@@ -74,12 +74,12 @@ class _Clock:
 
 
 def _stem(table: Path | None) -> str:
-    """The name of a table's folder: that of its file up to the first suffix."""
+    """The default name of a table's folder: its file name without suffixes."""
     return "apples_and_oranges" if table is None else table.resolve().name.split(".")[0] or "table"
 
 
 def _origin(args: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
-    """What the model was made by."""
+    """The provenance of the model: command, data and versions."""
     packages = {"linreg_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
     for name in ("numpy", "pyarrow"):
         try:
@@ -120,9 +120,9 @@ def _plot_file(
     file = io.BytesIO()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a column name with a letter that the font lacks
+            warnings.simplefilter("ignore")  # about glyphs missing from the font
             plots.fit_figure(history, targets, dataset.y, predicted, dataset.held_out, captions, file, loss=label)
-    except Exception as error:  # no picture is worth the run that it shows
+    except Exception as error:  # a failed plot must not lose the run
         print(f"\nno {run_folder.PLOT}: {first_line(error)}")
         return {}
     return {run_folder.PLOT: file.getvalue()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`info`: versions and what the compiled part was built with."""
+"""`info`: versions and the build configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._version import __version__
 
 
 def info(args: argparse.Namespace) -> None:
-    """Print them, one a line."""
+    """Print each on a line."""
     facts = {"linreg_ext": __version__}
     facts |= {f"built with: {name}": str(value) for name, value in build_info().items()}
     facts["torch"] = torch.__version__

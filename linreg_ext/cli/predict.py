@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`predict`: apply the weights of an earlier `fit` to another table."""
+"""`predict`: apply the model of an earlier `fit` to another table."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def predict(args: argparse.Namespace) -> None:
     without = int(np.isnan(predicted).any(1).sum())
     if without:
         gaps = [f"{name} in {count:,}" for name, count in _gaps(table, encoding.columns) if count]
-        where = f"{without:,} of {table.rows:,} rows get no prediction, for a missing cell: {listing(gaps)}"
+        where = f"{without:,} of {table.rows:,} rows get no prediction because of missing cells: {listing(gaps)}"
         print(f"linreg_ext: {where}", file=sys.stderr)
     columns = {name: _cells(table, name) for name in ids}
     for name, values in zip(model.targets, predicted.T, strict=True):
@@ -62,7 +62,7 @@ def _gaps(table: Table, names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _cells(table: Table, name: str) -> list[str | float | None]:
-    """The cells of a column that is carried through."""
+    """The cells of a column to copy to the output."""
     column = table.columns[name]
     if column.kind == NUMBER:
         return [None if v != v else int(v) if v == int(v) else v for v in column.values.tolist()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `fit` prints: the data, the coefficients and how well they predict."""
+"""The report that `fit` prints: data, coefficients and scores."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..tables import Encoding, listing
 from .coefficients import Coefficients
 from .dataset import Dataset
 
-_MOST_COEFFICIENTS, _MOST_NOTES = 40, 20  # lines; the files have them all
+_MOST_COEFFICIENTS, _MOST_NOTES = 40, 20  # lines printed; the files contain all
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How well some rows are predicted, for each of K targets."""
+    """The scores of a part of the rows, for each of K targets."""
 
     part: str  # training or validation
     r2: list[float]  # nan where the actual values do not vary
@@ -27,9 +27,9 @@ class Scores:
 
 
 def scores_of(dataset: Dataset, predicted: Tensor) -> list[Scores]:
-    """The scores of the training rows and of the rows that validate; weighted where the rows are."""
+    """The scores of the training and the validation rows, weighted if the rows are."""
     scores = []
-    largest = dataset.y.abs().amax(0)  # squares of numbers about 1 neither overflow nor vanish
+    largest = dataset.y.abs().amax(0)  # scaled to 1, squares neither overflow nor underflow
     actual, predicted = dataset.y / largest, predicted / largest
     for part, rows in (("training", ~dataset.held_out), ("validation", dataset.held_out)):
         weight = rows.double() if dataset.weight is None else rows * dataset.weight
@@ -43,7 +43,7 @@ def scores_of(dataset: Dataset, predicted: Tensor) -> list[Scores]:
 
 
 def print_dataset(dataset: Dataset) -> None:
-    """What is fitted, and each decision about it."""
+    """Print a summary of the data set and each decision about it."""
     rows, validating = len(dataset.x), int(dataset.held_out.sum())
     split = (
         f"{rows - validating:,} to train on, {validating:,} held out to validate" if validating else "all to train on"
@@ -61,7 +61,7 @@ def print_dataset(dataset: Dataset) -> None:
 
 
 def print_coefficients(model: Coefficients, encoding: Encoding) -> None:
-    """The model, a line for each coefficient; those of a category below its name."""
+    """Print one line per coefficient, with those of a category below its name."""
     print("\nCoefficients, in the table's own units:")
     numbers = iter(model.weight.T.tolist())
     lines: list[tuple[str, list[float]]] = [("(intercept)", model.bias.tolist())]
@@ -79,7 +79,7 @@ def print_coefficients(model: Coefficients, encoding: Encoding) -> None:
 
 
 def print_scores(targets: Sequence[str], scores: Sequence[Scores]) -> None:
-    """How well the model predicts."""
+    """Print the scores of the model."""
     header = ["", *(f"{figure} {score.part}" for score in scores for figure in ("R²", "RMSE"))]
     rows = [[name, *(c for s in scores for c in (r2(s.r2[k]), f"{s.rmse[k]:.4g}"))] for k, name in enumerate(targets)]
     print("\nQuality of the fit (R² is 1 at best; RMSE is the typical error, in the target's own units):")
@@ -97,7 +97,7 @@ def many(count: int, noun: str) -> str:
 
 
 def _aligned(numbers: Sequence[float]) -> list[str]:
-    """Numbers with six digits, their decimal points below each other."""
+    """Format numbers with six digits and aligned decimal points."""
     texts = [f"{number:.6g}" for number in numbers]
     after = [len(text) - len(text.partition(".")[0].partition("e")[0]) for text in texts]
     return [text + " " * (max(after) - own) for text, own in zip(texts, after, strict=True)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The folder that a fit leaves, and the file that a prediction leaves: there whole, or not at all."""
+"""Atomic output: the folder that `fit` writes, and the file that `predict` writes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .errors import CommandError
 WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS = "weights.safetensors", "weights.pt"
 ENCODING, MODEL, HISTORY, PLOT = "encoding.json", "model.json", "history.csv", "plot.png"
 _NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, ENCODING, MODEL, HISTORY, PLOT}
-_SCRATCH = ".linreg_ext-"  # begins the name of a folder that lies beside what is being written
+_SCRATCH = ".linreg_ext-"  # prefix of the temporary folder beside the output
 
 
 def require_writable(place: Path, table: Path) -> None:
     """Raise unless a fit of `table` may be written to `place`: a new folder, an empty one or an earlier fit's.
 
-    Asked before training, so that a long one does not end at a place that cannot be written.
+    Called before training, so that a long run does not fail at the end.
     """
     parents = place.absolute().parents
     nearest = place if place.exists() else next(path for path in parents if path.exists())
@@ -42,24 +42,23 @@ def require_writable(place: Path, table: Path) -> None:
     if names and not (names <= _NAMES and HISTORY in names):
         other = min(names - _NAMES or names)
         raise CommandError(
-            f"--out {place}: is a folder of something else than an earlier fit (it holds {other!r}), "
-            "and is left as it is"
+            f"--out {place}: contains files that are not from an earlier fit, such as {other!r}, and is left unchanged"
         )
     if os.path.ismount(place) or place.samefile("."):
-        raise CommandError(f"--out {place}: cannot be replaced as a whole; name a new folder in it")
+        raise CommandError(f"--out {place}: cannot be replaced; choose a new folder inside it")
     if table.parent.samefile(place) or table.resolve().parent.samefile(place):
-        raise CommandError(f"--out {place}: the table {table} lies in it and would be lost")
+        raise CommandError(f"--out {place}: contains the table {table}, which would be lost")
 
 
 def write(place: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder of `files` in the place of what an earlier fit left there, once all of it is written.
+    """Replace an earlier fit's folder with a folder of `files`, once all of them are written.
 
-    Killed at any moment, it leaves the old folder, the new one or, between two renames, none.
+    If killed at any time, it leaves the old folder, the new one or, between two renames, none.
     """
     place = place.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{_SCRATCH}{place.name}."
-    for left in place.parent.glob(glob.escape(prefix) + 8 * "?"):  # by one that was killed
+    for left in place.parent.glob(glob.escape(prefix) + 8 * "?"):  # from a killed process
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=place.parent) as scratch:
         new = Path(scratch, "new")
@@ -73,7 +72,7 @@ def write(place: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _write_through(path: Path, content: bytes) -> None:
-    """To the disk: a name must not get there before what it names."""
+    """Write to the disk itself, so that a file's name does not get there before its content."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -82,8 +81,8 @@ def _write_through(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` once it is complete. Pipes and devices are written to directly."""
-    place = path.resolve()  # the file that a link leads to
+    """Open a file that replaces `path` once complete. Pipes and devices are written directly."""
+    place = path.resolve()  # follows a link
     if place.exists() and not place.is_file():
         with open(path, "wb") as file:
             yield file
@@ -98,7 +97,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_csv(file: TextIO, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table as `read_table` reads it."""
+    """Write a table in the form that `read_table` reads."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)

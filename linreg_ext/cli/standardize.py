@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Columns that SGD converges on quickly, and a learning rate that suits them."""
+"""Scales columns so that SGD converges quickly, and chooses the learning rate."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_BLOCK = 8192  # rows that are scaled at a time
-_MOST_COLUMNS = 500  # beyond, decorrelating takes longer than training
-_SMALLEST = 1e-10  # eigenvalue relative to the largest; below is rounding
+_BLOCK = 8192  # rows scaled at a time
+_MOST_COLUMNS = 500  # with more, decorrelating takes longer than training
+_SMALLEST = 1e-10  # relative to the largest eigenvalue; smaller ones are rounding errors
 
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """scaled = (values − mean) / std, column by column, and then times `basis`."""
+    """The transform (values − mean) / std of each column, multiplied by `basis` if there is one."""
 
     mean: Tensor  # [C]
     std: Tensor  # [C]; 1 where a column is constant
@@ -24,7 +24,7 @@ class Scale:
     basis: Tensor | None = None  # [C, R]
 
     def apply(self, values: Tensor) -> Tensor:
-        """`values` [N, C], scaled, in float32 [N, C or R]."""
+        """Scale `values` [N, C] to float32 [N, C or R]."""
         width = len(self.mean) if self.basis is None else self.basis.shape[1]
         scaled = torch.empty(len(values), width, dtype=torch.float32)
         for source, place in zip(values.split(_BLOCK), scaled.split(_BLOCK), strict=True):
@@ -32,14 +32,14 @@ class Scale:
         return scaled
 
     def to_columns(self, weight: Tensor) -> Tensor:
-        """The weights [K, C] of standardised columns from those of scaled ones [K, C or R]."""
+        """Convert the weights of scaled columns [K, C or R] to those of standardised columns [K, C]."""
         return weight if self.basis is None else weight @ self.basis.T
 
     def decorrelated(self, values: Tensor, share: Tensor) -> Scale:
-        """With a basis on which the training rows of `values` are uncorrelated and of variance 1.
+        """The scale with a basis in which the training rows of `values` are uncorrelated, with variance 1.
 
-        There the squared error has the same curvature in all directions, and SGD converges in a few epochs however
-        the columns depend on each other. What does not vary beyond rounding gets no direction.
+        The squared error then has the same curvature in all directions, and SGD converges in a few epochs even if
+        columns are collinear. The basis omits directions that vary only by rounding.
         """
         correlation = torch.zeros(values.shape[1], values.shape[1], dtype=torch.float64)
         for block, its_share in _training(values, share):
@@ -56,17 +56,17 @@ class Scale:
 
 
 def shares(held_out: Tensor, weight: Tensor | None) -> Tensor:
-    """Each row's share [N] of the training rows' weight; 0 for rows that only validate."""
+    """Each row's share [N] of the training rows' total weight; 0 for validation rows."""
     share = torch.where(held_out, 0.0, torch.ones(1, dtype=torch.float64) if weight is None else weight)
     return share / share.sum()
 
 
 def scale_of(values: Tensor, share: Tensor) -> Scale:
-    """The mean and deviation of the training rows of `values` [N, C], weighted by their shares."""
+    """The mean and standard deviation of the training rows of `values` [N, C], weighted by their shares."""
     smallest, largest = (torch.full((values.shape[1],), end, dtype=torch.float64) for end in (torch.inf, -torch.inf))
     for block, _ in _training(values, share):
         smallest, largest = smallest.minimum(block.amin(0)), largest.maximum(block.amax(0))
-    unit = torch.maximum(largest.abs(), smallest.abs())  # squares may overflow, those of numbers up to 1 do not
+    unit = torch.maximum(largest.abs(), smallest.abs())  # scaled to 1, squares cannot overflow
     unit[unit == 0] = 1
     mean, variance = torch.zeros_like(unit), torch.zeros_like(unit)
     for block, its_share in _training(values, share):
@@ -79,28 +79,28 @@ def scale_of(values: Tensor, share: Tensor) -> Scale:
 
 
 def can_decorrelate(rows: int, columns: int) -> bool:
-    """Whether decorrelating is cheap, and there are enough rows for it."""
+    """Whether decorrelating is cheap and there are enough rows."""
     return columns < rows and columns <= _MOST_COLUMNS
 
 
 def steady_lr(x: Tensor, share: Tensor, batch_size: int, targets: int, momentum: float, weight_decay: float) -> float:
     """A learning rate at which mini-batch SGD is stable on the features x [N, D].
 
-    The mean squared error has the Hessian 2/K E[xxᵀ]; its largest eigenvalue bounds the step of a full batch.
+    The largest eigenvalue of the mean squared error's Hessian, 2/K E[xxᵀ], bounds the full-batch learning rate.
     Batches of B rows add noise of about E|x|⁴ / (B E|x|²), which momentum sums over 1/(1 − momentum) steps.
-    Half of what this allows; the other losses' Hessians are smaller.
+    The result is half of this bound; the other losses' Hessians are smaller.
     """
     rows = share.nonzero()[:, 0]
     rows = rows[:: -(-len(rows) // 100_000)]  # a sample is enough
     x, share = x[rows], (share[rows] / share[rows].sum()).float()
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
     direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0))
-    for _ in range(30):  # power iteration: within a few percent is enough
+    for _ in range(30):  # power iteration: an error of a few percent is fine
         direction = x.T @ (share * (x @ (direction / direction.norm())))
     squares = x.square().sum(1)
     noise = (share * squares).square().sum() / (share @ squares) * (len(x) / batch_size - 1)
     curvature = 2 / targets * (direction.norm() + noise.clamp(min=0) / (1 - momentum)) + weight_decay
-    return float(f"{1 / curvature.item():.2g}")  # two digits, so that the printed rate repeats the run
+    return float(f"{1 / curvature.item():.2g}")  # two digits, so that the printed rate reproduces the run
 
 
 def _training(values: Tensor, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

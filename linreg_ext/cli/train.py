@@ -22,13 +22,13 @@ from .errors import CommandError
 from .report import many
 from .standardize import Scale, can_decorrelate, scale_of, shares, steady_lr
 
-_EPOCHS = 200  # for small tables; large ones take enough steps in fewer
+_EPOCHS = 200  # for small tables; large ones take enough steps in fewer epochs
 _STEPS = 200_000
 _BATCH, _FEW_ROWS = 64, 4096
 
 
 def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator) -> tuple[Coefficients, History]:
-    """Train by SGD as the arguments say, in float32 on scaled columns; `generator` shuffles the rows."""
+    """Train by SGD in float32 on scaled columns, as the arguments specify; `generator` shuffles the rows."""
     share = shares(dataset.held_out, dataset.weight)
     rows = share.nonzero()[:, 0]
     of_x, of_y = _scales(dataset, share, args)
@@ -39,7 +39,7 @@ def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator
     lr = args.lr or steady_lr(x, share, batch_size, y.shape[1], args.momentum, args.weight_decay)
     constant = [name for name, is_constant in zip(dataset.encoding.names, of_x.constant, strict=True) if is_constant]
     if constant:
-        print(f"coefficient 0, for the same value in all training rows: {listing(constant)}")
+        print(f"coefficient 0 because the column is constant over the training rows: {listing(constant)}")
     _print_plan(args, of_x, epochs, batch_size, lr)
     run = _Run(x, y, dataset, rows, args)
     for epoch, (loss, val_loss) in enumerate(run.epochs(epochs, lr, batch_size, generator), 1):
@@ -54,13 +54,13 @@ def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator
 
 
 def _batch_size(loss: str, of_x: Scale, rows: int) -> int:
-    """The default batch size. Full batches reach the minimum in a few steps on decorrelated columns. More and noisier
-    steps are faster for losses with kinks, for correlated columns and for many rows."""
+    """The default batch size. On decorrelated columns, full batches reach the minimum in a few steps. Small batches are
+    faster for losses with kinks, for correlated columns and for many rows."""
     return rows if of_x.basis is not None and loss not in ("l1", "quantile") and rows <= _FEW_ROWS else _BATCH
 
 
 class _Run:
-    """A linear model on its way from 0: the problem is convex, and standardised targets have their mean there."""
+    """Trains a linear model from 0: the problem is convex, and standardised targets have mean 0."""
 
     def __init__(self, x: Tensor, y: Tensor, dataset: Dataset, rows: Tensor, args: argparse.Namespace) -> None:
         self._args, self._loss = args, args.loss.replace("-", "_")
@@ -82,15 +82,15 @@ class _Run:
     def epochs(
         self, epochs: int, lr: float, batch_size: int, generator: torch.Generator
     ) -> Iterator[tuple[float, float | None]]:
-        """Train; yields the training and the validation loss of each epoch."""
+        """Train; yield the training and the validation loss of each epoch."""
         rows, momentum_buffers = self._rows, [None, None]
         steps = -(-len(rows) // batch_size)
-        # Several epochs a call, unless something is reported after each.
+        # Several epochs per call, unless each is reported or validated.
         together = 1 if self._validation or self._args.bar else max(1, min(epochs // 10, (1 << 20) // len(rows)))
         options = {"quantile": self._threshold} if self._loss == "quantile" else {}
         with _bar(epochs, self._args.bar) as bar:
             for begin in range(0, epochs, together):
-                # A constant rate would leave the coefficients trembling around the solution.
+                # At a constant rate, the coefficients would keep fluctuating around the solution.
                 part = range(begin, min(begin + together, epochs))
                 some = [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in part]
                 order = torch.stack([rows[torch.randperm(len(rows), generator=generator)] for _ in some])
@@ -130,7 +130,7 @@ class _Run:
         return linear_loss(self._loss, self._threshold, x, w, y, self.linear_bias, weight, "mean").item()
 
     def _means(self, losses: Tensor, order: Tensor, batch_size: int) -> list[float]:
-        """The mean over the rows of each epoch, from the batches' losses [epochs, steps]."""
+        """The mean loss over each epoch's rows, from the losses of the batches [epochs, steps]."""
         batch = torch.arange(order.shape[1]) // batch_size
         weight = torch.ones(()) if self._weight is None else self._weight.cpu()[order]
         weights = torch.zeros_like(losses).index_add(1, batch, weight.double().expand(order.shape))
@@ -147,7 +147,7 @@ def _bar(epochs: int, shown: bool) -> Any:
 
 
 def _scales(dataset: Dataset, share: Tensor, args: argparse.Namespace) -> tuple[Scale, Scale]:
-    """How the columns of x and of y are scaled."""
+    """The scales of the columns of x and of y."""
     encoding = dataset.encoding
     of_x, of_y = scale_of(dataset.x, share), scale_of(dataset.y, share)
     for name, values, constant in zip(encoding.targets, dataset.y.T, of_y.constant, strict=True):
@@ -182,10 +182,10 @@ def _diverges(what_the_loss_does: str, args: argparse.Namespace, lr: float) -> C
 
 
 def _in_the_tables_units(run: _Run, dataset: Dataset, of_x: Scale, of_y: Scale) -> Coefficients:
-    """The model that the run has trained on scaled columns.
+    """Convert the trained model from scaled columns to the table's own units.
 
     Raises:
-        CommandError: a coefficient has no place in float64's range there.
+        CommandError: a coefficient is out of float64's range in these units.
     """
     scaled_weight, scaled_bias = (p.double().cpu() for p in (run.linear_weight, run.linear_bias))
     scaled_weight = of_x.to_columns(scaled_weight)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables from files of typed columns: Parquet by pyarrow, .npy and .npz by NumPy."""
+"""Reads tables with typed columns: Parquet with pyarrow, .npy and .npz with NumPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .table import DATE, EMPTY, Choice, Column, Table, TableError, first_line, n
 
 
 def read_parquet(path: Path, options: Options, choose: Choice, text: Collection[str]) -> Table:
-    """Read a Parquet file, or a folder of them."""
+    """Read a Parquet file, or a folder of Parquet files."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -32,7 +32,7 @@ def read_parquet(path: Path, options: Options, choose: Choice, text: Collection[
 
                 source = pyarrow.dataset.dataset(path, format="parquet", partitioning="hive")
                 schema, rows, read = source.schema, source.count_rows(), source.to_table
-            else:  # not by a data set, which takes folders named key=value for columns
+            else:  # a pyarrow data set would turn parent folders named key=value into columns
                 source = stack.enter_context(pyarrow.parquet.ParquetFile(path))
                 schema, rows, read = source.schema_arrow, source.metadata.num_rows, source.read
             names = names_of(path, schema.names)
@@ -44,7 +44,7 @@ def read_parquet(path: Path, options: Options, choose: Choice, text: Collection[
             raise TableError(f"{path}: expected rows of data, got none")
         columns, stored = {}, table.columns[::-1]
         del table
-        for name in wanted:  # the memory of each is free before the next is copied
+        for name in wanted:  # frees each column's memory before the next is copied
             columns[name] = _from_arrow(pyarrow, stored.pop(), options.missing, name in text)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise TableError(f"{path}: expected a Parquet file ({first_line(error)})") from None
@@ -52,7 +52,7 @@ def read_parquet(path: Path, options: Options, choose: Choice, text: Collection[
 
 
 def _index_of(schema: Any) -> tuple[str, ...]:
-    """The columns that were the index of a pandas frame."""
+    """The columns that hold a pandas index."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         columns = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
         return tuple(name for name in columns if isinstance(name, str) and name in schema.names)
@@ -81,7 +81,7 @@ def _from_arrow(pyarrow: Any, column: Any, marks: Collection[str], as_text: bool
 
 
 def read_numpy(path: Path, options: Options, choose: Choice, text: Collection[str]) -> Table:
-    """Read an array or an archive of arrays: 1-D ones are columns, the columns of a 2-D one are numbered."""
+    """Read an array or an archive of arrays. A 1-D array is a column; the columns of a 2-D array are numbered."""
     loaded = _load(path)
     if isinstance(loaded, np.ndarray) and loaded.dtype.names and loaded.ndim == 1:
         loaded = {name: loaded[name] for name in loaded.dtype.names}
@@ -101,9 +101,9 @@ def read_numpy(path: Path, options: Options, choose: Choice, text: Collection[st
             if values.ndim != 1:
                 raise TableError(f"{path}, array '{name}': expected shape [rows] or [rows, columns], got {array.shape}")
             if arrays and len(values) != (rows := len(next(iter(arrays.values())))):
-                raise TableError(f"{path}, array '{name}': expected {rows} rows as before it, got {len(values)}")
+                raise TableError(f"{path}, array '{name}': expected {rows} rows as in the first, got {len(values)}")
             if column in arrays:
-                raise TableError(f"{path}: expected different column names, got '{column}' 2 times")
+                raise TableError(f"{path}: expected distinct column names, got '{column}' 2 times")
             arrays[column] = values
     if not arrays or not len(next(iter(arrays.values()))):
         raise TableError(f"{path}: expected rows of data, got none")
@@ -125,8 +125,8 @@ def _from_array(array: np.ndarray, marks: Collection[str], as_text: bool) -> Col
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
-            if file.read(2) not in (b"\x93N", b"PK", b""):  # NumPy's words would be advice to unpickle it
-                raise ValueError("another kind of file")
+            if file.read(2) not in (b"\x93N", b"PK", b""):  # NumPy's own message advises unpickling
+                raise ValueError("not a NumPy file")
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .table import DATE, EMPTY, NUMBER, TEXT, Column
 
-# Missing in every column, and in columns whose other cells are numbers.
+# The marks of missing cells in any column, and those in columns of numbers.
 MISSING = frozenset({
     "", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NAN", "-nan", "-NaN", "NULL", "Null", "null", "?",
 })  # fmt: skip
@@ -18,11 +18,11 @@ MISSING_NUMBER = MISSING | {"-", "--", ".", "None", "none", "na"}
 
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T]\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
-_NUMBER = {  # as Python writes them, with the decimal mark
+_NUMBER = {  # by decimal mark; otherwise Python's float syntax
     mark: re.compile(rf"[+-]?(\d+{re.escape(mark)}?\d*|{re.escape(mark)}\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.I)
     for mark in ".,"
 }
-_GROUPED = {  # thousands separated by anything but the decimal mark
+_GROUPED = {  # by decimal mark, which cannot separate thousands
     mark: re.compile(rf"[+-]?\d{{1,3}}([{other}' \u00a0\u202f])\d{{3}}(\1\d{{3}})*({re.escape(mark)}\d*)?")
     for mark, other in (".,", ",.")
 }
@@ -34,7 +34,7 @@ def is_number(cell: str, decimal: str) -> bool:
 
 
 def number(cell: str, decimal: str) -> float | None:
-    """The number in a cell, with or without thousands separators; None if it holds none."""
+    """The number in a cell, with or without thousands separators; None if the cell is not a number."""
     if not is_number(cell, decimal):
         grouped = _GROUPED[decimal].fullmatch(cell)
         if not grouped:
@@ -54,7 +54,7 @@ def decimal_mark(cells: Sequence[str], delimiter: str) -> str:
 
 
 def _numbers(cells: Sequence[str], decimal: str) -> dict[str, float]:
-    """The value of each cell, or 1 and 0 for true and false; {} if a cell has none."""
+    """The value of each cell, with 1 and 0 for true and false; {} if any cell has no value."""
     booleans = cells[0].lower() in _BOOLEANS
     numbers = {}
     for cell in cells:
@@ -66,7 +66,7 @@ def _numbers(cells: Sequence[str], decimal: str) -> dict[str, float]:
 
 
 def number_column(values: np.ndarray, marks: Collection[str]) -> Column:
-    """A column of numbers, those among `marks` taken for missing."""
+    """A column of numbers; those that equal a mark are missing."""
     values = np.require(values, np.float64, "W")
     for mark in marks:
         missing = number(mark, ".")
@@ -80,8 +80,8 @@ def column_of(
 ) -> Column:
     """Build a column from its distinct cells, `levels`, and each row's index into them (-1: missing).
 
-    It holds numbers where each cell that is not missing is a number, 0 and 1 where each is true or false, dates where
-    each is one, and text otherwise. Columns `as_text` hold text.
+    If all non-missing cells are numbers, the column holds numbers; if all are true or false, 1 and 0; if all are dates,
+    dates; otherwise, or with `as_text`, text.
     """
     levels = [level.strip() for level in levels]
     missing = MISSING_NUMBER.union(marks)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Detects how a text file is written: encoding, delimiter, decimal mark and header."""
+"""Detects the dialect of a text file: encoding, delimiter, decimal mark and header."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from typing import BinaryIO
 from .cells import MISSING_NUMBER, decimal_mark, is_number, number
 from .table import TableError, names_of
 
-BLANKS = " "  # the delimiter that stands for any run of blanks and tabs
+BLANKS = " "  # the delimiter that denotes any run of blanks and tabs
 _DELIMITERS = "\t;|,"  # in order of preference: a comma may be a decimal mark
 _SAMPLE = 1 << 18  # bytes
 _LONGEST_LINE = 1 << 26  # bytes
-_ROWS, _CELLS = 200, 50_000  # of the sample, at most
+_ROWS, _CELLS = 200, 50_000  # the most that the sample contains
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a text file is written; what is None is detected."""
+    """The format of a text file; fields that are None are detected."""
 
     delimiter: str | None = None
     decimal: str | None = None
     encoding: str | None = None
     header: bool | None = None
-    missing: tuple[str, ...] = ()  # more marks of missing cells
+    missing: tuple[str, ...] = ()  # additional marks of missing cells
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one file is written.
+    """The format of one file.
 
     Attributes:
-        encoding, delimiter, decimal: as in `Options`, all known.
-        names: of the columns; x0, x1, … where there is no header.
-        skip: lines before the first row of data.
-        numbers: [columns], whether the sample holds only plain numbers and missing cells.
-        labelled: the first column has no name.
-        irregular: pyarrow cannot parse it as it is: blanks delimit the cells, or comments stand between the rows.
+        encoding, delimiter, decimal: as in `Options`, but never None.
+        names: of the columns; x0, x1, … without a header.
+        skip: the number of lines before the first row of data.
+        numbers: [columns], whether the column's sample contains only plain numbers and missing cells.
+        labelled: the header has no name for the first column.
+        irregular: pyarrow cannot parse the file as it is, because of blanks as delimiters or comments between rows.
         notes: one line for each decision that the user may want to change.
     """
 
@@ -61,10 +61,10 @@ class Dialect:
 
 
 def find_dialect(path: Path, file: BinaryIO, options: Options) -> Dialect:
-    """The dialect of an open file.
+    """Detect the dialect of an open file.
 
     Raises:
-        TableError: there is no table in it.
+        TableError: the file contains no table.
     """
     encoding, lines = _sample(path, file, options.encoding)
     delimiter = options.delimiter
@@ -93,12 +93,12 @@ def find_dialect(path: Path, file: BinaryIO, options: Options) -> Dialect:
     if not header and (_is_header(data, decimal) if options.header is None else options.header):
         header, top, data = data[0], top + 1, data[1:]
     if not data:
-        raise TableError(f"{path}: expected rows of data below the header, got none (--no-header if it is data)")
+        raise TableError(f"{path}: expected rows of data below the header, got none (--no-header reads it as data)")
     notes = []
     if not header and options.header is None and any(is_number(cell, decimal) for cell in data[0]):
-        notes.append("the first line holds numbers and is taken for data; the columns are x0, x1, … (--header)")
+        notes.append("the first line contains numbers and is read as data; the columns are x0, x1, … (--header)")
     if titles:
-        notes.append(f"the table begins in line {rows[top][0]}; what stands before it is skipped")
+        notes.append(f"the table begins on line {rows[top][0]}; the lines above it are skipped")
     return Dialect(
         encoding,
         delimiter,
@@ -118,7 +118,7 @@ def is_comment(line: str) -> bool:
 
 
 def split(lines: Iterable[str], delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, with the number of its first line from 1; comments and empty lines are no rows."""
+    """The number of each row's first line, from 1, and the row's cells; skips comments and empty lines."""
     plain = ("" if is_comment(line) else line.rstrip("\r\n") + "\n" for line in lines)
     if delimiter == BLANKS:
         plain = (blanks_to_tabs(line) for line in plain)
@@ -134,7 +134,7 @@ _QUOTED_OR_BLANKS = re.compile(r'"(?:[^"]|"")*"|[ \t]+')
 
 
 def blanks_to_tabs(text: str) -> str:
-    """The text with one tab in place of each run of blanks within a line, and none at its ends."""
+    """Replace each run of blanks within a line with a tab, and strip those at its ends."""
     if '"' not in text:
         return "\n".join(["\t".join(line.split()) for line in text.split("\n")])
     tabbed = _QUOTED_OR_BLANKS.sub(lambda m: m[0] if m[0][0] == '"' else "\t", text)
@@ -158,7 +158,7 @@ def _sample(path: Path, file: BinaryIO, encoding: str | None) -> tuple[str, list
     if "\0" in text:
         raise TableError(f"{path}: expected text, got binary data (CSV, Parquet and NumPy files are read)")
     lines = re.split("\r\n|\n|\r", text.removeprefix("\ufeff"))
-    return encoding, lines if whole or len(lines) == 1 else lines[:-1]  # the last one may be cut
+    return encoding, lines if whole or len(lines) == 1 else lines[:-1]  # the last line may be truncated
 
 
 def _encoding(raw: bytes) -> str:
@@ -178,7 +178,7 @@ def _encoding(raw: bytes) -> str:
 def _delimiter(lines: Sequence[str]) -> str:
     """The delimiter that splits most lines into the same number of cells."""
     blanks = _rows(lines, BLANKS, strict=True)
-    for strict in (True, False):  # a closing quote is followed by the delimiter, unless the quotes are stray
+    for strict in (True, False):  # the delimiter follows a closing quote, unless quotes are stray
         best, share, width = ",", 0.0, 1
         for delimiter in _DELIMITERS:
             cells, part = _commonest(_rows(lines, delimiter, strict))
@@ -196,7 +196,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _rows(lines: Sequence[str], delimiter: str, strict: bool) -> list[list[str]]:
-    """The cells of the rows; [] if text follows a closing quote."""
+    """The cells of each row; [] if text follows a closing quote."""
     rows = []
     try:
         for _, cells in split(lines, delimiter, strict):
@@ -207,13 +207,13 @@ def _rows(lines: Sequence[str], delimiter: str, strict: bool) -> list[list[str]]
 
 
 def _commonest(rows: Sequence[Sequence[str]]) -> tuple[int, float]:
-    """How many cells most rows have, and the share of these rows."""
+    """The most common number of cells in a row, and the share of rows with that number."""
     cells, times = Counter(map(len, rows)).most_common(1)[0] if rows else (0, 0)
     return cells, times / max(1, len(rows))
 
 
 def _commented_header(before: Sequence[str], delimiter: str, width: int) -> list[str]:
-    """The names in the comment that the table begins with, as numpy.savetxt writes them."""
+    """The names in a comment above the table, as numpy.savetxt writes them; [] if there are none."""
     for line in before[-1:]:
         for _, cells in split([line.lstrip().removeprefix("#")], delimiter):
             if is_comment(line) and len(cells) == width > 1 and not any(is_number(c.strip(), ".") for c in cells):
@@ -222,7 +222,7 @@ def _commented_header(before: Sequence[str], delimiter: str, width: int) -> list
 
 
 def _other_header(header: list[str], data: list[list[str]]) -> list[str]:
-    """The names in a header that has one cell more or less than the rows; [] if it is no header."""
+    """The names in a header with one cell more or fewer than the rows; [] if it is not a header."""
     width, labels = len(data[0]), [cells[0].strip() for cells in data]
     if any(is_number(cell.strip(), ".") for cell in header):
         return []
@@ -232,12 +232,12 @@ def _other_header(header: list[str], data: list[list[str]]) -> list[str]:
         return [*header, ""]
     running = labels == [str(i) for i in range(1, len(labels) + 1)]
     if len(header) == width - 1 > 0 and (running or not any(is_number(label, ".") for label in labels)):
-        return ["", *header]  # as R's write.table has it
+        return ["", *header]  # as R's write.table writes it
     return []
 
 
 def _numeric(cells: Sequence[str], decimal: str) -> bool:
-    """Whether most of a column's cells are numbers."""
+    """Whether most of a column's non-missing cells are numbers."""
     present = [cell.strip() for cell in cells if cell.strip() not in MISSING_NUMBER]
     return sum(number(cell, decimal) is not None for cell in present) > 0.5 * len(present)
 
@@ -247,11 +247,11 @@ def _all_plain(cells: Sequence[str], decimal: str, marks: Collection[str]) -> bo
 
 
 def _is_header(rows: Sequence[Sequence[str]], decimal: str) -> bool:
-    """Whether the first row holds names.
+    """Whether the first row is a header.
 
-    It does where its cells are 0, 1, … n - 1, which are pandas' names of columns without one; where it has text above
-    more columns of numbers than it has numbers above such; or where its numbers are consecutive, as years are, and
-    those of the second row are not.
+    It is if its cells are 0, 1, … n - 1, as pandas writes unnamed columns; if, above the columns of numbers, more of
+    its cells are text than numbers; or if its numbers are consecutive, like years, and those of the second row are
+    not.
     """
     first, *rest = ([cell.strip() for cell in row] for row in rows)
     width = len(first)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the columns of a table become the numbers of a linear model: an object that is printed, saved and loaded.
+"""The encoding of a table's columns as the inputs of a linear model, saved with the model.
 
-Numbers stay as they are, true is 1 and false is 0. A category with L levels becomes L - 1 columns of 0 and 1, one for
-each level but the first in sorted order, the base (treatment coding).
+Numbers are used as they are; true is 1 and false is 0. A category with L levels becomes L - 1 columns of 0 and 1, one
+for each level except the base, the first in sorted order (treatment coding).
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import numpy as np
 from .cells import MISSING_NUMBER, number
 from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, listing, quoted
 
-_BLOCK = 4096  # rows whose columns fit in the cache together
+_BLOCK = 4096  # rows that fit in cache with all their columns
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A column of the table. With levels it is a category whose base is the first level."""
+    """A column of the table: numbers, or a category if it has levels. The first level is the base."""
 
     column: str
     levels: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of its columns in the model."""
+        """The names of the model's columns that encode this feature."""
         return tuple(f"{self.column}[{level}]" for level in self.levels[1:]) or (self.column,)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a model takes from a table.
+    """The features and targets of a model, and how each is read from a table.
 
     Attributes:
         features: in the order of the model's columns.
-        targets: the columns that it predicts.
-        fill: [names], what stands for a missing cell; () where such a row is left out.
+        targets: the columns that the model predicts.
+        fill: [names], the values that replace missing cells; () drops rows with missing cells.
         marks: additional marks of missing cells.
-        left_out: for each column that is not used, why.
+        left_out: (column, reason) for each unused column.
     """
 
     features: tuple[Feature, ...]
@@ -57,24 +57,24 @@ class Encoding:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the table that the model needs."""
+        """The table's columns that the model reads."""
         return tuple(feature.column for feature in self.features)
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The columns that are read as text."""
+        """The columns to read as text."""
         return tuple(feature.column for feature in self.features if feature.levels)
 
     def encode(self, table: Table, rows: np.ndarray | None = None, *, unseen: str = "error") -> np.ndarray:
-        """The model's columns, [rows, names] of float64, nan where a cell is missing and `fill` has nothing for it.
+        """The model's columns, [rows, names], float64. Missing cells are filled from `fill`, or nan without it.
 
         Args:
-            table: has the model's columns, its categories read as text.
-            rows: which to take, indices or a mask; None takes all.
-            unseen: "error", or "base", which takes levels that the model does not know for the base.
+            table: contains the model's columns, with its categories read as text.
+            rows: the rows to encode, as indices or a mask; None encodes all.
+            unseen: `"error"` rejects levels unknown to the model; `"base"` treats them as the base.
 
         Raises:
-            TableError: a column is missing or of another kind, or a level is unknown.
+            TableError: a column is missing or of the wrong kind, or a level is unknown.
         """
         rows = np.arange(table.rows) if rows is None else np.arange(table.rows)[rows]
         whole = np.ones(len(rows), dtype=bool)  # only rows that get a prediction need known levels
@@ -114,7 +114,7 @@ class Encoding:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError, TypeError, KeyError: it is something else.
+            ValueError, TypeError, KeyError: `saved` is not an encoding.
         """
         features = tuple(Feature(_text(f["column"]), _texts(f.get("levels", []))) for f in saved["features"])
         fill = tuple(map(float, saved["fill"]))
@@ -135,22 +135,22 @@ def find_encoding(
     missing: str = "drop",
     marks: Sequence[str] = (),
 ) -> tuple[Encoding, np.ndarray, list[str]]:
-    """The encoding of a table's columns, and the rows to use.
+    """Choose the encoding of a table's columns, and the rows to use.
 
     Args:
-        table: has all the columns.
-        features: candidates; those that cannot be features are left out.
+        table: contains all the columns.
+        features: the candidates; unusable ones are left out.
         targets: columns of numbers.
-        others: more columns of numbers that every row must have.
-        categories: columns that are categories however many levels they have.
-        missing: of features; "drop" leaves their rows out, "mean" keeps them, "error" raises.
+        others: further columns of numbers without which a row is dropped.
+        categories: columns to encode as categories regardless of how many levels they have.
+        missing: for rows that lack a feature: `"drop"` drops them, `"mean"` keeps them, `"error"` raises.
         marks: additional marks of missing cells.
 
     Returns:
-        The encoding, without `fill`; which rows to use, [rows] of bool; and one line for each decision.
+        The encoding, without `fill`; a mask of the rows to use, [rows]; and one line for each decision.
 
     Raises:
-        TableError: a target holds no numbers, a cell is missing though it must not be, or nothing is left.
+        TableError: a target is not numeric, a cell is missing under `"error"`, or no row or feature is left.
     """
     lost, rows = {}, np.ones(table.rows, dtype=bool)
     for name in (*targets, *others):
@@ -158,7 +158,7 @@ def find_encoding(
         lost[name] = int(gone.sum())
         rows &= ~gone
     if not rows.any():
-        raise TableError(f"{table.path}: no row is left: {listing([n for n in lost if lost[n]])} is missing in each")
+        raise TableError(f"{table.path}: no row has values for {listing([n for n in lost if lost[n]])}")
     _require_two(table, rows)
     limit = max(20, int(rows.sum()) // 10)
     left_out: dict[str, str] = {}
@@ -181,7 +181,7 @@ def find_encoding(
         worst = sorted(gaps, key=gaps.get, reverse=True)[:3]
         counts = ", ".join(f"{name} in {gaps[name]:,}" for name in worst)
         raise TableError(
-            f"{table.path}: no row of {before.sum():,} is without missing cells: {counts}; "
+            f"{table.path}: each of {before.sum():,} rows has missing cells: {counts}; "
             f"--missing mean keeps the rows, --drop {worst[0]} leaves a column out"
         )
     _require_two(table, rows)
@@ -220,16 +220,16 @@ def _missing_notes(
     which = "a missing target" if missing == "mean" else "missing cells"
     line = [f"dropped {dropped:,} of {table.rows:,} rows with {which}"] if dropped else []
     if missing == "mean" and any(gaps.values()):
-        line.append("means stand for missing features")
+        line.append("filled missing features with means")
     hint = "; --missing mean keeps them" if missing == "drop" and any(gaps.values()) else ""
     return [f"{', '.join(line)} ({listing(shown)}){hint}"]
 
 
 def _useless(table: Table, name: str, rows: np.ndarray, limit: int, wanted: bool) -> str | None:
-    """Why a column cannot be a feature; None if it can."""
+    """The reason why a column cannot be a feature; None if it can."""
     column = table.columns[name]
     if column.kind == DATE:
-        return f"dates; --categories {name} takes each for a category"
+        return f"dates; --categories {name} makes each a level"
     if column.kind == EMPTY:
         return "no values"
     if column.kind not in (NUMBER, TEXT):
@@ -245,17 +245,17 @@ def _useless(table: Table, name: str, rows: np.ndarray, limit: int, wanted: bool
     if len(present) <= limit or wanted:
         return None
     return _among_numbers(table, name, present) or (
-        f"text with {len(present):,} values; --categories {name} takes them for categories"
+        f"text with {len(present):,} distinct values; --categories {name} makes it a category"
     )
 
 
 def _among_numbers(table: Table, name: str, present: np.ndarray) -> str | None:
-    """The remark on a text column most of whose `present` levels are numbers; None for any other."""
+    """A note about a text column if most of its `present` levels are numbers, else None."""
     levels = [table.columns[name].levels[i] for i in present if i >= 0]
     if sum(number(level, ".") is not None for level in levels) <= 0.5 * len(levels):
         return None
     cell, row = _no_number(table, name)
-    return f"text in row {table.line(row)}, {quoted(cell)}, among numbers; --na {cell!r} takes it for missing"
+    return f"text in row {table.line(row)}, {quoted(cell)}, among numbers; --na {cell!r} treats it as missing"
 
 
 def _no_number(table: Table, name: str) -> tuple[str, int]:
@@ -273,19 +273,19 @@ def _numbers(table: Table, name: str) -> np.ndarray:
         return np.full(table.rows, np.nan)
     if column.kind == TEXT:
         cell, row = _no_number(table, name)
-        raise table.error(row, name, f"expected a number, got {quoted(cell)} (--na {cell!r} takes it for missing)")
+        raise table.error(row, name, f"expected a number, got {quoted(cell)} (--na {cell!r} treats it as missing)")
     if column.kind != NUMBER:
         raise TableError(f"{table.path}, column '{name}': expected numbers, got {column.kind}")
     if np.isinf(column.values).any():
         row = int(np.isinf(column.values).argmax())
         raise table.error(
-            row, name, f"expected a finite number, got {column.values[row]} (--na inf takes it for missing)"
+            row, name, f"expected a finite number, got {column.values[row]} (--na inf treats it as missing)"
         )
     return column.values
 
 
 def _codes(table: Table, feature: Feature, rows: np.ndarray, unseen: str) -> np.ndarray:
-    """For each row the index of its level, -1 where it is missing; `rows` are those whose level must be known."""
+    """[table.rows], the index of each row's level, -1 if missing. The levels in `rows` must be known."""
     column = _column(table, feature.column)
     if column.kind == EMPTY:
         return np.full(table.rows, -1)
@@ -299,7 +299,7 @@ def _codes(table: Table, feature: Feature, rows: np.ndarray, unseen: str) -> np.
         raise TableError(
             f"{table.path}, column '{feature.column}': the model does not know "
             f"{listing([f'{level} ({count:,} rows)' for level, count in unknown.items()])}; it knows "
-            f"{listing(feature.levels)} (--unseen base takes others for {feature.levels[0]})"
+            f"{listing(feature.levels)} (--unseen base treats others as {feature.levels[0]})"
         )
     return lookup[column.values]
 
@@ -312,7 +312,7 @@ def _column(table: Table, name: str) -> Column:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"expected a text, got {type(value).__name__}")
+        raise TypeError(f"expected a string, got {type(value).__name__}")
     return value
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables from files. The first bytes of a file, not its suffix, say what it is."""
+"""Reads tables from files. The first bytes of a file, not its suffix, determine its format."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def read_table(
 ) -> Table:
     """Read a table.
 
-    - text: CSV with any delimiter, also compressed with gzip, bzip2 or zstd;
-    - Parquet: a file, or a folder of them, whose partitions become columns;
+    - Text: CSV with any delimiter, optionally compressed with gzip, bzip2 or zstd.
+    - Parquet: a file, or a folder of files whose partitions become columns.
     - NumPy: a 2-D array, a structured array, or an archive of columns and matrices.
 
-    docs/tables.md has the rules. Only NumPy files and text that holds plain numbers can be read without pyarrow.
+    docs/tables.md has the rules. Without pyarrow, only NumPy files and text of plain numbers can be read.
 
     Args:
         path: the file or folder.
-        options: how a text file is written; what is None is detected.
-        choose: given the names of all columns, returns those to read; the others are not parsed.
+        options: the format of a text file; fields that are None are detected.
+        choose: maps the names of all columns to those to read; the others are not parsed.
         text: columns to read as text even if they hold numbers.
-        progress: show a bar on stderr for large files (needs tqdm).
+        progress: show a progress bar on stderr for large files (needs tqdm).
 
     Returns:
         The `Table`.
@@ -110,7 +110,7 @@ class _Text:
             raise TableError(f"{self._path}: expected rows of data, got none")
         names, notes = self._dialect.names, self._dialect.notes
         if self._encoding == "cp1252" and not self._options.encoding:
-            notes += ("the text is no UTF-8 and taken for Windows-1252 (--encoding)",)
+            notes += ("the text is not valid UTF-8 and is read as Windows-1252 (--encoding)",)
         first = columns.get(names[0])
         labels = names[:1] if self._dialect.labelled and first is not None and _names_rows(first) else ()
         return Table(self._path, names, columns, rows, labels=labels, notes=notes, line=self._line)
@@ -140,12 +140,12 @@ class _Text:
             yield file
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Line number and cells of each row, from Python's csv reader. It is slow and serves error messages."""
+        """The line number and cells of each row, from Python's csv reader: slow, for error messages only."""
         with self._open() as file, io.TextIOWrapper(io.BufferedReader(file), self._encoding, newline="") as lines:
             yield from ((n, cells) for n, cells in split(lines, self._dialect.delimiter) if n > self._dialect.skip)
 
     def _line(self, row: int) -> int:
-        """The line in which a row of data begins."""
+        """The line on which a row of data begins."""
         with contextlib.suppress(csv.Error):
             return next(itertools.islice((line for line, _ in self._rows()), row, None), row + 1)
         return row + 1
@@ -172,9 +172,9 @@ class _Text:
         del table
         store = iter(
             np.empty((len(self._numbers), rows))
-        )  # one block: the allocator returns it to the system when it is freed
+        )  # one block, which the allocator returns to the system once freed
         for name in self._wanted if rows else ():
-            column = parsed.pop()  # frees its memory before the next column is copied
+            column = parsed.pop()  # frees the column's memory before the next is copied
             if name in self._numbers:
                 values = next(store)
                 values[:] = column.to_numpy()
@@ -191,7 +191,7 @@ class _Text:
         return rows, columns
 
     def _arrow_table(self, pyarrow: Any) -> Any:
-        """The wanted columns, of float64 or dictionaries of text."""
+        """The wanted columns, as float64 or dictionary-encoded text."""
         arrow_csv, dialect = pyarrow.csv, self._dialect
         text = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
         block, breaks = 1 << 20, False
@@ -225,7 +225,7 @@ class _Text:
                 ) from None
             except pyarrow.ArrowInvalid as error:
                 message = first_line(error)
-            # The sample did not show everything: adapt to what the error says and read the file again.
+            # The sample was not representative: adapt to the error and read the file again.
             column = re.match(r"In CSV column #(\d+): CSV conversion error to double", message)
             if column:
                 self._numbers.discard(self._wanted[int(column[1])])
@@ -239,7 +239,7 @@ class _Text:
                 raise self._diagnosis(message)
 
     def _diagnosis(self, message: str) -> TableError:
-        """The error for a file that pyarrow cannot parse."""
+        """The error to raise for a file that pyarrow cannot parse."""
         width = len(self._dialect.names)
         with contextlib.suppress(csv.Error):
             for line, cells in self._rows():
@@ -252,7 +252,7 @@ class _Text:
 
 
 class _Plain(io.RawIOBase):
-    """Text as pyarrow parses it: UTF-8, tabs in place of runs of blanks, and empty lines in place of comments."""
+    """Converts text for pyarrow: UTF-8, with tabs for runs of blanks and empty lines for comments."""
 
     def __init__(self, file: BinaryIO, encoding: str, dialect: Dialect) -> None:
         self._text = io.TextIOWrapper(io.BufferedReader(file), encoding)
@@ -286,7 +286,7 @@ def _skip_no_row(row: Any) -> str:
 
 
 def _names_rows(column: Column) -> bool:
-    """Whether a column without a name is an index: texts or different whole numbers."""
+    """Whether an unnamed column is an index: text or distinct whole numbers."""
     if column.kind != NUMBER:
         return True
     values = column.values

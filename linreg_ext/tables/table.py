@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every reader returns: named columns of numbers or texts, with missing cells."""
+"""The table that every reader returns: named columns of numbers or text, with missing cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBER, TEXT, DATE, EMPTY = "numbers", "text", "dates", "no values"
 
 
 class TableError(ValueError):
-    """A table that cannot be read, or lacks what was asked of it; the message is one line."""
+    """A table cannot be read or lacks something required; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +24,10 @@ class Column:
     """One column.
 
     Attributes:
-        kind: "numbers", "text", "dates", "no values", or the file's word for anything else.
-        values: [rows]; numbers are float64, nan where missing; texts are int32 indices into `levels`, -1 where missing.
-            Other kinds have no values.
-        levels: the different texts.
+        kind: "numbers", "text", "dates", "no values", or the file's own type name for anything else.
+        values: [rows]; numbers are float64, nan where missing; text is int32 indices into `levels`, -1 where missing.
+            None for other kinds.
+        levels: the distinct texts.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Column:
 
     @property
     def missing(self) -> np.ndarray:
-        """[rows], bool."""
+        """[rows], bool: the missing cells."""
         return np.isnan(self.values) if self.kind == NUMBER else self.values < 0
 
 
@@ -46,13 +46,13 @@ class Table:
 
     Attributes:
         path: the file.
-        names: the columns of the file, all different; a column without a name is called x0, x1, … by its position.
-        columns: those that were read, by name, in the file's order.
-        rows: how many.
-        labels: columns that only name the rows, as pandas' index does.
-        targets: the columns that the file marks as targets; often none.
+        names: the distinct names of the file's columns; an unnamed column is x0, x1, … by position.
+        columns: the columns that were read, by name, in the file's order.
+        rows: the number of rows.
+        labels: columns that only label the rows, such as a pandas index.
+        targets: the columns that the file marks as targets; usually none.
         notes: one line for each decision of the reader.
-        line: the number that an error message gives to a row: a text file's line, elsewhere the row, both from 1.
+        line: maps a row to its number in error messages: the line of a text file, else the row, counted from 1.
     """
 
     path: Path
@@ -65,11 +65,11 @@ class Table:
     line: Callable[[int], int] = lambda row: row + 1
 
     def error(self, row: int, column: str, message: str) -> TableError:
-        """The error about one cell."""
+        """An error about one cell."""
         return TableError(f"{self.path}, row {self.line(row)}, column '{column}': {message}")
 
 
-Choice = Callable[[tuple[str, ...]], Collection[str]]  # given all names, returns the columns to read
+Choice = Callable[[tuple[str, ...]], Collection[str]]  # maps all names to the columns to read
 
 
 def names_of(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
@@ -79,17 +79,17 @@ def names_of(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
         TableError: two columns have the same name, or a name holds control characters.
     """
     names = tuple(cell.strip() or f"x{i}" for i, cell in enumerate(cells))
-    for name in names:  # a terminal would execute them
+    for name in names:  # a terminal would interpret control characters
         if any(unicodedata.category(c) == "Cc" and c not in "\t\r\n" for c in name):
             raise TableError(f"{path}: expected column names without control characters, got {name!r}")
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
-        raise TableError(f"{path}: expected different column names, got '{name}' {times} times")
+        raise TableError(f"{path}: expected distinct column names, got '{name}' {times} times")
     return names
 
 
 def position(names: Sequence[str], wanted: str) -> int | None:
-    """The position of the column named `wanted`, or of x0, x1, … for a number; None if there is none."""
+    """The position of the column named `wanted`, or of x3 if `wanted` is 3; None if there is no such column."""
     for name in (wanted, f"x{wanted}" if wanted.isdecimal() else wanted):
         if name in names:
             return names.index(name)
@@ -97,21 +97,21 @@ def position(names: Sequence[str], wanted: str) -> int | None:
 
 
 def require_memory(path: Path, size: int) -> None:
-    """Raise if `size` bytes of columns, and a table made of them, are more than this machine has.
+    """Raise if `size` bytes of columns, and a table made from them, exceed this machine's memory.
 
-    A file of a few bytes may say that it unfolds to any number.
+    A file of a few bytes may claim to decompress to any size.
     """
     if 2 * size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise TableError(f"{path}: expected a table that fits into memory, got {size / 2**30:,.0f} GiB")
+        raise TableError(f"{path}: expected a table that fits in memory, got {size / 2**30:,.0f} GiB")
 
 
 def listing(names: Sequence[str], limit: int = 10) -> str:
-    """Names in a row, the end of a long row left out."""
+    """Names joined by commas, cut off after `limit`."""
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
