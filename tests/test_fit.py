@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fit beside the plain loop: batches, weights, histories, random generators; divergence, logs, evaluation."""
+"""`fit` against the plain loop: batches, weights, histories, random generators; divergence, logs, evaluation."""
 
 import copy
 import functools
@@ -55,7 +55,7 @@ LOADERS = {
 
 
 def both(make_loader, loss_fn, make_optimizer, *, epochs=4, make_scheduler=None, validate=False, model=None):
-    """(history, model, optimizer, scheduler, random state) of fit and of the plain loop, from the same seed."""
+    """(history, model, optimizer, scheduler, random state) of `fit` and of the plain loop, with the same seed."""
     results = []
     model = model or nn.Linear(3, 2)
     for implementation in (linreg_ext, plain_loop):
@@ -140,7 +140,7 @@ def test_history_and_epoch_loss_by_rows():
 
 
 def test_history_keeps_the_rates_that_a_tensor_had():
-    """A scheduler changes such a rate in place, and so may whatever yields the batches."""
+    """A scheduler changes a tensor rate in place, and so may the loader."""
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
     for batches in ([(X, Y)] * 2, DataLoader(TensorDataset(X, Y), batch_size=25)):
@@ -162,7 +162,7 @@ def test_history_keeps_the_rates_that_a_tensor_had():
 
 @pytest.mark.parametrize("spent", ["train_dl", "val_dl"])
 def test_an_iterator_has_batches_for_one_epoch_only(spent):
-    """What was trained until it is found spent stays."""
+    """The training before the iterator is exhausted is kept."""
     batches = [(X[:20], Y[:20]), (X[20:], Y[20:])]
     models = [nn.Linear(3, 2) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
@@ -171,7 +171,7 @@ def test_an_iterator_has_batches_for_one_epoch_only(spent):
         ValueError, match=f"fit: {spent} must yield at least one batch in every epoch, got none.* iterator"
     ):
         linreg_ext.fit(3, models[0], nn.MSELoss(), sgd(models[0]), **options)
-    trained = 1 if spent == "train_dl" else 2  # epochs, the last of them without its validation
+    trained = 1 if spent == "train_dl" else 2  # epochs; the last has no validation
     linreg_ext.fit(trained, models[1], nn.MSELoss(), sgd(models[1]), batches)
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
     options[spent] = iter(batches)
@@ -216,7 +216,7 @@ def test_divergence_stops_with_the_last_finite_parameters(level):
     assert history.step_loss[:-1].isfinite().all()
     assert not history.step_loss[-1].isfinite()
     assert all(p.isfinite().all() for p in model.parameters())
-    # The parameters are those that the step found: its batch has the same loss under them.
+    # The parameters are those before the step: its batch still has a non-finite loss.
     batch = slice(0, 25) if step % 2 else slice(25, 50)
     assert not nn.MSELoss()(model(X[batch]), Y[batch]).isfinite()
 
@@ -225,7 +225,7 @@ def test_divergence_stops_with_the_last_finite_parameters(level):
     "make", [list, lambda batch: DataLoader(TensorDataset(*batch[0]), 25)], ids=["list", "DataLoader"]
 )
 def test_a_first_step_that_diverges_leaves_no_state(make):
-    """Fails where a momentum buffer that nothing has been written to is taken for that of a second step."""
+    """Fails if an unwritten momentum buffer is used as that of a second step."""
     model = nn.Linear(3, 2)
     optimizer = sgd(model)
     before = copy.deepcopy(model.state_dict())
@@ -301,7 +301,7 @@ def test_a_loader_that_raises_leaves_a_model_that_can_go_on():
 
 @pytest.mark.extended
 def test_training_a_large_matrix_does_not_grow_the_process():
-    """256 MB here, 2 GB with `python -m benchmarks memory`: at most 1 % more than the data."""
+    """Memory grows by at most 1 % of the data: 256 MB here, 2 GB in `python -m benchmarks memory`."""
     import subprocess
     import sys
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fit with whole epochs in one call, compared with the plain loop over the loader: the same batches, weights,
-histories, states and next random numbers of every generator, wherever the run ends."""
+"""`fit` with whole epochs in one call agrees with the plain loop over the loader in batches, weights, histories, states
+and the next random numbers of every generator, wherever the run ends."""
 
 import copy
 import functools
@@ -56,7 +56,7 @@ class Scaled(Pairs):
 
 
 class Backwards(Sampler):
-    """Draws while it is iterated, as a user's sampler may."""
+    """Draws random numbers during iteration, as a user's sampler may."""
 
     def __iter__(self):
         for i in reversed(range(50)):
@@ -126,7 +126,7 @@ class End:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: object
-    draws: tuple[torch.Tensor, torch.Tensor]  # the next ones: of torch's generator and of the user's
+    draws: tuple[torch.Tensor, torch.Tensor]  # the next draws, from torch's generator and the user's
     calls: list[range]  # of the operator
 
 
@@ -204,7 +204,7 @@ def test_every_loader(name, validate, dtype, device, monkeypatch):
 
 
 def test_a_data_set_is_brought_to_the_device_once():
-    """It is copied again after a change, and never if it is already there."""
+    """The cache copies it again after a change, and never if it is already on the device."""
     data = TensorDataset(X.clone(), Y.clone())
     loader, cache = DataLoader(data, 16, shuffle=True), DeviceCache("meta")
     first, second = (cache.order_of("train", loader) for _ in range(2))
@@ -227,7 +227,7 @@ def test_a_loader_may_pin_what_goes_to_a_gpu():
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("train", ["in order", "shuffled by the user's generator", "weighted"])
 def test_every_loader_validates(name, train, monkeypatch):
-    """Validation draws after its epoch, from the same generators."""
+    """Validation draws from the same generators, after its epoch."""
     ours, theirs = (run(f, LOADERS[train], monkeypatch, make_val=LOADERS[name]) for f in (fit, plain_loop.fit))
     assert_same(ours, theirs)
     assert len(ours.calls) in (1, 5)
@@ -249,7 +249,7 @@ SCHEDULERS = {
     "SWA": lambda s, o: torch.optim.swa_utils.SWALR(o, 0.01, 3),
     "one cycle": lambda s, o: s.OneCycleLR(o, 0.1, 25, cycle_momentum=False),
     "cyclic": lambda s, o: s.CyclicLR(o, 0.01, 0.1, 3, cycle_momentum=False),
-    # What follows has to be stepped as the training goes.
+    # The following must be stepped during training.
     "one cycle of rate and momentum": lambda s, o: s.OneCycleLR(o, 0.1, 25),
     "cyclic rate and momentum": lambda s, o: s.CyclicLR(o, 0.01, 0.1, 3),
     "plateau": lambda s, o: s.ReduceLROnPlateau(o, patience=0, threshold=0.5),
@@ -262,7 +262,7 @@ def scheduler_of(name):
     return lambda optimizer: SCHEDULERS[name](torch.optim.lr_scheduler, optimizer)
 
 
-@pytest.mark.filterwarnings("ignore:linreg_ext. fit. OneCycleLR was made")
+@pytest.mark.filterwarnings("ignore:linreg_ext. fit. OneCycleLR expects")
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("validate", [False, True])
@@ -279,7 +279,7 @@ def test_every_scheduler_steps_as_in_the_plain_loop(scheduler, validate, interva
 @pytest.mark.parametrize("scheduler", ["exponential", "plateau", "of the user's", "one cycle"])
 @pytest.mark.parametrize("first", ["another parameter", "a frozen one", "none"])
 def test_the_rate_is_that_of_the_parameters_group(first, scheduler, interval, monkeypatch):
-    """Which need not be the optimizer's first."""
+    """The group need not be the optimizer's first."""
 
     def groups(model):
         if first == "a frozen one":
@@ -316,7 +316,7 @@ def warm_up(i, steps, floor=0.1):
 ], ids=["partial", "default", "reads the model", "object"])  # fmt: skip
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_functions_of_a_scheduler(make, calls, interval, monkeypatch):
-    """What reads nothing but its arguments is called ahead; all else is called as the training goes."""
+    """A function that reads only its arguments is called ahead; any other is called during training."""
     made = []
 
     def optimizer(model):
@@ -328,13 +328,13 @@ def test_functions_of_a_scheduler(make, calls, interval, monkeypatch):
 
     options = {"make_optimizer": optimizer, "make_scheduler": scheduler, "scheduler_interval": interval}
     ours, theirs = (run(f, LOADERS["shuffled"], monkeypatch, **options) for f in (fit, plain_loop.fit))
-    ours.scheduler = theirs.scheduler = None  # whose functions differ
+    ours.scheduler = theirs.scheduler = None  # their functions differ
     assert_same(ours, theirs)
     assert len(ours.calls) == (calls or (5 if interval == "epoch" else 0))
 
 
 def test_a_scheduler_that_ends_before_the_run():
-    """OneCycleLR raises at its end, after the steps that the plain loop takes."""
+    """OneCycleLR raises at its end, after the same steps as in the plain loop."""
     ends = []
     for implementation in (fit, plain_loop.fit):
         torch.manual_seed(5)
@@ -351,7 +351,7 @@ def test_a_scheduler_that_ends_before_the_run():
 
 
 def test_groups_whose_rates_part(monkeypatch):
-    """Equal at first, so that weight and bias are one fused step until a scheduler gives each its own rate."""
+    """The rates start equal, so the step is fused until a scheduler gives weight and bias different rates."""
 
     def groups(model):
         return torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.05)
@@ -398,7 +398,7 @@ def test_rates_that_change_under_every_option(options, loader, interval, weighte
 @pytest.mark.parametrize("scheduler", ["exponential", "sequential", "one cycle of rate and momentum", "plateau"])
 @pytest.mark.parametrize("loader", ["shuffled", "items that are computed"])
 def test_a_scheduler_stops_where_the_training_does(loader, scheduler, interval):
-    """At a batch whose loss is nan: scheduler, optimizer and random numbers are those of the plain loop there."""
+    """At a batch with a nan loss, scheduler, optimizer and random numbers agree with the plain loop's."""
     ends = []
     for implementation in (fit, plain_loop.fit):
         torch.manual_seed(5)
@@ -443,7 +443,7 @@ def test_two_fits_in_a_row_are_one(monkeypatch):
 
 
 def diverging(implementation, name, lr, validate):
-    """(error, model, next random numbers) of a run whose losses grow to inf, or None if they do not."""
+    """(error, model, next random numbers) of a run whose losses grow to inf."""
     torch.manual_seed(5)
     data, generator = rows(torch.float64), torch.Generator().manual_seed(3)
     model = nn.Linear(3, 2, dtype=torch.float64)
@@ -458,10 +458,10 @@ def diverging(implementation, name, lr, validate):
 @pytest.mark.parametrize("name", ["in order", "shuffled", "shuffled by the user's generator", "weighted", "split"])
 @pytest.mark.parametrize("validate", [False, True])
 def test_divergence_at_step_3_of_epoch_7(name, validate):
-    """The generators end as in the plain loop: with that epoch begun, and nothing drawn for later ones."""
+    """The generators end up as in the plain loop: that epoch has begun, and later ones have drawn nothing."""
     steps = len(LOADERS[name](rows(torch.float64), torch.Generator()))
     wanted = 6 * steps + 3
-    low, high = 1.0, 1e16  # the larger the learning rate, the earlier
+    low, high = 1.0, 1e16  # a larger learning rate diverges earlier
     for _ in range(100):
         lr = math.sqrt(low * high)
         error, model, draws = diverging(fit, name, lr, validate)
@@ -492,7 +492,7 @@ def test_divergence_can_be_let_go_on(monkeypatch):
 
 
 def test_ctrl_c_leaves_generators_where_the_steps_left_them():
-    """Repeating the completed epochs one by one, and some batches of the next, gives the same results."""
+    """Repeating the completed epochs one by one, plus some batches of the next, gives the same results."""
     data = TensorDataset(torch.randn(100_000, 2), torch.randn(100_000, 1))
 
     def prepared():
@@ -617,7 +617,7 @@ def test_a_learning_rate_that_is_a_tensor(monkeypatch):
 
 
 def test_drawing_epoch_by_epoch_is_the_same(monkeypatch):
-    """If a version of torch draws different numbers at once than one by one, they are drawn one by one."""
+    """The fallback, for a version of torch whose bulk draws differ from single draws, changes nothing."""
     together = run(fit, LOADERS["shuffled"], monkeypatch)
     monkeypatch.setattr(batches, "_draws_one_by_one", lambda: False)
     alone = run(fit, LOADERS["shuffled"], monkeypatch)

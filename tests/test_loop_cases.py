@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Cases that people met in training loops of their own: silent broadcasts, default devices, weights, empty loaders,
-callbacks, mistaken arguments, and what the messages say."""
+"""Pitfalls of real training loops: silent broadcasting, default devices, weights, empty loaders, callbacks, wrong
+arguments, and the wording of messages."""
 
 import ast
 import io
@@ -144,7 +144,7 @@ FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", 
 
 
 def factories_without_a_device(source):
-    """(line, name) of calls of torch's factories that take the default device."""
+    """(line, name) of each call of a torch factory that uses the default device."""
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FACTORIES):
             continue
@@ -172,7 +172,7 @@ def test_a_default_device_changes_nothing(make_loader, make_model):
     for device in ("cpu", "meta"):
         model, optimizer = start(make_model)
         loader = make_loader(data)
-        if device == "meta" and isinstance(loader, DataLoader):  # which draws its seed on the default device
+        if device == "meta" and isinstance(loader, DataLoader):  # draws its seed on the default device
             loader = list(loader)
         with torch.device(device):
             history = linreg_ext.fit(3, model, MSE, optimizer, loader, val_dl=loader, patience=2, progress=False)
@@ -184,7 +184,7 @@ def test_a_default_device_changes_nothing(make_loader, make_model):
 
 
 def test_a_default_device_where_a_dataloader_draws():
-    """Under another default device a DataLoader fails or draws elsewhere, and so does fit."""
+    """Under another default device, a DataLoader fails or draws on that device; fit does the same."""
     model, optimizer = start()
     loader = DataLoader(TensorDataset(X, Y), 16)
     with torch.device("meta"):
@@ -222,7 +222,7 @@ Y2 = torch.cat([Y, -Y], 1)
 
 
 class Weighted(Dataset):
-    """A data set that is iterated."""
+    """A data set with weights that `fit` must iterate."""
 
     def __init__(self, *tensors):
         self.tensors = tensors
@@ -259,7 +259,7 @@ def test_weights_at_every_level(weight, data, level, loss, reduction):
 
 
 def test_weights_of_a_loss_that_reshapes():
-    """In the target's shape, which is not the prediction's."""
+    """Weights have the target's shape, not the prediction's."""
     x, y, weight = X.double(), Y2.double().flatten(), torch.rand(100, dtype=torch.float64)
     model = nn.Linear(3, 2).double()
     step = linreg_ext.make_train_step(model, lambda p, y: ((p.reshape(y.shape) - y) ** 2).mean(), sgd(model))
@@ -270,7 +270,7 @@ def test_weights_of_a_loss_that_reshapes():
 
 @pytest.mark.parametrize("make_model", [None, deep], ids=["linear", "deep"])
 def test_a_weight_of_k_is_k_copies_of_a_row(make_model):
-    """In one batch, and zero leaves a row out, whatever is in it."""
+    """This holds within a batch. A weight of zero drops a row, whatever its contents."""
     counts = torch.randint(0, 4, (50,))
     x = X.clone()
     copies = torch.arange(50).repeat_interleave(counts)
@@ -331,13 +331,13 @@ def test_weights_that_do_not_fit():
         with pytest.raises(RuntimeError, match=r"step: target must have shape \[50, 1\], got \[50\]"):
             call(X, Y[:, 0], torch.rand(50))
     with pytest.raises(
-        ValueError, match=r"step: a batch with weights needs a loss that linreg_ext knows, such as .*, but "
+        ValueError, match=r"step: a batch with weights needs a loss that linreg_ext recognises, such as .*, but "
     ):
         linreg_ext.make_train_step(eager, F.cross_entropy, deep_optimizer)(X, torch.zeros(50).long(), torch.rand(50))
 
 
 def test_a_column_of_weights_beside_flat_predictions():
-    """One a row, whatever holds the weight and whoever computes."""
+    """The weights count per row, for any layout of the weight parameter and at every level."""
 
     class Vector(nn.Module):
         def __init__(self):
@@ -404,7 +404,7 @@ def test_what_a_callback_returns_means_nothing_and_warns_once():
             )  # fmt: skip
         assert len(history.epoch_loss) == bar.n == 20
         assert [str(w.message) for w in caught] == [
-            f"linreg_ext: fit: on_epoch_end returned {returned!r}, which has no meaning; raise linreg_ext.StopTraining to "
+            f"linreg_ext: fit: on_epoch_end returned {returned!r}, which is ignored; raise linreg_ext.StopTraining to "
             "end the run"
         ]
 
@@ -456,7 +456,7 @@ class Nothing(IterableDataset):
         (DataLoader(Subset(TensorDataset(X, Y), []), 4), "but its data set is empty"),
         (
             DataLoader(TensorDataset(X[:5], Y[:5]), 8, drop_last=True),
-            "but drop_last=True leaves out the only one: 5 rows are fewer than batch_size=8",
+            "but drop_last=True drops the only one: it has 5 rows, fewer than batch_size=8",
         ),
         (DataLoader(Nothing(), 4), "got none"),
         (iter(()), "got none"),
@@ -469,11 +469,11 @@ def test_a_loader_without_batches_says_why(loader, why, which):
     loaders = {"train_dl": [(X, Y)], which: loader}
     with pytest.raises(ValueError, match=f"fit: {which} must yield at least one batch.*{re.escape(why)}"):
         linreg_ext.fit(3, model, MSE, optimizer, **loaders)
-    if which == "train_dl" or why != "got none" or isinstance(loader, list):  # else an epoch has been trained
+    if which == "train_dl" or why != "got none" or isinstance(loader, list):  # otherwise an epoch has been trained
         assert torch.equal(model.weight, before)
 
 
-# ---- What the messages say -------------------------------------------------------------------------------------------
+# ---- Wording of messages ---------------------------------------------------------------------------------------------
 
 
 def test_counts_are_integers():
@@ -489,7 +489,7 @@ def test_counts_are_integers():
         }
         with pytest.raises(TypeError, match=f"fit: {name} must be an int, got {type(value).__name__}"):
             linreg_ext.fit(**arguments)
-    linreg_ext.fit(torch.tensor(1), model, MSE, optimizer, [(X, Y)], progress=False)  # is an index
+    linreg_ext.fit(torch.tensor(1), model, MSE, optimizer, [(X, Y)], progress=False)  # converts to an index
 
 
 def test_arguments_in_another_order_or_of_another_kind():
@@ -576,8 +576,8 @@ def test_an_order_that_is_expanded_says_how_to_copy_it():
 def test_schedulers_made_for_more_steps_warn_once():
     lr_scheduler = torch.optim.lr_scheduler
     for make, options, words in (
-        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, epochs=5, steps_per_epoch=4), {}, "OneCycleLR was made for 20 steps, but only 5 follow; scheduler_interval='step'"),
-        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, 30), {"scheduler_interval": "step"}, "OneCycleLR was made for 30 steps, but only 20 follow$"),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, epochs=5, steps_per_epoch=4), {}, "OneCycleLR expects 20 steps, but the run takes only 5; use scheduler_interval='step'"),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, 30), {"scheduler_interval": "step"}, "OneCycleLR expects 30 steps, but the run takes only 20$"),
         (lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1), {}, None),
         (lambda o: lr_scheduler.OneCycleLR(o, 0.1, 20), {"scheduler_interval": "step"}, None),
         (lambda o: lr_scheduler.OneCycleLR(o, 0.1, 5), {}, None),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What can end a run of fit at an epoch's end, and a run that goes on in another process."""
+"""Stopping `fit` at the end of an epoch, and resuming in another process."""
 
 import math
 import subprocess
@@ -112,7 +112,7 @@ torch.save({"states": states, "random": torch.get_rng_state(), "generator": gene
 
 @pytest.mark.extended
 def test_a_run_that_is_saved_and_goes_on_elsewhere_is_one_run(tmp_path):
-    """Bit for bit, the order of the batches included."""
+    """The resumed run agrees bit for bit, including the order of the batches."""
 
     def process(path, *arguments):
         subprocess.run([sys.executable, "-c", SCRIPT, str(path), *arguments], check=True, capture_output=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Training loops that fuse the models, losses and optimizers they recognise and run everything else as it is."""
+"""Training loops that fuse the models, losses and optimizers they recognise and run all others as plain PyTorch."""
 
 from .evaluate import evaluate
 from .fit import StopTraining, fit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The loss of one batch as plain PyTorch computes it, without PyTorch's silent broadcasts, and with weights."""
+"""The loss of one batch in plain PyTorch, with weights and without silent broadcasting."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .match import NotFusable, RegressionLoss, match_loss
 
 
 class BatchLoss:
-    """`loss_fn(model(x), y)`, or with weights their weighted mean or sum.
+    """`loss_fn(model(x), y)`; with weights, its weighted mean or sum.
 
     Args:
-        op: the function that messages name.
+        op: the name of the public function, for messages.
     """
 
     def __init__(self, op: str, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._op, self._model, self._loss_fn = op, model, loss_fn
-        self._harmless: set[tuple[torch.Size, torch.Size]] = set()  # shapes of a row that this loss does not broadcast
-        self._known: RegressionLoss | None = None  # a function's; a module's numbers may change
+        self._harmless: set[tuple[torch.Size, torch.Size]] = set()  # row shapes that this loss does not broadcast
+        self._known: RegressionLoss | None = None  # of a function only: a module's numbers may change
 
     def __call__(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss, which is one number.
+        """The loss, a single number.
 
         Raises:
-            RuntimeError: the prediction and the target, or a weight, would be broadcast.
-            ValueError: the loss is not one number, or is not known where there are weights.
+            RuntimeError: the target or weight has the wrong shape and would be broadcast.
+            ValueError: the loss is not a single number, or is not recognised but there are weights.
         """
         prediction = self._model(x)
         if weight is not None:
@@ -47,7 +47,7 @@ class BatchLoss:
         return loss
 
     def _unbroadcast(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """The loss of a prediction and a target of different shapes, as a loss that reshapes or takes classes has."""
+        """The loss of a prediction and target whose shapes differ, as for losses that reshape or take class indices."""
         shapes = prediction.shape[1:], y.shape[1:]
         if shapes in self._harmless:
             return self._loss_fn(prediction, y)
@@ -65,8 +65,8 @@ class BatchLoss:
             known = self._known or match_loss(self._loss_fn)
         except NotFusable as reason:
             raise ValueError(
-                f"{self._op}: a batch with weights needs a loss that linreg_ext knows, such as nn.MSELoss(), whose "
-                f"weighted mean it can compute, but {reason}"
+                f"{self._op}: a batch with weights needs a loss that linreg_ext recognises, such as nn.MSELoss(), to "
+                f"compute its weighted mean, but {reason}"
             ) from None
         self._known = None if isinstance(self._loss_fn, nn.Module) else known
         if not known.flattens and prediction.shape != y.shape:
@@ -83,15 +83,15 @@ class BatchLoss:
 
 
 def refuse_shapes(op: str, prediction: Tensor, y: Tensor) -> None:
-    """Raise the error of a target that does not have the prediction's shape."""
-    cure = "unsqueeze(-1)" if (*y.shape, 1) == (*prediction.shape,) else "expand_as(prediction) if that is meant"
+    """Raise because the target does not have the prediction's shape."""
+    cure = "unsqueeze(-1)" if (*y.shape, 1) == (*prediction.shape,) else "expand_as(prediction) to broadcast it"
     raise RuntimeError(
         f"{op}: target must have shape {list(prediction.shape)}, got {list(y.shape)}; pass target.{cure}"
     )
 
 
-# The names of functions, methods and operators that broadcast two tensors against each other: arithmetic, and losses.
-# Scripted losses and calls of torch.ops are not seen.
+# The names of functions, methods and operators that broadcast two tensors against each other: arithmetic and losses.
+# A function mode does not see scripted losses or calls of torch.ops.
 _BROADCASTING = {
     *("add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "maximum", "minimum"),
     *(f"__{r}{name}__" for r in ("", "r") for name in ("add", "sub", "mul", "truediv", "div")),
@@ -110,7 +110,7 @@ class _RefuseBroadcast(TorchFunctionMode):
         try:
             torch.broadcast_shapes(prediction.shape, y.shape)
             self._shapes = {prediction.shape, y.shape}
-        except RuntimeError:  # PyTorch cannot broadcast these, and says so
+        except RuntimeError:  # not broadcastable: PyTorch itself raises
             self._shapes = None
 
     def __torch_function__(

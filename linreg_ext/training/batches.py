@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The batches of a loader: as it yields them, or, where they are rows of tensors in memory, as an order of rows.
+"""The batches of a loader: as the loader yields them or, if they are rows of tensors in memory, as an order of rows.
 
-In each epoch, iterating a DataLoader draws random numbers in this order: a base seed for the workers, from the loader's
-generator (even without workers), then whatever the sampler draws. An order draws the same by iterating the loader's own
-batch sampler. Rows in turn and a permutation of all rows bypass it: iterating takes longer than training a small epoch.
+In each epoch, iterating a DataLoader first draws a base seed for the workers from the loader's generator, even without
+workers; then the sampler draws. An order draws the same numbers by iterating the loader's own batch sampler. Sequential
+rows and permutations bypass the sampler, because iterating it takes longer than training a small epoch.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRand
 
 
 class Batches:
-    """The batches that a loader yields, on a device, to be gone through once an epoch.
+    """An iterable, once per epoch, over a loader's batches on a device.
 
     Raises:
-        ValueError: the loader yields no batch, as is known of some at once.
+        ValueError: the loader is known to be empty.
     """
 
     def __init__(self, name: str, loader: Iterable[Any] | None, device: Any) -> None:
@@ -54,15 +54,15 @@ class Batches:
             why = _why_empty(self._loader)
             if self._had_some:
                 why = (
-                    "got none after an epoch that had some: an iterator can be gone through only once (the parameters "
-                    "are as trained so far)"
+                    "got none after the first epoch: an iterator can be consumed only once (the parameters are as "
+                    "trained so far)"
                 )
             raise ValueError(f"fit: {self._name} must yield at least one batch in every epoch, {why}")
         self._had_some = True
 
 
 def batches_of(op: str, loader: Iterable[Any]) -> Iterator[Batch]:
-    """What a loader yields: pairs, or triples with weights."""
+    """Iterate over a loader's batches: pairs, or triples with weights."""
     for batch in loader:
         count = len(batch) if isinstance(batch, (tuple, list)) else 0
         if count not in (2, 3):
@@ -72,12 +72,12 @@ def batches_of(op: str, loader: Iterable[Any]) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch, device: Any) -> Batch:
-    """A batch on a device."""
+    """Move a batch to a device."""
     return tuple([None if part is None else part.to(device, non_blocking=True) for part in batch])
 
 
 def rows_of(batch: Batch) -> int | Tensor:
-    """By what the loss of a batch counts in a mean over batches: its rows, or their weights (0-dim float64)."""
+    """The weight of a batch in a mean over batches: its number of rows, or their total weight (0-dim float64)."""
     x, _, weight = batch
     return len(x) if weight is None else weight_by_row(weight).sum()
 
@@ -88,7 +88,7 @@ def weight_by_row(weight: Tensor) -> Tensor:
 
 
 def length_of(loader: Any) -> int | None:
-    """How many batches a loader yields in an epoch, if it says so."""
+    """The number of batches per epoch; None if the loader has no length."""
     try:
         return len(loader)
     except TypeError:
@@ -96,7 +96,7 @@ def length_of(loader: Any) -> int | None:
 
 
 def _is_empty(loader: Any) -> bool:
-    """Whether it can be seen, without running code of the user's, that a loader yields no batch."""
+    """Whether a loader is known to be empty without running user code."""
     if type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler:
         return type(loader.sampler) in _SAMPLERS and len(loader) == 0
     return type(loader) in (list, tuple) and not loader
@@ -106,22 +106,22 @@ def _why_empty(loader: Any) -> str:
     if isinstance(loader, DataLoader):
         rows, size = length_of(loader.dataset), loader.batch_size
         if rows and size and loader.drop_last and rows < size:
-            return f"but drop_last=True leaves out the only one: {rows} rows are fewer than batch_size={size}"
+            return f"but drop_last=True drops the only one: it has {rows} rows, fewer than batch_size={size}"
         return "but its data set is empty" if rows == 0 else "got none"
     return "got none"
 
 
 class BatchOrder:
-    """How a DataLoader goes through tensors in memory.
+    """The order in which a DataLoader visits the rows of tensors in memory.
 
     Attributes:
-        tensors: the input, the target and, where there are any, the weights.
-        length: the rows of an epoch.
-        batch_size, drop_last: of the loader.
-        is_static: every epoch has the same order, `static`; None there is every row in turn.
-        generators: what an epoch draws from, beside torch's default generator.
-        numbers: how many 64-bit numbers an epoch draws from the default generator, so that many epochs' numbers can be
-            drawn at once; None if it draws anything else from it.
+        tensors: the input, the target and any weights.
+        length: the number of rows per epoch.
+        batch_size, drop_last: the loader's.
+        is_static: whether every epoch has the same order, `static`, where None means sequential.
+        generators: the generators that an epoch draws from, besides torch's default generator.
+        numbers: how many 64-bit numbers an epoch draws from the default generator, to draw those of many epochs at
+            once; None if the epoch draws anything else from it.
     """
 
     def __init__(self, loader: DataLoader[Any], tensors: tuple[Tensor, ...], rows: Tensor | None) -> None:
@@ -136,22 +136,22 @@ class BatchOrder:
             population = _row_numbers(sampler.indices, size)
         else:
             count = len(sampler.weights if kind is WeightedRandomSampler else sampler.data_source)
-            if count > size:  # an index will be out of range, which iterating says better
+            if count > size:  # iterating raises a better error for the out-of-range index
                 raise NotInMemoryError
             population = None if count == size else torch.arange(count, device="cpu")
         if rows is not None:
             population = rows if population is None else rows[population]
 
         self.is_static = kind is SequentialSampler
-        if self.is_static and rows is None and population is not None:  # rows in turn, of fewer
+        if self.is_static and rows is None and population is not None:  # the first rows, in sequence
             self.tensors, population = tuple([t[: self.length] for t in tensors]), None
         self.static: Tensor | None = population if self.is_static else None
         self._permutes = kind is RandomSampler and not sampler.replacement and self.length == count
         self._once = (self.is_static or self._permutes or kind is SubsetRandomSampler) and not self.drop_last
         self._population = population
 
-        # From the default generator come the base seed and a permutation's seed, unless they have generators of their
-        # own.
+        # The default generator supplies the base seed and a permutation's seed, unless the loader or the sampler has
+        # its own.
         generators = [loader.generator, own]
         if any(g is not None and g.device.type != "cpu" for g in generators):
             raise NotInMemoryError
@@ -163,26 +163,26 @@ class BatchOrder:
 
     @property
     def epoch_steps(self) -> int:
-        """The batches of an epoch."""
+        """The number of batches per epoch."""
         return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
 
     def batch(self) -> Batch:
-        """All rows that there are."""
+        """All rows of the tensors, as one batch."""
         return (*self.tensors, None)[:3]
 
     def whole(self) -> Batch | None:
-        """The rows of an epoch in any order, if every epoch goes through the same ones, each of them once."""
+        """The rows of an epoch in any order, if every epoch visits the same rows once each; else None."""
         if not self._once:
             return None
         rows = self._population
         return (*(t if rows is None else t[rows] for t in self.tensors), None)[:3]
 
     def draw(self, numbers: list[int] | None, wanted: bool) -> Tensor | None:
-        """Draw what an epoch draws, and return its order, [length]; None for every row in turn.
+        """Draw an epoch's random numbers and return its order, [length]; None for sequential rows.
 
         Args:
-            numbers: the values of `self.numbers` draws, if they are made already.
-            wanted: whether the order is needed; if not, only draws that are visible outside are made.
+            numbers: the values of the `self.numbers` draws, if already made.
+            wanted: whether the order is needed; if not, only draws with outside effects are made.
         """
         numbers = list(numbers or ())
         if self._loader.generator is not None or not numbers:
@@ -209,14 +209,14 @@ class BatchOrder:
         return order if self._rows is None else self._rows[order]
 
     def resume(self, batches: int) -> None:
-        """Draw what going through the first `batches` batches of an epoch draws."""
+        """Draw the random numbers of an epoch's first `batches` batches."""
         sampled = iter(self._loader.batch_sampler)
         _draw(self._loader.generator)
         for _ in range(batches):
             next(sampled)
 
     def batch_at(self, order: Tensor | None, i: int) -> Batch:
-        """Batch `i` of an epoch of that order."""
+        """Batch `i` of an epoch with this order."""
         rows: Any = slice(i * self.batch_size, min((i + 1) * self.batch_size, self.length))
         if order is not None:
             rows = order[rows].to(self.tensors[0].device)
@@ -228,17 +228,17 @@ def _draw(generator: torch.Generator | None) -> Tensor:
 
 
 def order_of(loader: Any, device: torch.device | None = None) -> BatchOrder | None:
-    """The order of a loader whose batches are rows of tensors, taken as they are; None for any other.
+    """The order of a loader whose batches are unmodified rows of tensors; None for any other loader.
 
-    A sampler or batch sampler of the user's own has no order: what it yields may depend on the training so far, so it
-    has to be asked batch by batch.
+    A user's own sampler or batch sampler has no order: it may depend on the training so far, so `fit` must ask it for
+    each batch.
 
     Args:
-        device: where the batches are to go. A loader may pin those that go to a GPU.
+        device: the destination of the batches. A loader may pin those bound for a GPU.
     """
     if type(loader) is not DataLoader or loader.num_workers != 0 or loader.timeout != 0:
         return None
-    if torch.get_default_device().type != "cpu":  # where a DataLoader would draw its random numbers
+    if torch.get_default_device().type != "cpu":  # on which a DataLoader would draw
         return None
     if loader.pin_memory and (device is None or device.type != "cuda"):
         return None
@@ -255,17 +255,17 @@ def order_of(loader: Any, device: torch.device | None = None) -> BatchOrder | No
 
 
 def draw_epochs(count: int, train: BatchOrder, val: BatchOrder | None) -> Tensor | None:
-    """Draw what `count` epochs of training, each followed by validation, draw; the order of their rows.
+    """Draw the random numbers of `count` epochs of training, each followed by validation.
 
     Returns:
-        [length] if every epoch has the same order, else [count, length]; None for every row in turn.
+        The order of their rows: [length] if all epochs share it, else [count, length]; None for sequential rows.
     """
     numbers = [0 if order is None else order.numbers for order in (train, val)]
     drawn: Iterator[Any] = itertools.repeat(None)
     if None not in numbers and _draws_one_by_one():
         bulk = torch.empty(count * sum(numbers), dtype=torch.int64, device="cpu").random_()
         if train.is_static and not train.generators and (val is None or not val.generators):
-            return train.static  # nothing else is drawn
+            return train.static  # no other draws
         rest = iter(bulk.tolist())
         drawn = (list(itertools.islice(rest, size)) for size in itertools.cycle(numbers))
     orders = []
@@ -281,7 +281,7 @@ def draw_epochs(count: int, train: BatchOrder, val: BatchOrder | None) -> Tensor
 
 @functools.cache
 def _draws_one_by_one() -> bool:
-    """Whether many numbers that are drawn at once are those that are drawn one by one."""
+    """Whether drawing many numbers at once gives the same numbers as drawing them one by one."""
     together, alone = (torch.Generator(device="cpu").manual_seed(0) for _ in range(2))
     for count in (3, 64):
         numbers = torch.empty(count, dtype=torch.int64, device="cpu").random_(generator=together).tolist()
@@ -291,7 +291,7 @@ def _draws_one_by_one() -> bool:
 
 
 class DeviceCache:
-    """Copies of data sets on the run's device, made again when their tensors have changed."""
+    """Copies of data sets on the run's device, renewed when their tensors change."""
 
     def __init__(self, device: Any) -> None:
         self._device = (
@@ -300,7 +300,7 @@ class DeviceCache:
         self._copies: dict[tuple[str, int], tuple[tuple[Any, ...], Tensor, Tensor]] = {}
 
     def order_of(self, name: str, loader: Any) -> BatchOrder | None:
-        """The order of a loader through rows on the device; None also if copies would take half of its free memory."""
+        """`order_of` with the tensors on the device; also None if copies would exceed half of its free memory."""
         order = order_of(loader, self._device)
         if order is None or self._device is None:
             return order
@@ -319,12 +319,12 @@ class DeviceCache:
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """What tells a tensor, for as long as it lives, from others and from what it held before."""
+    """Identifies a live tensor and the version of its contents."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version
 
 
 def _has_room(tensors: Iterable[Tensor], device: torch.device) -> bool:
-    """Whether copies would leave half of the device's free memory to others."""
+    """Whether copies would fit in half of the device's free memory."""
     needed = sum(t.numel() * t.element_size() for t in tensors)
     return needed == 0 or device.type != "cuda" or 2 * needed <= torch.cuda.mem_get_info(device)[0]
 
@@ -334,7 +334,7 @@ class NotInMemoryError(Exception):
 
 
 def _tensors_of(dataset: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """(tensors, rows) of a data set whose item i holds row rows[i] of each tensor; rows is None for i itself."""
+    """(tensors, rows) of a data set whose item i is row rows[i] of each tensor, or row i if rows is None."""
     if type(dataset) is Subset:
         tensors, rows = _tensors_of(dataset.dataset)
         indices = _row_numbers(dataset.indices, len(tensors[0]) if rows is None else len(rows))
@@ -351,7 +351,7 @@ def _tensors_of(dataset: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
 
 
 def _row_numbers(indices: Any, size: int) -> Tensor:
-    """Indices into `size` rows as a tensor, none of them negative."""
+    """Indices into `size` rows, as a tensor without negative indices."""
     if isinstance(indices, range) and indices.step == 1 and 0 <= indices.start <= indices.stop <= size:
         return torch.arange(indices.start, indices.stop, device="cpu")
     try:
@@ -369,7 +369,7 @@ def _row_numbers(indices: Any, size: int) -> Tensor:
 
 
 def _attributes_of(dataset: Any) -> tuple[Any, ...]:
-    """The two tensors of a data set of the user's own whose item is `self.x[index], self.y[index]`, as written."""
+    """The two tensors of a user's data set whose items are literally `self.x[index], self.y[index]`."""
     cls = type(dataset)
     getitem, template = cls.__dict__.get("__getitem__"), _Template.__getitem__.__code__
     if (
@@ -389,7 +389,7 @@ def _attributes_of(dataset: Any) -> tuple[Any, ...]:
 
 
 class _Template:
-    """The items that are recognised, by their bytecode, whatever the attributes are called."""
+    """The `__getitem__` whose bytecode is recognised, with any attribute names."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.x[index], self.y[index]  # type: ignore[attr-defined]

@@ -15,24 +15,24 @@ from .match import reduction_of
 
 
 def evaluate(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], dataloader: Iterable[Any]) -> float:
-    """The mean of `loss_fn` over the rows of `dataloader`, in eval mode and without gradients.
+    """Compute the mean of `loss_fn` over the rows of `dataloader`, in eval mode and without gradients.
 
     Args:
-        model: put in eval mode for the pass, and every module of it back into its mode after it.
-        loss_fn: called as `loss_fn(model(x), y)`; a loss with `reduction="sum"` is divided by the rows.
+        model: the model. It runs in eval mode; afterwards, each module's mode is restored.
+        loss_fn: called as `loss_fn(model(x), y)`; a loss with `reduction="sum"` is divided by the number of rows.
         dataloader: yields (x [N, D], y [N, K]) or (x, y, weight) on the model's device, as for `fit`.
 
     Returns:
-        The mean over all rows, each by its weight, so that a short last batch counts by its size;
-        nan if there are none.
+        The weighted mean over all rows, to which each batch contributes according to its size;
+        nan if there are no rows.
 
     Raises:
-        ValueError: `dataloader` yields anything other than pairs or triples, or the loss of a batch is not one number.
+        ValueError: `dataloader` yields something other than pairs or triples, or a batch's loss is not one number.
         RuntimeError: the target does not have the prediction's shape, and the loss would broadcast them.
 
     Equivalent to:
-        `model.eval()`, then under `torch.no_grad()` the sum over batches of `len(x) * loss_fn(model(x), y)`, by
-        the number of rows.
+        `model.eval()`, then, under `torch.no_grad()`, the sum over batches of `len(x) * loss_fn(model(x), y)`
+        divided by the number of rows.
 
     Example:
         >>> evaluate(model, nn.MSELoss(), DataLoader(dataset, batch_size=20))
@@ -41,7 +41,7 @@ def evaluate(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], data
 
 
 def mean_loss(op: str, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Any]) -> float:
-    """What `evaluate` returns, for the function that messages are to name."""
+    """`evaluate` over batches; messages name the function `op`."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     batch_loss, summed = BatchLoss(op, model, loss_fn), reduction_of(loss_fn) == "sum"
@@ -59,7 +59,7 @@ def mean_loss(op: str, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Ten
 
 
 def mean_over_rows(losses: list[Tensor], rows: list[int | Tensor], summed: bool) -> float:
-    """The mean over rows of batch losses that are means (or, if `summed`, sums) over their own rows."""
+    """The mean over all rows, from batch losses that are means (or, if `summed`, sums) over their own rows."""
     if rows and all(isinstance(r, Tensor) for r in rows):
         weights = torch.stack(rows).cpu()
     else:
@@ -67,5 +67,5 @@ def mean_over_rows(losses: list[Tensor], rows: list[int | Tensor], summed: bool)
     total = weights.sum().item()
     if total == 0:
         return float("nan")
-    values = torch.stack(losses).flatten().double().cpu().where(weights != 0, 0.0)  # a mean over nothing is nan
+    values = torch.stack(losses).flatten().double().cpu().where(weights != 0, 0.0)  # nan: a batch without weight
     return float(values.sum() if summed else values @ weights) / total

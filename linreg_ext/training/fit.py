@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The training loop. Whole epochs of fused steps: `bound_run` in `csrc/torch/bound_step.cpp`; see functional.py."""
+"""The training loop. `bound_run` in `csrc/torch/bound_step.cpp` runs whole epochs of fused steps; see functional.py."""
 
 from __future__ import annotations
 
@@ -44,45 +44,45 @@ def fit(
 ) -> History:
     """Train `model` for `num_epochs` passes over `train_dl`, each batch with the step of `make_train_step`.
 
-    Batches come in the loader's own order, and torch's random generators end where the plain loop would leave them. A
-    fused step over a DataLoader of tensors in memory (a TensorDataset, a Subset of one, or a data set whose items are
-    `self.x[index], self.y[index]`) with torch's own samplers takes whole epochs in one call, on a GPU with the data
-    moved to `device` once where half of its free memory holds them; anything else is iterated. Ctrl-C ends the run
-    between two steps, with the generators where those steps leave them.
+    Batches come in the loader's order, and torch's random generators end up as in the plain loop. A fused step takes
+    whole epochs in one call on a DataLoader of tensors in memory (a TensorDataset, a Subset of one, or a data set whose
+    items are `self.x[index], self.y[index]`) with torch's own samplers. If the data fit in half of a GPU's free memory,
+    they are copied to `device` once. Any other loader is iterated. Ctrl-C ends the run between two steps, with the
+    generators in the state after those steps.
 
     Args:
-        num_epochs: how many times to go through `train_dl`; >= 0.
+        num_epochs: the number of passes over `train_dl`; >= 0.
         model, loss_fn, opt: as in `make_train_step`.
-        train_dl: yields (x [N, D], y [N, K]) or (x, y, weight), weighted as `make_train_step` says; a DataLoader
-            or any other iterable that can be gone through repeatedly.
-        val_dl: validation data, evaluated after every epoch as `evaluate` does.
-        scheduler: a learning-rate scheduler of `opt`. ReduceLROnPlateau is given the validation loss, or without
-            validation data the training loss; after a batch, that batch's loss.
-        scheduler_interval: when it is stepped: after every `"epoch"`, or after every batch (`"step"`), as
-            OneCycleLR is meant to be.
-        device: moves the model there and every batch; None leaves both where they are.
+        train_dl: yields (x [N, D], y [N, K]) or (x, y, weight), weighted as in `make_train_step`; a DataLoader
+            or any other iterable that can be iterated repeatedly.
+        val_dl: validation data, evaluated as by `evaluate` after every epoch.
+        scheduler: a learning-rate scheduler of `opt`. ReduceLROnPlateau receives the validation loss, or the training
+            loss if there is no validation data; when stepped after a batch, that batch's loss.
+        scheduler_interval: when to step the scheduler: after every `"epoch"`, or after every batch (`"step"`), as
+            OneCycleLR requires.
+        device: where to move the model and every batch; None moves neither.
         log_every: print `Epoch [10/100], Loss: 12.3456` every `log_every` epochs, with the loss of the epoch's last
-            batch (and `Val loss` where there is validation data).
-        progress: a progress bar over epochs on stderr (needs tqdm); None shows one on a terminal.
-        on_divergence: `"stop"` raises `DivergenceError` when a batch's loss is nan or inf and leaves the
-            parameters as that batch found them; `"continue"` goes on as the plain loop does.
-        patience: stop after this many consecutive epochs without a lower validation loss (without validation data,
-            training loss), and restore the best epoch's parameters; None: never.
-        on_epoch_end: called with the number of the epoch that has ended (from 1) and the history so far, which must not
-            be changed. It ends the run by raising `StopTraining`; what it returns has no meaning.
+            batch (and `Val loss` if there is validation data).
+        progress: whether to show a progress bar over epochs on stderr (needs tqdm); None shows one on a terminal.
+        on_divergence: `"stop"` raises `DivergenceError` if a batch's loss is nan or inf, and keeps the parameters
+            from before that batch; `"continue"` trains on, as the plain loop does.
+        patience: stop after this many consecutive epochs without a lower validation loss (training loss if there is
+            no validation data), and restore the best epoch's parameters; None never stops early.
+        on_epoch_end: called after each epoch with its number (from 1) and the history so far, which it must not
+            change. It ends the run by raising `StopTraining`; its return value is ignored.
 
     Returns:
         The `History` of the run.
 
     Raises:
         TypeError: model, loss_fn or opt is of the wrong kind, or a count is not an int.
-        ValueError: an argument is out of range; a loader yields anything other than pairs or triples, or no batch at
-            all; or the loss of a batch is not one number, or is not known where there are weights.
-        RuntimeError: a shape, dtype or device does not fit.
+        ValueError: an argument is out of range; a loader yields no batch, or something other than pairs or triples;
+            or a batch's loss is not one number, or is not recognised but there are weights.
+        RuntimeError: a shape, dtype or device does not match.
         DivergenceError: see `on_divergence`.
 
     Equivalent to:
-        `for epoch in range(num_epochs):` over `for x, y in train_dl:` the lines of `make_train_step`, then
+        `for epoch in range(num_epochs):`, in it `for x, y in train_dl:` with the lines of `make_train_step`, then
         `scheduler.step()`.
 
     Example:
@@ -107,7 +107,7 @@ def fit(
 
     bar = _progress_bar(num_epochs, progress)
     cache = DeviceCache(device)
-    most = math.inf if bar is None and log_every is None else 1  # epochs in one call, so that a reader sees them pass
+    most = math.inf if bar is None and log_every is None else 1  # epochs per call; few, to update the display
     epoch, over, warned = 0, False, False
     try:
         while epoch < num_epochs and not over:
@@ -119,7 +119,7 @@ def fit(
                 alone = on_epoch_end is not None or stopping is not None or (val_dl is not None and not fused.validates)
                 started = time.perf_counter()
                 count = fused.take(1 if alone else min(num_epochs - epoch, most), recorder, stop, schedule)
-                if most < math.inf:  # so that the bar moves some forty times a second
+                if most < math.inf:  # update the display about forty times a second
                     most = max(1, min(16, 0.025 / (time.perf_counter() - started)) * count)
             epoch += count
             if val_dl is not None and len(recorder.val_loss) < epoch:
@@ -140,7 +140,7 @@ def fit(
                 if returned is not None and not warned:
                     warned = True
                     warnings.warn(
-                        f"linreg_ext: fit: on_epoch_end returned {returned!r}, which has no meaning; raise "
+                        f"linreg_ext: fit: on_epoch_end returned {returned!r}, which is ignored; raise "
                         "linreg_ext.StopTraining to end the run",
                         UserWarning,
                         stacklevel=2,
@@ -156,7 +156,7 @@ def fit(
 
 
 def _count(name: str, value: Any, least: int) -> int:
-    """An argument that counts something."""
+    """Validate an argument that is a count."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -168,7 +168,7 @@ def _count(name: str, value: Any, least: int) -> int:
 
 
 def _train_epoch(step: TrainStep, batches: Iterable[Batch], recorder: Recorder, stop: bool, schedule: Schedule) -> None:
-    """Go through the batches once, one by one."""
+    """Train on each batch once."""
     for batch in batches:
         rate = step.optimizer.param_groups[0]["lr"]
         loss = step.step(*batch, skip_nonfinite=stop)
@@ -178,13 +178,13 @@ def _train_epoch(step: TrainStep, batches: Iterable[Batch], recorder: Recorder, 
 
 
 _FLOAT64 = {"dtype": torch.float64, "device": "cpu"}
-_ORDER_NUMBERS = 1 << 17  # 1 MB of row numbers or rates at once, unless one epoch has more
+_ORDER_NUMBERS = 1 << 17  # 1 MB of row numbers or rates per call, unless one epoch has more
 
 
 def _fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, cache: DeviceCache) -> _FusedEpochs | None:
-    """The next epochs of `train_dl`, if their steps are fused and come in an order that is known ahead.
+    """The next epochs of `train_dl`, if their steps are fused and their order is known in advance; else None.
 
-    Validation on `val_dl` is part of them where it goes through the same rows every time.
+    They include validation on `val_dl` if it visits the same rows in every epoch.
     """
 
     def is_fused(batch: Batch) -> bool:
@@ -205,10 +205,10 @@ def _fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, cache: DeviceCach
 
 
 class _FusedEpochs:
-    """What the next epochs are made of.
+    """Epochs of fused steps to take in one call.
 
     Attributes:
-        validates: they include validation.
+        validates: whether they include validation.
     """
 
     def __init__(self, step: TrainStep, train: BatchOrder, val: BatchOrder | None, val_rows: Batch | None) -> None:
@@ -216,11 +216,11 @@ class _FusedEpochs:
         self.validates = val is not None
 
     def take(self, most: float, recorder: Recorder, stop: bool, schedule: Schedule) -> int:
-        """Take the steps of epochs, `most` at most, and return how many epochs these were.
+        """Take the steps of up to `most` epochs, and return the number of epochs.
 
-        With `stop` the first step whose loss is nan or inf is not taken, and DivergenceError is raised. Then, and when
-        the user interrupts, the random generators and the scheduler are left as going through the loaders up to that
-        batch would leave them.
+        With `stop`, raise DivergenceError at the first nan or inf loss, without taking that step. Then, and after an
+        interrupt, the random generators and the scheduler are in the state that iterating the loaders up to that batch
+        would leave.
         """
         step, train = self._step, self._train
         numbers = max(0 if train.is_static else train.length, train.epoch_steps if schedule.changes else 0)
@@ -235,7 +235,7 @@ class _FusedEpochs:
         steps = count * train.epoch_steps
         try:
             x, y, weight = train.batch()
-            x = x if x.stride(1) == 1 else x.contiguous()  # else every chunk of a run would copy it
+            x = x if x.stride(1) == 1 else x.contiguous()  # once, not in every chunk of a run
             order = draw_epochs(count, train, self._val)
             rest = (x, y, weight, order, *(self._val_rows or (None, None, None)), ahead if schedule.changes else None)
             rest = (*rest, train.batch_size, train.drop_last, count)
@@ -263,7 +263,7 @@ class _FusedEpochs:
         return count
 
     def _take_one_by_one(self, recorder: Recorder, stop: bool, schedule: Schedule) -> None:
-        """Take the steps of one epoch whose scheduler has to see each, without its validation."""
+        """Take the steps of one epoch, without validation, stepping the scheduler after each."""
         train, before, begun = self._train, self._generator_states(), 0
         self.validates = False
 
@@ -281,7 +281,7 @@ class _FusedEpochs:
             raise
 
     def _batch_rows(self, order: Tensor | None) -> Tensor:
-        """[1 or epochs, steps of an epoch], by what each batch counts in the mean of an epoch."""
+        """[1 or epochs, steps per epoch], the weight of each batch in its epoch's mean."""
         train, weight = self._train, self._train.batch()[2]
         size, steps = min(train.batch_size, train.length), train.epoch_steps
         if weight is None:
@@ -299,8 +299,8 @@ class _FusedEpochs:
     def _rewind(
         self, states: list[tuple[torch.Generator, Tensor]], steps: int, more: int, schedule: Schedule | None
     ) -> None:
-        """Leave the generators and the scheduler as they are after so many steps, and with the batches of `more`
-        further ones drawn."""
+        """Set the generators and the scheduler to their state after `steps` steps, with the batches of `more` further
+        steps drawn."""
         for generator, state in states:
             generator.set_state(state)
         epochs, batches = divmod(steps, self._train.epoch_steps)
@@ -313,11 +313,11 @@ class _FusedEpochs:
 
 
 class _EarlyStopping:
-    """Remembers the best epoch of a run.
+    """Keeps the best epoch's parameters and decides when to stop.
 
     Args:
-        model: whose parameters and buffers are remembered.
-        patience: how many epochs may pass without a new best one.
+        model: the model whose parameters and buffers to keep.
+        patience: the number of consecutive epochs without improvement after which to stop.
     """
 
     def __init__(self, model: nn.Module, patience: int) -> None:
@@ -326,7 +326,7 @@ class _EarlyStopping:
         self._kept: list[Tensor] | None = None
 
     def is_over(self, loss: float) -> bool:
-        """Whether the epoch that has just ended, with this loss, was the last to wait for."""
+        """Whether to stop after an epoch with this loss."""
         if loss < self._best:
             self._best, self._waited = loss, 0
             self._kept = [tensor.detach().clone() for tensor in self._tensors()]
@@ -335,7 +335,7 @@ class _EarlyStopping:
         return self._waited >= self._patience
 
     def restore(self) -> None:
-        """Put the best epoch's parameters and buffers back."""
+        """Restore the best epoch's parameters and buffers."""
         if self._kept is not None:
             with torch.no_grad():
                 for tensor, kept in zip(self._tensors(), self._kept, strict=True):
@@ -346,7 +346,7 @@ class _EarlyStopping:
 
 
 def _progress_bar(num_epochs: int, progress: bool | None) -> Any:
-    """A progress bar over the epochs; None where none is shown."""
+    """A progress bar over the epochs, or None."""
     if progress is False:
         return None
     try:

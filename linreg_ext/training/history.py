@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a training run leaves behind besides its weights, and how it is recorded."""
+"""The history of a training run, and its recorder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class History:
     """The losses and learning rates of a run, as float64 tensors on the CPU.
 
     Attributes:
-        step_loss: [steps], each batch's loss as the loss function gave it (with weights, the weighted mean or sum),
-            before that batch's update.
-        epoch_loss: [epochs], the mean of those over the epoch's rows, each by its weight.
+        step_loss: [steps], the loss of each batch before its update, as returned by the loss function (with weights,
+            the weighted mean or sum).
+        epoch_loss: [epochs], the weighted mean of these losses over the epoch's rows.
         val_loss: [epochs], the mean over the validation rows after each epoch; None without validation data.
         lr: [steps], the learning rate of the first parameter group at each step.
     """
@@ -34,10 +34,10 @@ class History:
     lr: Tensor
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draw training (and validation) loss per epoch.
+        """Plot the training (and validation) loss per epoch.
 
         Args:
-            path: where to save the picture (its suffix names the format); None saves nothing.
+            path: the file to save the figure to, in the format of its suffix; None saves nothing.
 
         Returns:
             The `matplotlib.figure.Figure`.
@@ -55,10 +55,10 @@ class History:
 
 
 class DivergenceError(RuntimeError):
-    """The loss turned nan or inf.
+    """The loss became nan or inf.
 
     Attributes:
-        step: the step (from 1) whose loss it was.
+        step: the number of the step (from 1) with that loss.
         history: the run up to and including that step; the unfinished epoch has no epoch_loss.
     """
 
@@ -68,7 +68,7 @@ class DivergenceError(RuntimeError):
 
 
 class _Numbers:
-    """A growable array of float64 numbers; `so_far()` returns a view, not a copy."""
+    """A growable float64 array; `so_far()` returns a view of it."""
 
     def __init__(self) -> None:
         self._memory, self._count = torch.empty(64, dtype=torch.float64, device="cpu"), 0
@@ -100,31 +100,31 @@ def _numbers(values: list[float]) -> Tensor:
 
 
 class Recorder:
-    """Collects a `History`. Losses are read from the device once an epoch, or after every step with `stop`.
+    """Collects a `History`. It reads losses from the device once per epoch, or after every step with `stop`.
 
     Args:
-        summed: the loss of a batch is a sum over its rows, not their mean.
-        stop: raise DivergenceError at the first nan or inf.
-        validated: there are validation losses.
+        summed: whether a batch's loss is the sum over its rows, not the mean.
+        stop: whether to raise DivergenceError at the first nan or inf.
+        validated: whether there are validation losses.
 
     Attributes:
-        step_loss, epoch_loss, val_loss: so far.
+        step_loss, epoch_loss, val_loss: the losses so far.
     """
 
     def __init__(self, *, summed: bool, stop: bool, validated: bool) -> None:
         self._summed, self._stop, self._validated = summed, stop, validated
         self.step_loss, self.epoch_loss, self.val_loss, self._lr = (_Numbers() for _ in range(4))
-        self._ends: list[int] = []  # how many steps there were at the end of each epoch
-        self._steps: list[tuple[Tensor, int | Tensor, float | Tensor]] = []  # loss, rows and rate, of the current epoch
+        self._ends: list[int] = []  # the number of steps taken by the end of each epoch
+        self._steps: list[tuple[Tensor, int | Tensor, float | Tensor]] = []  # loss, rows, rate
 
     def add(self, loss: Tensor, batch: Batch, lr: float | Tensor) -> None:
         """Record one step."""
         self._steps.append((loss, rows_of(batch), lr.detach().clone() if isinstance(lr, Tensor) else lr))
-        if self._stop and not math.isfinite(loss.item()):  # also on a GPU: no later step may be taken
+        if self._stop and not math.isfinite(loss.item()):  # synchronises a GPU: no further step may follow
             self._read_steps(batch)
 
     def end_epoch(self) -> None:
-        """Close the epoch formed by the steps added since the last one ended."""
+        """End the epoch of the steps added since the last one ended."""
         rows = [step[1] for step in self._steps]
         losses = self._read_steps()
         self.epoch_loss.append(mean_over_rows(list(losses), rows, self._summed))
@@ -133,14 +133,14 @@ class Recorder:
     def add_epochs(
         self, losses: Tensor, rows: Tensor, lr: Tensor, validation: Tensor, batch_at: Callable[[int], Batch]
     ) -> None:
-        """Record the steps of several epochs, the last of which may be incomplete.
+        """Record the steps of several epochs; the last epoch may be incomplete.
 
         Args:
-            losses: of the steps.
-            rows: [1 or epochs, steps of an epoch], by what each batch counts.
-            lr: of the steps.
-            validation: the losses on the validation rows after the epochs that have ended; empty without.
-            batch_at: the batch of one of the steps, by its number from 0.
+            losses: [steps].
+            rows: [1 or epochs, steps per epoch], the weight of each batch in its epoch's mean.
+            lr: [steps].
+            validation: the validation loss after each completed epoch; empty without validation data.
+            batch_at: maps a step's number, from 0, to its batch.
         """
         losses, size = losses.double().cpu(), rows.shape[1]
         bad = self._bad(losses)
@@ -156,17 +156,17 @@ class Recorder:
             self._read(losses, lr[: len(losses)], bad % size + 1, batch_at(bad))
 
     def line(self, epoch: int, num_epochs: int) -> str:
-        """What is printed of an epoch (from 1): the loss of its last batch."""
+        """The log line of an epoch (from 1), with the loss of its last batch."""
         loss = self.step_loss[self._ends[epoch - 1] - 1]
         validation = f", Val loss: {self.val_loss[epoch - 1]:.4f}" if self._validated else ""
         return f"Epoch [{epoch}/{num_epochs}], Loss: {loss:.4f}{validation}"
 
     def history(self) -> History:
-        """Everything so far."""
+        """A copy of the history so far."""
         return History(*(None if t is None else t.clone() for t in vars(self.look()).values()))
 
     def look(self) -> History:
-        """The same as a view of what is recorded, which nobody may change."""
+        """A read-only view of the history so far."""
         val_loss = self.val_loss.so_far() if self._validated else None
         return History(self.step_loss.so_far(), self.epoch_loss.so_far(), val_loss, self._lr.so_far())
 
@@ -178,7 +178,7 @@ class Recorder:
         return read
 
     def _bad(self, losses: Tensor) -> int | None:
-        """The first loss that ends the run."""
+        """The index of the first loss that ends the run; None if there is none."""
         finite = losses.isfinite()
         return None if not self._stop or bool(finite.all()) else int((~finite).nonzero()[0])
 
@@ -186,7 +186,7 @@ class Recorder:
         """Record steps; raise DivergenceError at the first one that ends the run.
 
         Args:
-            number, batch: of the batch in its epoch, where there is such a step.
+            number, batch: the number in its epoch, and the contents, of the batch that may end the run.
         """
         bad = self._bad(losses)
         end = len(losses) if bad is None else bad + 1
@@ -204,7 +204,7 @@ class Recorder:
 
 
 def _cause(batch: Batch) -> str:
-    """Why a batch's loss is nan or inf."""
+    """The likely cause of a batch's nan or inf loss."""
     for name, tensor in zip(("input", "target", "weight"), batch, strict=True):
         if isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.is_floating_point():
             bad = (~tensor.isfinite()).nonzero()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a model, a loss and an optimizer compute together, found once, when a step is bound.
+"""Recognises the computation of a model, a loss and an optimizer, once, when a step is bound.
 
-The modules' types and torch.fx say what the model and the loss compute. A trace shows one run, so before anything is
-traced its bytecode must consist of nothing but names that are known: parameters, submodules, plain numbers and
-operations without side effects. Then branches, calls of unknown code and stores cannot occur, and tracing changes
-nothing.
+The types of the modules and a torch.fx trace identify what the model and the loss compute. A trace shows only one run.
+Before tracing, the bytecode must therefore consist of known names only: parameters, submodules, plain numbers and
+operations without side effects. This rules out branches, calls of unknown code and stores, so tracing has no side
+effects.
 
-What may change between two steps is not looked at here but in `csrc/torch/bound_step.cpp`, before every step.
+`csrc/torch/bound_step.cpp` checks everything that may change between steps, before every step.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from torch import Tensor, fx, nn
 
 from ..losses import LOSSES
 
-LAYOUTS = ("rows", "vector", "columns", "scalar")  # as csrc/torch/bound_step.cpp numbers them
+LAYOUTS = ("rows", "vector", "columns", "scalar")  # numbered as in csrc/torch/bound_step.cpp
 
 
 class NotFusable(Exception):  # noqa: N818 - the answer to a question, not a failure
-    """Why something cannot be fused, as the end of a sentence."""
+    """The reason why something cannot be fused, worded to follow a colon."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +40,9 @@ class Affine:
 
     Attributes:
         weight, bias: the parameters.
-        layout: how the weight parameter holds W: "rows" [K, D], "columns" [D, K], "vector" [D], "scalar" (one number,
+        layout: how the weight parameter stores W: "rows" [K, D], "columns" [D, K], "vector" [D], "scalar" (one number,
             for one feature).
-        flat: the prediction has lost its last dimension, of size 1.
+        flat: whether the prediction drops its last dimension, of size 1.
     """
 
     weight: Tensor
@@ -52,7 +52,7 @@ class Affine:
 
     @property
     def targets(self) -> int:
-        """K."""
+        """K, the number of targets."""
         if self.layout in ("vector", "scalar"):
             return 1
         return self.weight.shape[0 if self.layout == "rows" else 1]
@@ -60,11 +60,11 @@ class Affine:
 
 @dataclass(frozen=True)
 class RegressionLoss:
-    """A loss of the table.
+    """A loss of `LOSSES`.
 
     Attributes:
-        loss, threshold, reduction: as the operators take them.
-        flattens: the prediction is given the target's shape first.
+        loss, threshold, reduction: the operators' arguments.
+        flattens: whether the prediction is first reshaped to the target's shape.
     """
 
     loss: str
@@ -74,12 +74,12 @@ class RegressionLoss:
 
 
 class Match(NamedTuple):
-    """What `_C.bind_step` binds a step to.
+    """The arguments of `_C.bind_step`.
 
     Attributes:
-        modules: those of the model, each once.
-        not_sgd: why the optimizer's step is more than SGD's rule; empty if it is not.
-        attributes: (object, name) of the plain attributes that forward reads, of modules and of a loss module.
+        modules: the model's modules, without duplicates.
+        not_sgd: why the optimizer's step is not plain SGD; empty if it is.
+        attributes: (module, name) of each plain attribute that the forward of a module or loss module reads.
     """
 
     model: nn.Module
@@ -97,10 +97,10 @@ class Match(NamedTuple):
 
 
 def match(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Match:
-    """What the three compute.
+    """Recognise what the three compute.
 
     Raises:
-        NotFusable: the model is not affine or the loss is none of the table's.
+        NotFusable: the model is not affine, or the loss is not in `LOSSES`.
     """
     loss = match_loss(loss_fn)
     affine, modules, attributes = match_model(model)
@@ -121,7 +121,7 @@ def match(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimiz
 
 
 def _not_sgd(optimizer: torch.optim.Optimizer) -> str:
-    """Why calling the optimizer's step and zero_grad is more than SGD's rule; empty if it is not."""
+    """The reason why the optimizer's step and zero_grad are not PyTorch's SGD; empty if they are."""
     cls = type(optimizer)
     if cls is not torch.optim.SGD:
         return f"the optimizer is {cls.__name__}, not torch.optim.SGD"
@@ -135,7 +135,7 @@ def _not_sgd(optimizer: torch.optim.Optimizer) -> str:
 
 
 def _is_schedulers(step: Any, function: Any) -> bool:
-    """Whether a step that was set on SGD is the one by which a learning-rate scheduler watches `function`."""
+    """Whether `step`, set on an SGD instance, is a learning-rate scheduler's wrapper of `function`."""
     wraps = hasattr(step, "_wrapped_by_lr_sched") and getattr(step, "__wrapped__", None) is function
     return wraps and _is_pytorchs(step, "SGD.step")
 
@@ -144,10 +144,10 @@ def _is_schedulers(step: Any, function: Any) -> bool:
 
 
 def match_model(model: nn.Module) -> tuple[Affine, tuple[nn.Module, ...], list[tuple[nn.Module, str]]]:
-    """The affine function that `model` computes, its modules, and the plain attributes of them that it reads.
+    """The affine function that `model` computes, its modules, and the plain attributes that their forwards read.
 
     Raises:
-        NotFusable: it computes something else, or what it computes cannot be established.
+        NotFusable: the model computes something else, or its computation cannot be determined.
     """
     if not isinstance(model, nn.Module):
         raise NotFusable(f"the model is {with_article(type(model))}, not an nn.Module")
@@ -169,7 +169,7 @@ def match_model(model: nn.Module) -> tuple[Affine, tuple[nn.Module, ...], list[t
 
 
 def _stock(model: nn.Module) -> Affine | None:
-    """The affine function of a linear layer alone or in a Sequential, which need not be traced (0.4 ms) to be known."""
+    """The affine function of a linear layer, alone or in a Sequential, without the cost of a trace (0.4 ms)."""
     if type(model) is nn.Linear:
         return Affine(model.weight, model.bias, "rows")
     if type(model) is nn.Sequential:
@@ -185,11 +185,11 @@ def _attributes_read(module: nn.Module) -> list[str]:
     """The plain attributes that a module's forward reads.
 
     Raises:
-        NotFusable: calling the module does not run its forward, or that is not plain code.
+        NotFusable: calling the module does not just run its forward, or the forward is not plain code.
     """
     cls = type(module)
     if cls.__module__.partition(".")[0] == "torch" and cls not in _TRANSPARENT:
-        raise NotFusable(f"the model holds {with_article(cls)}")  # such as DistributedDataParallel or a compiled one
+        raise NotFusable(f"the model holds {with_article(cls)}")  # such as DistributedDataParallel
     _require_module(module, "the model", "train")
     parts = {*module._parameters, *module._modules}
     if cls in _TRANSPARENT:
@@ -203,18 +203,18 @@ def _attributes_read(module: nn.Module) -> list[str]:
     plain = {name for name, value in vars(module).items() if type(value) in (int, float, str)}
     _require_plain(cls.forward, f"{cls.__name__}.forward", parts | plain)
     for name in cls.forward.__code__.co_names:
-        # The class's own attributes come first, and any but a plain number may do or become anything.
+        # Class attributes take precedence, and anything but a plain number may run code or change.
         if hasattr(cls, name) or (name in vars(module) and name not in plain):
             raise NotFusable(f"{cls.__name__}.forward uses `{name}`")
     return [name for name in cls.forward.__code__.co_names if name in plain]
 
 
 def _require_module(module: nn.Module, name: str, *methods: str) -> None:
-    """Raise unless calling the module is nothing but calling the forward of its class.
+    """Raise unless calling the module only calls the forward of its class.
 
     Args:
-        name: what to call it in the reason.
-        methods: further ones that must be nn.Module's own.
+        name: the module's name in the reason.
+        methods: further methods that must be nn.Module's own.
     """
     cls = type(module)
     for method in ("__call__", "_call_impl", "__getattr__", *methods):
@@ -245,7 +245,7 @@ _INPUT = "input"
 
 
 class _ModelRules:
-    """What each traced operation makes of the input, of parameters and of affine functions."""
+    """Evaluates traced operations on the input, parameters and affine functions."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -274,7 +274,7 @@ class _ModelRules:
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not args and function not in _LINEAR:
-            raise NotFusable(f"the model calls `{called(function)}` by keywords alone")
+            raise NotFusable(f"the model calls `{called(function)}` with keyword arguments only")
         if function in _LINEAR:
             x, w, b = (*args, *kwargs.values(), None)[:3]
             if x is _INPUT and _is_parameter(w, 2) and (b is None or _is_parameter(b, 1)):
@@ -328,7 +328,7 @@ def match_loss(loss_fn: Callable[..., Tensor]) -> RegressionLoss:
     """The loss that `loss_fn(prediction, target)` computes.
 
     Raises:
-        NotFusable: it is none of the table's, is not reduced, or what it computes cannot be established.
+        NotFusable: the loss is not in `LOSSES` or not reduced, or its computation cannot be determined.
     """
     if type(loss_fn) in _MODULES:
         return _module_loss(loss_fn)
@@ -348,7 +348,7 @@ def match_loss(loss_fn: Callable[..., Tensor]) -> RegressionLoss:
 
 
 def reduction_of(loss_fn: Callable[..., Tensor]) -> str:
-    """How a loss function reduces a batch: "sum" or, where nothing else is known, "mean"."""
+    """The reduction of a loss function, if known; else "mean"."""
     try:
         return match_loss(loss_fn).reduction
     except NotFusable:
@@ -383,13 +383,13 @@ def _regression_loss(loss: str, threshold: Any, reduction: Any, flattens: bool) 
     if reduction not in ("mean", "sum"):
         raise NotFusable(f"the loss has reduction '{reduction}'")
     if type(threshold) not in (int, float):
-        raise NotFusable(f"the loss has a {type(threshold).__name__} for its threshold")
+        raise NotFusable(f"the loss's threshold is {with_article(type(threshold))}")
     return RegressionLoss(loss, float(threshold), reduction, flattens)
 
 
 @dataclass(frozen=True)
 class _Elementwise:
-    """Of the residual: itself ("r", prediction − target, or its negative), its square or absolute value; their sum."""
+    """The residual ("r", prediction − target, or "-r"), its square ("mse") or absolute value ("l1"), or their sum."""
 
     kind: str
     flattens: bool
@@ -403,7 +403,7 @@ _RESHAPES += [(function, (_PREDICTION, _TARGET)) for function in ("view_as", "re
 
 
 class _LossRules:
-    """What each traced operation makes of the prediction and the target, which may stand in either order."""
+    """Evaluates traced operations on the prediction and the target, in either order."""
 
     def placeholder(self, index: int) -> Any:
         if index > 1:
@@ -472,7 +472,7 @@ def _are_both(operands: tuple[Any, ...]) -> bool:
 
 # ---- Reading code ----------------------------------------------------------------------------------------------------
 
-# Operations that neither change their arguments nor draw random numbers, and the names on the way to them.
+# Operations that neither change their arguments nor draw random numbers, and the modules that contain them.
 # fmt: off
 _OPERATIONS = frozenset((
     "torch", "nn", "functional", "F",
@@ -487,12 +487,12 @@ _ROOT = nn.Module.children.__code__.co_filename.removesuffix("nn/modules/module.
 
 
 def _require_plain(function: Any, name: str, attributes: Collection[str] = ()) -> None:
-    """Raise unless running `function` once shows all that it can ever do.
+    """Raise unless every run of `function` performs the same operations.
 
     Args:
         function: a Python function.
-        name: what to call it in the reason.
-        attributes: the names, beside `_OPERATIONS`, that it may read from its first argument.
+        name: the function's name in the reason.
+        attributes: the names, besides `_OPERATIONS`, that it may read from its first argument.
     """
     if not isinstance(function, FunctionType):
         raise NotFusable(f"{name} is not a plain Python function")
@@ -520,7 +520,7 @@ def _require_plain(function: Any, name: str, attributes: Collection[str] = ()) -
 
 
 def _require_torch(value: Any, variable: str, name: str) -> None:
-    """Raise unless a global variable is a module of torch or one of its operations."""
+    """Raise unless a global variable is a torch module or a known operation."""
     word = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or ""
     is_operation = callable(value) and getattr(value, "__name__", None) in _OPERATIONS
     if word.partition(".")[0] not in ("torch", "_operator") or not (isinstance(value, ModuleType) or is_operation):
@@ -528,9 +528,9 @@ def _require_torch(value: Any, variable: str, name: str) -> None:
 
 
 def _is_pytorchs(function: Any, *names: str) -> bool:
-    """Whether a function is the one that PyTorch defines under one of these (qualified) names, and not another's.
+    """Whether a function is PyTorch's own, under one of these (qualified) names.
 
-    Python's functions are followed down to what their decorators wrap. Those in C are taken to be PyTorch's.
+    Decorated Python functions are unwrapped. Functions in C are assumed to be PyTorch's.
     """
     if isinstance(function, ModuleType):
         return True
@@ -546,7 +546,7 @@ def _is_pytorchs(function: Any, *names: str) -> bool:
 
 
 def _evaluate(root: nn.Module | Callable[..., Any], rules: _ModelRules | _LossRules, name: str) -> Any:
-    """What `root` returns, its operations evaluated by `rules`."""
+    """Trace `root` and evaluate its operations with `rules`; return its output."""
     try:
         graph = fx.Tracer().trace(root)
     except Exception as error:
@@ -569,11 +569,11 @@ def _evaluate(root: nn.Module | Callable[..., Any], rules: _ModelRules | _LossRu
 
 
 def with_article(cls: type) -> str:
-    """A class's name in a reason: "a ReLU", "an LSTM"."""
+    """A class's name with its article, such as "a ReLU" or "an LSTM"."""
     article = "an" if re.match("[AEIO]|U[np]|[FHLMNRSX][A-Z]", cls.__name__) else "a"
     return f"{article} {cls.__name__}"
 
 
 def called(function: Any) -> str:
-    """What to call a function or method in a reason."""
+    """The name of a function or method in a reason."""
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""When a learning-rate scheduler is stepped, and the rates of steps that are taken in one call."""
+"""Steps learning-rate schedulers, and computes the rates of steps that are taken in one call."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .batches import length_of
 
 
 class Schedule:
-    """A scheduler stepped after every epoch or after every batch.
+    """Steps a scheduler after every epoch or after every batch.
 
     Args:
-        scheduler: None: the optimizer's settings stay as they are.
-        interval: "epoch" or "step".
-        optimizer: whose settings it changes.
+        scheduler: the scheduler; None leaves the optimizer's settings unchanged.
+        interval: `"epoch"` or `"step"`.
+        optimizer: the optimizer that the scheduler controls.
 
     Attributes:
-        changes: there is a scheduler.
-        each_step: it is stepped after every batch.
+        changes: whether there is a scheduler.
+        each_step: whether to step it after every batch.
     """
 
     def __init__(self, scheduler: Any, interval: str, optimizer: torch.optim.Optimizer) -> None:
@@ -40,28 +40,28 @@ class Schedule:
         self._is_ahead = False
 
     def warn_if_longer(self, epochs: int, loader: Any) -> None:
-        """Warn if the scheduler was made for more steps than a run of the loader will take."""
+        """Warn if the scheduler expects more steps than the run will take."""
         length = getattr(self._scheduler, "total_steps", None)
         if not isinstance(length, int):
             return
         epoch_steps = length_of(loader) if self.each_step else 1
         steps = length if epoch_steps is None else epochs * epoch_steps
         if length > (getattr(self._scheduler, "last_epoch", None) or 0) + steps:
-            cure = "" if self.each_step else "; scheduler_interval='step' steps it after every batch"
+            cure = "" if self.each_step else "; use scheduler_interval='step' to step it after every batch"
             warnings.warn(
-                f"linreg_ext: fit: {type(self._scheduler).__name__} was made for {length} steps, but only {steps} "
-                f"follow{cure}",
+                f"linreg_ext: fit: {type(self._scheduler).__name__} expects {length} steps, but the run takes only "
+                f"{steps}{cure}",
                 UserWarning,
                 stacklevel=3,
             )
 
     def end_step(self, loss: Tensor) -> None:
-        """Step the scheduler if it is stepped after every batch."""
+        """Step the scheduler if its interval is the batch."""
         if self.each_step:
             self._step(loss)
 
     def end_epoch(self, loss: float) -> None:
-        """Step the scheduler if it is stepped after every epoch and not ahead."""
+        """Step the scheduler if its interval is the epoch and `rates` has not stepped it already."""
         if self.changes and not self.each_step and not self._is_ahead:
             self._step(loss)
         self._is_ahead = False
@@ -73,11 +73,11 @@ class Schedule:
             self._scheduler.step()
 
     def rates(self, epochs: int, epoch_steps: int) -> Tensor | None:
-        """Step the scheduler ahead through some epochs.
+        """Step the scheduler ahead through several epochs.
 
         Returns:
-            [epochs * epoch_steps], the learning rate of each step; None, with nothing changed, where more than one rate
-            changes or it depends on the training.
+            [epochs * epoch_steps], the learning rate of each step; None, with nothing changed, if the schedule depends
+            on the training or changes anything but one learning rate shared by all groups.
         """
         groups = self._optimizer.param_groups
         if not self._foresees:
@@ -86,7 +86,7 @@ class Schedule:
             return torch.full((epochs * epoch_steps,), float(groups[0]["lr"]), dtype=torch.float64, device="cpu")
         self._before = copy.deepcopy(self._scheduler.state_dict()), [_settings(group) for group in groups]
         if "step" in vars(self._optimizer):
-            self._optimizer._opt_called = True  # or the scheduler warns that it is stepped first
+            self._optimizer._opt_called = True  # prevents the scheduler's warning about the order
         others = [operator.itemgetter(*(name for name in group if name not in ("params", "lr"))) for group in groups]
         were = [other(group) for other, group in zip(others, groups, strict=True)]
         rates: list[float] = []
@@ -100,7 +100,7 @@ class Schedule:
                     self._foresees = False
                     break
                 rates.append(rate)
-        except Exception:  # which the training may not reach
+        except Exception:  # training may end before this step
             self._foresees = False
         except BaseException:
             self._foresees = False
@@ -115,7 +115,7 @@ class Schedule:
         return column if self.each_step else column.repeat_interleave(epoch_steps)
 
     def rewind(self, steps: int) -> None:
-        """Leave the scheduler as it is after so many steps of those that the last `rates` took."""
+        """Set the scheduler back to its state after the first `steps` of the steps that `rates` took."""
         if not self._is_ahead:
             return
         self._restore()
@@ -141,7 +141,7 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_foreseeable(scheduler: Any) -> bool:
-    """Whether its steps depend on nothing but how many there were."""
+    """Whether a scheduler's steps depend only on their number."""
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         return False
     if not type(scheduler).__module__.startswith("torch.optim.") or "step" in vars(scheduler):
@@ -156,7 +156,7 @@ _BUILTINS = (*vars(builtins).values(), *vars(math).values())
 
 
 def _is_pure(value: Any) -> bool:
-    """Whether a value is a number, or a function that reads nothing but its arguments, numbers and mathematics."""
+    """Whether a value is a number, or a function that reads only its arguments, numbers, builtins and math."""
     if isinstance(value, _NUMBERS) or value is math or any(value is other for other in _BUILTINS):
         return True
     if isinstance(value, functools.partial):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One training step, at the fastest level that is still exactly the plain loop's step.
+"""One training step, at the fastest level that agrees with the plain loop.
 
-A fused step enters C++ at `bound_step` in `csrc/torch/bound_step.cpp` and is computed as functional.py says.
+A fused step enters C++ at `bound_step` in `csrc/torch/bound_step.cpp`; functional.py describes the rest of its path.
 """
 
 from __future__ import annotations
@@ -22,39 +22,38 @@ from .match import NotFusable, match, reduction_of, with_article
 
 
 def make_train_step(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: Optimizer) -> TrainStep:
-    """A function that takes one training step: `step(x, y) -> loss`, or `step(x, y, weight)`.
+    """Make a function that takes one training step: `step(x, y) -> loss`, or `step(x, y, weight)`.
 
-    Works with any model, loss and optimizer, and is fast for those it recognises:
+    It works with any model, loss and optimizer, and fuses those it recognises:
 
-    - *fused*: an affine model, a loss of `linreg_ext.losses`, and `torch.optim.SGD`: one pass over `x`
-      yields the loss and the update. The optimizer's param_groups are read, and its state kept, at every step;
-    - *gradients*: the same with another optimizer: one pass yields the gradients, then `optimizer.step()`;
-    - *eager*: anything else, as written below.
+    - *fused*: an affine model, a loss of `linreg_ext.losses`, and `torch.optim.SGD`. One pass over `x` computes the
+      loss and the update. Every step reads the optimizer's param_groups and maintains its state.
+    - *gradients*: the same with another optimizer. One pass computes the gradients; `optimizer.step()` follows.
+    - *eager*: anything else, as under "Equivalent to".
 
-    What model, loss and optimizer compute together is worked out once, when the step is made. The following are checked
-    before every step: the parameters in their modules and in the optimizer's groups, with their `requires_grad`,
-    dtype, device and `.grad`; the hooks of modules, parameters and optimizers, and the global ones; the numbers that
-    forward and the loss module read; the optimizer's hyper-parameters and state; modes (autocast, function and dispatch
-    modes, anomaly detection, transforms of torch.func); and the batch. After replacing anything else, such as a method
-    or a function of a module, make a new step.
+    `make_train_step` analyses the model, loss and optimizer once. Before every step, the step checks the parameters in
+    their modules and in the optimizer's groups, with their `requires_grad`, dtype, device and `.grad`; hooks on
+    modules, parameters and optimizers, and global hooks; the numbers that forward and the loss module read; the
+    optimizer's hyper-parameters and state; modes (autocast, function and dispatch modes, anomaly detection, torch.func
+    transforms); and the batch. After replacing anything else, such as a module's method, make a new step.
 
-    A step that is not *fused* warns once, saying why; `TrainStep.explain` says it any time.
+    A step that is not *fused* warns once with the reason; `TrainStep.explain` returns it at any time.
 
     Args:
-        model: the model; its parameters belong to `optimizer`.
+        model: the model, whose parameters `optimizer` holds.
         loss_fn: called as `loss_fn(model(x), y)`.
         optimizer: any torch.optim optimizer whose step needs no closure.
 
     Returns:
         The step. `step(x, y)` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss before the update,
-        without waiting for the device. With `weight`, of y's shape, [N] or [N, 1], the loss is the weighted mean (or
-        sum) of `F.mse_loss(…, weight=weight)`; this needs a loss that is recognised.
+        without synchronising the device. With `weight`, of y's shape, [N] or [N, 1], the loss is the weighted mean (or
+        sum), as in `F.mse_loss(…, weight=weight)`; this needs a recognised loss.
 
     Raises:
         TypeError: an argument is of the wrong kind, or the optimizer's step needs a closure.
-        ValueError: raised by the step if the loss is not a single number, or not known where there are weights.
-        RuntimeError: raised by the step if the target does not have the prediction's shape, and the loss would
-            broadcast them. No parameter is changed.
+        ValueError: from the step, if the loss is not a single number, or is not recognised but there are weights.
+        RuntimeError: from the step, if the target does not have the prediction's shape and the loss would broadcast
+            them. No parameter changes.
 
     Equivalent to:
         `model.train(); loss = loss_fn(model(x), y); loss.backward(); optimizer.step(); optimizer.zero_grad()`
@@ -71,8 +70,8 @@ class TrainStep:
     """A training step made by `make_train_step`.
 
     Attributes:
-        level: of the last step, or that expected of the first: "fused", "gradients" or "eager".
-        bound: the step in C++; None where model and loss are not recognised.
+        level: the level of the last step, or the expected level of the first: "fused", "gradients" or "eager".
+        bound: the step in C++; None if the model or loss is not recognised.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class TrainStep:
         else:
             self.model.train()
             loss = self._eager_loss(x, y, weight)
-            if self._lazy:  # has become a layer of another class
+            if self._lazy:  # the lazy module has become a regular one
                 self._bind()
         if not (skip_nonfinite and not math.isfinite(loss.detach().sum().item())):
             loss.backward()
@@ -124,20 +123,20 @@ class TrainStep:
     def level_of(
         self, x: Tensor | None = None, y: Tensor | None = None, weight: Tensor | None = None
     ) -> tuple[str, str]:
-        """The level of a step on a batch, or of one on data of which nothing is known, and why."""
+        """The level of a step on a batch, or on unknown data, and the reason."""
         return self._ask("level", x, y, weight)
 
     def explain(self) -> str:
-        """One sentence: the level of the last step (before the first: of the next), a colon, and the reason."""
+        """The level and its reason, as `level: reason`, of the last step or, before any, of the next."""
         return f"{self.level}: {self._reason}"
 
     @property
     def reduction(self) -> str:
-        """How the loss is reduced over the rows of a batch; "mean" where that is not known."""
+        """The loss's reduction over the rows of a batch; "mean" if unknown."""
         return reduction_of(self.loss_fn)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the bound step, binding the step again whenever it is outdated."""
+        """Call a method of the bound step, rebinding the step whenever it is outdated."""
         while (bound := self.bound) is not None:
             found = getattr(bound, method)(*arguments)
             if found is not None:
@@ -164,7 +163,7 @@ class TrainStep:
 
 
 def _check(op: str, model: Any, loss_fn: Any, optimizer: Any) -> None:
-    """Raise TypeError for what cannot be a model, a loss and an optimizer."""
+    """Raise TypeError unless the arguments are a model, a loss and an optimizer."""
     order = "fit(num_epochs, model, loss_fn, opt, train_dl)" if op == "fit" else f"{op}(model, loss_fn, optimizer)"
     name = "opt" if op == "fit" else "optimizer"
     if not isinstance(model, nn.Module):
@@ -177,7 +176,7 @@ def _check(op: str, model: Any, loss_fn: Any, optimizer: Any) -> None:
     if type(optimizer) is not SGD and _needs_closure(optimizer.step):
         raise TypeError(
             f"{op}: {name} must be an optimizer whose step needs no closure, got {type(optimizer).__name__}; call its "
-            "step(closure) in a loop of your own"
+            "step(closure) in your own loop"
         )
 
 
@@ -188,6 +187,6 @@ def _named(value: Any) -> str:
 def _needs_closure(step: Callable[..., Any]) -> bool:
     try:
         closure = inspect.signature(step).parameters.get("closure")
-    except (TypeError, ValueError):  # it has no signature
+    except (TypeError, ValueError):  # no signature
         return False
     return closure is not None and closure.default is closure.empty
