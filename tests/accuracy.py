@@ -169,7 +169,7 @@ def losses_and_slopes(problem: Problem, loss: str, delta: float) -> list[Exact]:
             clipped / delta,
         ),
         "quantile": lambda: (
-            np.where(r < 0, -delta * r, (1 - delta) * r), np.where(r < 0, -delta, 1 - delta) * (r != 0), terms, 1.0 * (r != 0),
+            np.where(r < 0, -delta * r, (1 - delta) * r), (1 - delta) * (r > 0) - delta * (r < 0), terms, 1.0 * (r != 0),
         ),
     }[loss]()  # fmt: skip
     return [Exact(value, value_terms), Exact(slope, slope_terms)]

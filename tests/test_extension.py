@@ -148,9 +148,10 @@ def test_every_lesser_instruction_set_passes_every_shape(capability):
 @pytest.mark.extended
 @pytest.mark.parametrize("capability", [*LESSER, OWN])
 def test_every_instruction_set_passes_thousands_of_random_problems(capability):
-    """New ones in every run; hypothesis prints how to repeat a failure."""
+    """The same ones in every run; `pytest --hypothesis-profile long` tries new ones."""
     tests = ("tests/test_properties.py", "tests/test_switching.py")
-    assert_passes("--hypothesis-profile", "long", *tests, ATEN_CPU_CAPABILITY=capability)
+    options = ("--hypothesis-profile", "long", "--hypothesis-seed", capability)
+    assert_passes(*options, *tests, ATEN_CPU_CAPABILITY=capability)
 
 
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text().split()

@@ -113,7 +113,7 @@ def test_derivatives_at_zero_and_at_nan_are_pytorchs(module):
     y = torch.tensor([[1.0], [math.nan]])
     for loss, at_nan, options in (
         ("l1", 0.0, {}), ("mse", math.nan, {}), ("huber", math.nan, {}), ("smooth_l1", math.nan, {}),
-        ("smooth_l1", 0.0, {"beta": 0.0}),
+        ("smooth_l1", 0.0, {"beta": 0.0}), ("quantile", 0.0, {}),
     ):  # fmt: skip
         w = torch.ones(1, 1, requires_grad=True)
         target = y.clone().requires_grad_()
