@@ -64,8 +64,13 @@ def test_runs_without_races():
 
 
 def test_values_and_parity_within_bounds():
-    chosen = f"not ({WIDE} or {VALUES} or test_shapes and bfloat16)"
-    passed(run_tests("tests/test_values.py", "tests/test_parity.py", "-k", chosen, sanitize=True))
+    tests = ("tests/test_values.py", "tests/test_parity.py")
+    passed(run_tests(*tests, "-m", "not extended", "-k", f"not ({WIDE} or {VALUES})", sanitize=True))
+
+
+def test_shapes_within_bounds():
+    chosen = f"test_shapes and (float32 or float64) and not ({WIDE})"
+    passed(run_tests("tests/test_parity.py", "-m", "extended", "-k", chosen, sanitize=True))
 
 
 def test_runs_within_bounds():

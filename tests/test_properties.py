@@ -286,14 +286,10 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
     if cancels:  # weighted losses and derivatives may be rounded to subnormals before they are multiplied by an operand
         smallest = PLACES * torch.finfo(problem.input.dtype).smallest_normal * torch.finfo(problem.input.dtype).eps
         v = abs(extended(finite)[-1])
-        rounded = np.where(v > 0, np.maximum(v, 1) / v, 0) * smallest
-        if (
-            settings.reduction == "none"
-        ):  # or the weights times grad_outputs, before they are multiplied by a derivative
+        rounded = of_slopes = np.where(v > 0, np.maximum(v, 1) / v, 0) * smallest
+        if settings.reduction == "none":  # or the weights, times grad_outputs, before they meet a derivative
             largest = np.maximum(v, np.where(np.isfinite(slopes), slopes, 0))
             of_slopes = np.where(v > 0, largest / v, 0) * smallest
-        else:
-            of_slopes = rounded
         off = summed(finite, rounded, of_slopes, settings.reduction, max(1, abs(settings.grad_loss)), sizes=True)
         doubt = {name: d + smallest + np.nan_to_num(off[name]) for name, d in doubt.items()}
     only_sums = ours.keys() > {"loss"} and not {"input", "target"} & ours.keys() and problem.weight is None
