@@ -396,14 +396,16 @@ def test_rates_that_change_under_every_option(options, loader, interval, weighte
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 @pytest.mark.parametrize("scheduler", ["exponential", "sequential", "one cycle of rate and momentum", "plateau"])
-@pytest.mark.parametrize("loader", ["shuffled", "items that are computed"])
+@pytest.mark.parametrize("loader", ["shuffled", "with replacement, many", "items that are computed"])
 def test_a_scheduler_stops_where_the_training_does(loader, scheduler, interval):
     """At a batch with a nan loss, scheduler, optimizer and random numbers agree with the plain loop's."""
     ends = []
     for implementation in (fit, plain_loop.fit):
         torch.manual_seed(5)
+        generator = torch.Generator().manual_seed(3)
         data = TensorDataset(X, Y.clone())
-        data.tensors[1][17] = math.nan
+        # With replacement rows are drawn as they are needed: in the first batch, so that most are not drawn.
+        data.tensors[1][slice(None, None, 3) if loader == "with replacement, many" else 17] = math.nan
         model = nn.Linear(3, 2, dtype=torch.float64)
         optimizer = sgd(model)
         changed = scheduler_of(scheduler)(optimizer)
@@ -411,12 +413,17 @@ def test_a_scheduler_stops_where_the_training_does(loader, scheduler, interval):
             warnings.simplefilter("ignore")
             with pytest.raises(RuntimeError, match="the loss is nan at step"):
                 implementation(
-                    6, model, nn.MSELoss(), optimizer, LOADERS[loader](data, torch.Generator()), scheduler=changed,
+                    6, model, nn.MSELoss(), optimizer, LOADERS[loader](data, generator), scheduler=changed,
                     scheduler_interval=interval, progress=False,
                 )  # fmt: skip
         changed.best = round(getattr(changed, "best", 0), 9)  # a loss
         group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-        ends.append(((changed.state_dict(), group, torch.rand(1).item()), model.weight.detach()))
+        ends.append(
+            (
+                (changed.state_dict(), group, torch.rand(1).item(), torch.rand(1, generator=generator).item()),
+                model.weight.detach(),
+            )
+        )
     (ours, weight), (theirs, twin_weight) = ends
     assert ours == theirs
     torch.testing.assert_close(weight, twin_weight)

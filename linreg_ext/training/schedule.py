@@ -142,7 +142,7 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 
 def _is_foreseeable(scheduler: Any) -> bool:
     """Whether a scheduler's steps depend only on their number."""
-    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+    if not isinstance(scheduler, LRScheduler):
         return False
     if not type(scheduler).__module__.startswith("torch.optim.") or "step" in vars(scheduler):
         return False

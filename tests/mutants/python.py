@@ -121,8 +121,6 @@ PYTHON = (
             "schedule.end_epoch((recorder.val_loss or recorder.epoch_loss)[-1])", "schedule.end_epoch(recorder.epoch_loss[-1])",
             SCHEDULERS),
     _python("schedule: a momentum that changes is overlooked", "training/schedule.py", "are != were", "False", SCHEDULERS),
-    _python("schedule: a plateau is foreseen", "training/schedule.py",
-            "or isinstance(scheduler, ReduceLROnPlateau)", "", SCHEDULERS),
     _python("schedule: any scheduler is PyTorch's", "training/schedule.py",
             'type(scheduler).__module__.startswith("torch.optim.")', "True", SCHEDULERS),
     _python("schedule: what was tried stays", "training/schedule.py", "if not self._foresees:\n                self._restore()",
