@@ -60,7 +60,7 @@ RUNS = "not ctrl_c and not allocated and not stretch and not (single_step and (d
 
 def test_runs_without_races():
     passed(run_tests("tests/test_run.py", "-k", RUNS, SIMT_SEED="3", SIMT_MULTIPROCESSORS="3"))
-    passed(run_tests("tests/test_loader_order.py", "-k", "every_loader and float64"))
+    passed(run_tests("tests/test_batches.py", "-k", "every_loader and float64"))
 
 
 def test_values_and_parity_within_bounds():

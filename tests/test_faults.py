@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Killed processes, full disks, forks and threads that train leave whole files, no deadlock and the same bits.
 
-Loaders that raise are in test_fit.py, Ctrl-C is in test_run.py and test_loader_order.py."""
+Loaders that raise are in test_fit.py, Ctrl-C is in test_run.py and test_batches.py."""
 
 import contextlib
 import itertools

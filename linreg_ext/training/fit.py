@@ -265,7 +265,6 @@ class _FusedEpochs:
     def _take_one_by_one(self, recorder: Recorder, stop: bool, schedule: Schedule) -> None:
         """Take the steps of one epoch, without validation, stepping the scheduler after each."""
         train, before, begun = self._train, self._generator_states(), 0
-        self.validates = False
 
         def batches() -> Iterator[Batch]:
             nonlocal begun

@@ -155,16 +155,21 @@ _NUMBERS = (int, float, str, type(None))
 _BUILTINS = (*vars(builtins).values(), *vars(math).values())
 
 
-def _is_pure(value: Any) -> bool:
-    """Whether a value is a number, or a function that reads only its arguments, numbers, builtins and math."""
-    if isinstance(value, _NUMBERS) or value is math or any(value is other for other in _BUILTINS):
+def _is_pure(value: Any, callers: tuple[FunctionType, ...] = ()) -> bool:
+    """Whether a value is a number, or a function that reads only its arguments, numbers, builtins and math.
+
+    Args:
+        callers: functions being examined, which may call each other.
+    """
+    if isinstance(value, _NUMBERS) or value is math or any(value is other for other in (*_BUILTINS, *callers)):
         return True
     if isinstance(value, functools.partial):
-        return all(map(_is_pure, (value.func, *value.args, *value.keywords.values())))
+        return all(_is_pure(part, callers) for part in (value.func, *value.args, *value.keywords.values()))
     if not isinstance(value, FunctionType) or any(
         hasattr(constant, "co_code") for constant in value.__code__.co_consts
     ):
         return False
     read = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
     read += [cell.cell_contents for cell in value.__closure__ or ()]
-    return all(map(_is_pure, (*read, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())))
+    read += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    return all(_is_pure(part, (*callers, value)) for part in read)

@@ -160,7 +160,7 @@ KERNELS = (
     Mutant("run: every step is a first step", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;", "", NESTEROV,
            within="return step - run.begin;\n    w.first_step = b.first_step = false;"),
     Mutant("run: momentum starts anew after validation", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;",
-           "", ("tests/test_loader_order.py::test_every_loader[cpu-in order-True-torch.float32]",),
+           "", ("tests/test_batches.py::test_every_loader[cpu-in order-True-torch.float32]",),
            within="break;\n    w.first_step = b.first_step = false;"),
     Mutant("run: every epoch uses the first epoch's learning rates", "csrc/cpu/sgd_run.cpp", "run.lr + (part.begin - run.begin)",
            "run.lr", (RUN + "test_validation_after_every_epoch",)),

@@ -32,7 +32,7 @@ TENSORS = (
            "true", ("tests/test_loop_cases.py::test_a_wrong_number_of_features_speaks_of_the_input",)),
     Mutant("bound step: rates ahead are overlooked", "csrc/torch/bound_step.cpp", "tensor(7)",
            "static_cast<const at::Tensor*>(nullptr)",
-           ("tests/test_loader_order.py::test_every_scheduler_steps_as_in_the_plain_loop",)),
+           ("tests/test_batches.py::test_every_scheduler_steps_as_in_the_plain_loop",)),
     Mutant("run: validation has no weights", "csrc/torch/ops.cpp", "validation.weight",
            "static_cast<const at::Tensor*>(nullptr)", ("tests/test_run.py::test_validation_after_every_epoch",),
            within="*validation.target, operands.linear_bias, validation.weight"),

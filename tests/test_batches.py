@@ -308,12 +308,17 @@ def warm_up(i, steps, floor=0.1):
     return max(floor, min(1.0, (i + 1) / steps)) * math.cos(i / 100)
 
 
+def halved(i):
+    return 1.0 if i == 0 else 0.9 * halved(i - 1)
+
+
 @pytest.mark.parametrize(("make", "calls"), [
+    (lambda model: halved, 1),
     (lambda model: functools.partial(warm_up, steps=3), 1),
     (lambda model: (lambda i, steps=3: warm_up(i, steps)), 1),
     (lambda model: (lambda i: 0.5 / (1 + round(model.weight.norm().item(), 3))), None),
     (lambda model: WithLock(), None),
-], ids=["partial", "default", "reads the model", "object"])  # fmt: skip
+], ids=["recursive", "partial", "default", "reads the model", "object"])  # fmt: skip
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_functions_of_a_scheduler(make, calls, interval, monkeypatch):
     """A function that reads only its arguments is called ahead; any other is called during training."""
