@@ -4,6 +4,7 @@
 from ._extension import build_info
 from ._version import __version__
 from .functional import FUNCTIONS, sgd_run_, sgd_step_
+from .losses import QuantileLoss
 from .modules import MODULES
 from .training import History, StopTraining, TrainStep, evaluate, fit, make_train_step
 
@@ -20,6 +21,7 @@ __all__ = [
     "LinearMSELoss",
     "LinearQuantileLoss",
     "LinearSmoothL1Loss",
+    "QuantileLoss",
     "StopTraining",
     "TrainStep",
     "__version__",
