@@ -3,8 +3,10 @@
 
 import os
 import runpy
+import shutil
 import sys
 import sysconfig
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -77,6 +79,17 @@ def bound_jobs() -> None:
     os.environ.setdefault("MAX_JOBS", str(jobs))
 
 
+def find_ninja() -> None:
+    """Put the installed ninja on the PATH: torch asks for the program, and otherwise compiles one file at a time.
+
+    A virtual environment that only sees the packages of another Python lacks that one's programs.
+    """
+    if shutil.which("ninja") is None:
+        with suppress(metadata.PackageNotFoundError):
+            folders = [file.locate().parent.resolve() for file in metadata.files("ninja") or () if file.name == "ninja"]
+            os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+
+
 def extension() -> Extension:
     cuda, why = use_cuda()
     print(f"linreg_ext: building {'with' if cuda else 'without'} CUDA: {why}", flush=True)
@@ -113,5 +126,6 @@ if sys.platform != "linux":
         "set LINREG_EXT_REFERENCE=1 to run the sources on plain PyTorch"
     )
 check_isolation()
+find_ninja()
 bound_jobs()
 setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import setuptools
@@ -77,6 +78,23 @@ def test_jobs_are_bounded_by_memory(build, monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 9 * 2**30 // 4096}.get)
     build()
     assert os.environ["MAX_JOBS"] == "2"
+
+
+def test_ninja_is_found_as_a_program(build, monkeypatch):
+    """A virtual environment that borrows the packages of another has ninja's module, and not its program."""
+    pytest.importorskip("ninja")
+    monkeypatch.setenv("PATH", "/nowhere")
+    build()
+    assert cpp_extension.is_ninja_available()
+    monkeypatch.setattr(metadata, "files", lambda name: pytest.fail("what the PATH has is good"))
+    build()
+
+
+def test_without_ninja_it_builds_slowly(build, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(metadata, "files", Mock(side_effect=metadata.PackageNotFoundError))
+    assert build().sources
+    assert os.environ["PATH"] == "/nowhere"
 
 
 def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(build):
