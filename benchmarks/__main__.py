@@ -62,6 +62,7 @@ def measure(arguments: list[str]) -> int:
             continue
         try:
             workloads[name](bench)
+            bench.results.finish(name)
         except Exception as error:  # measure the other workloads
             bench.fail(name, f"{type(error).__name__}: {error}")
     if not options.quick:

@@ -15,13 +15,15 @@ MEASURED = (
 )  # fmt: skip
 ABOUT = ("machine", "driver", "threads", "isa", "python", "torch", "cuda", "numpy", "linreg_ext", "commit")
 COLUMNS = (*MEASURED, *ABOUT)
+RUN = ("workload", "device", "threads", "isa", "machine")  # what tells runs of a workload apart
+CASE = ("id", "case", "dtype")
 
 
 class Results:
     """The rows of one run, written to a file one by one.
 
-    Rows already in the file are kept, unless this run measures the same workload with the same device, threads and
-    instruction set.
+    Rows already in the file are kept, unless this run measures the same case, or completes the same workload, with the
+    same device, threads and instruction set: a run that is killed loses only the case that it was at.
     """
 
     def __init__(self, path: Path | None, about: Row) -> None:
@@ -33,7 +35,17 @@ class Results:
         """Write one row; columns not given are empty."""
         row = {column: _text(measured.get(column, "")) for column in MEASURED} | self.about
         self.rows.append(row)
-        self.kept = [old for old in self.kept if _run_of(old) != _run_of(row)]
+        self.kept = [old for old in self.kept if _of(old, *RUN, *CASE) != _of(row, *RUN, *CASE)]
+        self._write()
+        return row
+
+    def finish(self, workload: str) -> None:
+        """Drop the rows that earlier runs of a workload have left, now that it has ended."""
+        ran = [_of(row, *RUN) for row in self.rows if row["workload"] == workload]
+        self.kept = [old for old in self.kept if _of(old, *RUN) not in ran]
+        self._write()
+
+    def _write(self) -> None:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             scratch = self.path.with_suffix(".new")
@@ -42,7 +54,6 @@ class Results:
                 writer.writeheader()
                 writer.writerows([*self.kept, *self.rows])
             scratch.replace(self.path)
-        return row
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
@@ -77,8 +88,8 @@ def duration(seconds: float) -> str:
     return f"{value:.{2 - (value >= 10) - (value >= 100)}f} {name}"
 
 
-def _run_of(row: Row) -> tuple[str, ...]:
-    return tuple(row[column] for column in ("workload", "device", "threads", "isa", "machine"))
+def _of(row: Row, *columns: str) -> tuple[str, ...]:
+    return tuple(row[column] for column in columns)
 
 
 def _text(value: object) -> str:

@@ -132,8 +132,11 @@ def test_a_run_replaces_its_own_rows_and_keeps_the_others(tmp_path):
     first = Results(path, ABOUT)
     for workload in ("one", "two"):
         first.add(workload=workload, variant="old", device="cpu")
+    first.add(workload="one", case="another", variant="old", device="cpu")
     again = Results(path, ABOUT)
     again.add(workload="one", variant="new", device="cpu")
+    assert [row["variant"] for row in results.read([path])] == ["old", "old", "new"]  # if it is killed now
+    again.finish("one")
     Results(path, ABOUT | {"isa": "AVX512"}).add(workload="one", variant="wider", device="cpu")
     assert {(row["workload"], row["variant"]) for row in results.read([path])} == {
         ("one", "new"), ("one", "wider"), ("two", "old"),
