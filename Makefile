@@ -89,7 +89,7 @@ versions: ## install other versions of Python and torch, and run the tests under
 cuda-compile: ## compile the CUDA kernels for every architecture, and report registers and spills (needs only nvcc)
 	$(PYTHON) tests/cuda_compile.py $(ARGS)
 
-gpu-check: $(VENV)/.torch ## on a machine with a GPU, build for it, test, sanitize and measure, in about ten minutes
+gpu-check: $(VENV)/.torch ## on a machine with a GPU, build for it, test, sanitize and measure, within ten minutes
 	$(RUN) -m benchmarks.gpu_check $(ARGS)
 
 docs: $(VENV)/.documenters ## build the documentation into build/docs

@@ -4,7 +4,6 @@
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +32,6 @@ def measure(arguments: list[str]) -> int:
     )
     parser.add_argument("--isa", choices=("default", "avx2", "avx512"), help="cap the instruction set, and torch's")
     parser.add_argument("--peers", metavar="NAME,…", help="only these peers, named as in the tables (default: all)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no workload after this many seconds")
     options = parser.parse_args(arguments)
     if options.isa and os.environ.get("ATEN_CPU_CAPABILITY") != options.isa:
         os.environ["ATEN_CPU_CAPABILITY"] = options.isa  # torch and linreg_ext read it when loaded
@@ -53,13 +51,9 @@ def measure(arguments: list[str]) -> int:
     about = machine.describe(options.device)
     out = options.out or (None if options.quick else RESULTS / f"{machine.file_name(options.device)}.csv")
     peers = frozenset(options.peers.split(",")) if options.peers is not None else None
-    deadline = time.monotonic() + options.seconds
-    bench = Bench(Results(out, about), options.device, options.quick, peers, deadline)
+    bench = Bench(Results(out, about), options.device, options.quick, peers)
     print(", ".join(f"{key} {value}" for key, value in about.items() if value))
     for name in options.workload or workloads:
-        if time.monotonic() > deadline:
-            bench.fail(name, "not started: out of time")
-            continue
         try:
             workloads[name](bench)
             bench.results.finish(name)

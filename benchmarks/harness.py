@@ -49,7 +49,6 @@ class Bench:
     device: str = "cpu"
     quick: bool = False
     peers: frozenset[str] | None = None  # None: all
-    deadline: float = float("inf")  # on time.monotonic, after which no workload starts
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -76,9 +75,6 @@ class Bench:
     ) -> None:
         """Check the variants' answers, time those that are right, and write and print a row for each."""
         print(f"\n{case.id or case.workload}  {case.name}  {_dtype(case.dtype)}", flush=True)
-        if time.monotonic() > self.deadline:
-            self.fail(case.workload, f"{case.name} not started: out of time")
-            return
         allowed = TOLERANCE[case.dtype] if tolerance is None else (tolerance, tolerance)
         variants = {
             name: variant

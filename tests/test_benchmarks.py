@@ -10,7 +10,7 @@ import torch
 from conftest import cases
 
 from benchmarks import __main__ as command
-from benchmarks import gpu_check, machine, ours, peers, probe, results, targets, workloads_cpu, workloads_gpu
+from benchmarks import machine, ours, peers, probe, results, targets, workloads_cpu, workloads_gpu
 from benchmarks.clocks import Variant
 from benchmarks.harness import Bench, Case
 from benchmarks.problem import Problem
@@ -281,25 +281,3 @@ def test_every_launch_of_the_probe_fits_its_kernel(monkeypatch):
     assert len(set(names)) == len(names)
     assert {name.partition("<")[0] for name in launched} == set(signatures)
     assert all(name in probe.SOURCE or name.startswith("ring<") for name in launched)
-
-
-@pytest.mark.parametrize(
-    ("code", "says", "ok", "note"),
-    [
-        ("print('3 passed in 1s')", " passed", True, "3 passed in 1s"),
-        ("print('1 failed, 3 passed in 1s'); exit(1)", " passed", False, "exit code 1; 1 failed, 3 passed in 1s"),
-        ("print('nothing')", " passed", False, "its log must contain 'passed'"),
-        ("import time; time.sleep(60)", "", False, "ran out of time"),
-    ],
-)
-def test_stages_of_the_gpu_check(code, says, ok, note, tmp_path, capsys):
-    stage = gpu_check.Stage("stage", [sys.executable, "-c", code], seconds=1.5 if "sleep" in code else 30, says=says)
-    outcome = gpu_check.run(stage, tmp_path, deadline=float("inf"))
-    assert (outcome.ok, outcome.note) == (ok, note)
-    assert "stage: " + ("ok" if ok else "FAILED") in capsys.readouterr().out
-
-
-def test_a_program_that_is_not_there_fails_its_stage(tmp_path):
-    outcome = gpu_check.run(gpu_check.Stage("stage", ["/nowhere/nvcc"], 5), tmp_path, deadline=float("inf"))
-    assert not outcome.ok
-    assert outcome.note.startswith("could not start")
