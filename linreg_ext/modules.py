@@ -52,13 +52,8 @@ class LinearRegressionLoss(nn.Module):
         """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in `linear_mse_loss`."""
         linear = self.linear
         if type(linear) is not nn.Linear or _has_hooks(linear) or "forward" in linear.__dict__:
-            own = (
-                " with hooks"
-                if _has_hooks(linear)
-                else " with a custom forward"
-                if "forward" in linear.__dict__
-                else ""
-            )
+            own = " with a custom forward" if "forward" in linear.__dict__ else ""
+            own = " with hooks" if _has_hooks(linear) else own
             raise RuntimeError(
                 f"{type(self).__name__}: linear must be an nn.Linear without hooks, parametrizations or a custom "
                 f"forward, got {type(linear).__name__}{own}; apply the loss to predict(input) instead"

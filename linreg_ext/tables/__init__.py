@@ -7,20 +7,6 @@ from .reading import read_table
 from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, first_line, listing, position
 
 __all__ = [
-    "BLANKS",
-    "DATE",
-    "EMPTY",
-    "NUMBER",
-    "TEXT",
-    "Column",
-    "Encoding",
-    "Feature",
-    "Options",
-    "Table",
-    "TableError",
-    "find_encoding",
-    "first_line",
-    "listing",
-    "position",
-    "read_table",
-]
+    "BLANKS", "DATE", "EMPTY", "NUMBER", "TEXT", "Column", "Encoding", "Feature", "Options", "Table", "TableError",
+    "find_encoding", "first_line", "listing", "position", "read_table",
+]  # fmt: skip
