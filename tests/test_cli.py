@@ -338,14 +338,6 @@ def test_rare_columns_get_coefficient_0(capsys: pytest.CaptureFixture[str]) -> N
     assert line == f"coefficient 0 because the column is constant over the training rows: {', '.join(zeros)}"
 
 
-def test_features_that_vary_in_no_training_row_leave_the_mean() -> None:
-    table("still.csv", "b,y\n" + "".join(f"{int(i == RARE_ROW)},{i % 3}\n" for i in range(8)))
-    assert run("fit", "still.csv", "--val-fraction", 0.5) == 0
-    model = load_weights(Path("runs/still"))
-    assert model.weight.tolist() == [[0.0]]
-    assert model.bias.item() == pytest.approx(np.mean([i % 3 for i in range(8)]), abs=0.75)
-
-
 def test_log_lines_are_those_of_the_history(capsys: pytest.CaptureFixture[str]) -> None:
     table("people.csv", PEOPLE)
     for command in (("--val-fraction", 0), ("--batch-size", 7)):
