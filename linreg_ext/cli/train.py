@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from dataclasses import replace
 
 import torch
@@ -41,11 +40,9 @@ def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator
     _print_plan(args, of_x, epochs, batch_size, lr)
     loss = LOSSES[args.loss.replace("-", "_")]
     loss_fn = loss.module(args.quantile) if loss.name == "quantile" else loss.module()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a layer without features
-        model = nn.Linear(x.shape[1], y.shape[1], device=args.device)
+    model = nn.utils.skip_init(nn.Linear, x.shape[1], y.shape[1], device=args.device)
     for parameter in model.parameters():  # the problem is convex, and standardised targets have mean 0
-        nn.init.zeros_(parameter)
+        parameter.detach().zero_()
     opt = torch.optim.SGD(model.parameters(), lr, args.momentum, weight_decay=args.weight_decay)
     table = TensorDataset(x, y, *([] if dataset.weight is None else [dataset.weight.float()]))
     loader = DataLoader(Subset(table, rows), batch_size, shuffle=True, generator=generator)
