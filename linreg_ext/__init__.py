@@ -4,7 +4,6 @@
 from ._extension import build_info
 from ._version import __version__
 from .functional import FUNCTIONS, sgd_run_, sgd_step_
-from .losses import QuantileLoss
 from .modules import MODULES
 from .training import History, StopTraining, TrainStep, evaluate, fit, make_train_step
 
@@ -16,7 +15,7 @@ linear_quantile_loss, LinearQuantileLoss = FUNCTIONS["quantile"], MODULES["quant
 
 __all__ = [
     "History", "LinearHuberLoss", "LinearL1Loss", "LinearMSELoss", "LinearQuantileLoss", "LinearSmoothL1Loss",
-    "QuantileLoss", "StopTraining", "TrainStep", "__version__", "build_info", "evaluate", "fit",
+    "StopTraining", "TrainStep", "__version__", "build_info", "evaluate", "fit",
     "linear_huber_loss", "linear_l1_loss", "linear_mse_loss", "linear_quantile_loss", "linear_smooth_l1_loss",
     "make_train_step", "sgd_run_", "sgd_step_",
 ]  # fmt: skip

@@ -106,10 +106,10 @@ def _loss_module(loss: Loss) -> type[LinearRegressionLoss]:
     else:
         doc += f"\n    Args:\n        {own.name}: {own.meaning}.\n" if own else ""
         doc += "\n    Everything else is as in `LinearMSELoss`.\n"
-    option = f", {own.name}={own.name}" if own else ""
-    where = "nn." if loss.module.__module__.startswith("torch") else ""
-    doc += f"\n    Equivalent to:\n        `{where}{loss.module.__name__}(reduction=reduction{option})"
-    doc += "(nn.Linear(in_features, out_features, bias)(input), target)`\n"
+    if loss.module is not None:
+        option = f", {own.name}={own.name}" if own else ""
+        doc += f"\n    Equivalent to:\n        `nn.{loss.module.__name__}(reduction=reduction{option})"
+        doc += "(nn.Linear(in_features, out_features, bias)(input), target)`\n"
     members: dict[str, Any] = {"_loss": loss, "__doc__": doc + _EXAMPLE.format(name=name), "__module__": __package__}
     return type(name, (LinearRegressionLoss,), members)
 
