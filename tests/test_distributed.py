@@ -226,7 +226,8 @@ def work(rank, folder):
             failures[name] = traceback.format_exc()
             break  # the processes may be out of step
     torch.save(failures, f"{folder}/{rank}.pt")
-    dist.barrier()
+    if not failures:
+        dist.barrier()
     dist.destroy_process_group()
 
 
