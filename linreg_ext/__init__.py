@@ -14,8 +14,24 @@ linear_smooth_l1_loss, LinearSmoothL1Loss = FUNCTIONS["smooth_l1"], MODULES["smo
 linear_quantile_loss, LinearQuantileLoss = FUNCTIONS["quantile"], MODULES["quantile"]
 
 __all__ = [
-    "History", "LinearHuberLoss", "LinearL1Loss", "LinearMSELoss", "LinearQuantileLoss", "LinearSmoothL1Loss",
-    "StopTraining", "TrainStep", "__version__", "build_info", "evaluate", "fit",
-    "linear_huber_loss", "linear_l1_loss", "linear_mse_loss", "linear_quantile_loss", "linear_smooth_l1_loss",
-    "make_train_step", "sgd_run_", "sgd_step_",
-]  # fmt: skip
+    "History",
+    "LinearHuberLoss",
+    "LinearL1Loss",
+    "LinearMSELoss",
+    "LinearQuantileLoss",
+    "LinearSmoothL1Loss",
+    "StopTraining",
+    "TrainStep",
+    "__version__",
+    "build_info",
+    "evaluate",
+    "fit",
+    "linear_huber_loss",
+    "linear_l1_loss",
+    "linear_mse_loss",
+    "linear_quantile_loss",
+    "linear_smooth_l1_loss",
+    "make_train_step",
+    "sgd_run_",
+    "sgd_step_",
+]

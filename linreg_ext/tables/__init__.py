@@ -7,6 +7,20 @@ from .reading import read_table
 from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, first_line, listing, position
 
 __all__ = [
-    "BLANKS", "DATE", "EMPTY", "NUMBER", "TEXT", "Column", "Encoding", "Feature", "Options", "Table", "TableError",
-    "find_encoding", "first_line", "listing", "position", "read_table",
-]  # fmt: skip
+    "BLANKS",
+    "DATE",
+    "EMPTY",
+    "NUMBER",
+    "TEXT",
+    "Column",
+    "Encoding",
+    "Feature",
+    "Options",
+    "Table",
+    "TableError",
+    "find_encoding",
+    "first_line",
+    "listing",
+    "position",
+    "read_table",
+]
