@@ -35,6 +35,7 @@ from torch.utils.data import (
 from linreg_ext import functional
 from linreg_ext.training import DivergenceError, batches, fit, make_train_step
 from linreg_ext.training.batches import DeviceCache, order_of
+from linreg_ext.training.fit import _FusedEpochs
 
 X, Y = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 2, dtype=torch.float64)
 
@@ -434,13 +435,19 @@ def test_a_scheduler_stops_where_the_training_does(loader, scheduler, interval):
     torch.testing.assert_close(weight, twin_weight)
 
 
-def test_log_lines_and_progress_end_a_call(monkeypatch, capsys):
+def test_log_lines_end_a_call_where_epochs_are_slow(monkeypatch, capsys):
     ours = run(fit, LOADERS["shuffled"], monkeypatch, epochs=25, log_every=10)
     lines = capsys.readouterr().out
     theirs = run(plain_loop.fit, LOADERS["shuffled"], monkeypatch, epochs=25, log_every=10)
     assert lines == capsys.readouterr().out
-    assert len(ours.calls) == 3
+    assert len(ours.calls) == 1
     assert_same(ours, theirs)
+    monkeypatch.setattr(_FusedEpochs, "least_speed", lambda epochs: 0.0)
+    slow = run(fit, LOADERS["shuffled"], monkeypatch, epochs=25, log_every=10)
+    assert capsys.readouterr().out == lines
+    assert len(slow.calls) > 1
+    assert len(slow.calls[0]) * 25 == len(ours.history.step_loss)
+    assert_same(slow, theirs)
 
 
 def test_two_fits_in_a_row_are_one(monkeypatch):
