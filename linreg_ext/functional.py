@@ -329,7 +329,7 @@ def sgd_run_(
         if torch.compiler.is_compiling() and not REFERENCE:  # one call: chunks would specialise on the number of steps
             chunks.append(_OPS.sgd_run_(*_schema_arguments(step), order, None, None, None, *sizes, 0, steps))
         else:
-            _run(step, order, sizes, steps, chunks)
+            sgd_run(step, order, (None, None, None), sizes, steps, chunks)
     finally:
         if state[1] and steps and chunks and (not stop_nonfinite or steps_taken(chunks)):
             momentum_buffers[: len(parameters)] = state[0]
@@ -390,10 +390,22 @@ def _integer(name: str, value: Any) -> int:
         raise TypeError(f"sgd_run_: {name} must be an int or None, got {type(value).__name__}") from None
 
 
-def _run(
-    step: tuple[Any, ...], order: Tensor | None, sizes: tuple[int, bool, int], steps: int, chunks: list[Chunk]
+def sgd_run(
+    step: tuple[Any, ...],
+    order: Tensor | None,
+    validation: tuple[Tensor | None, ...],
+    sizes: tuple[int, bool, int],
+    steps: int,
+    chunks: list[Chunk],
 ) -> None:
-    """Call the operator `linreg_ext::sgd_run_` in chunks, with all arguments but `begin` and `end` given."""
+    """Call the operator `linreg_ext::sgd_run_` in chunks, with all arguments but `begin` and `end` given.
+
+    Args:
+        step: as for `sgd_step`.
+        validation: the input, target and weight on which to compute the loss after each epoch.
+        sizes: batch_size, drop_last and epochs.
+        chunks: as in `run_in_chunks`.
+    """
     input = step[0]
 
     def arguments(begin: int, end: int) -> tuple[Any, ...]:
@@ -401,7 +413,7 @@ def _run(
         if begin and len(chunks) == 1:  # copy what needs it once, not in every chunk
             order = None if order is None else order.to(input.device)
             step = (input if input.stride(1) == 1 else input.contiguous(), *step[1:10], 0, *step[11:])
-        return (*step, order, None, None, None, *sizes, begin, end)
+        return (*step, order, *validation, *sizes, begin, end)
 
     size, device = 0, torch.device("cpu")
     if steps:  # else the arguments may not even be tensors, which the operator rejects

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import linreg_ext
 from linreg_ext.cli import main, train
@@ -610,11 +611,29 @@ def test_huge_and_tiny_numbers_are_fine_when_standardised(unit: str, capsys: pyt
     assert float(rmse) == pytest.approx(float(f"0.488{unit}"), rel=1e-3)  # √(5/21)
 
 
+def test_a_call_takes_many_epochs_and_validates_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, last_losses, sgd_run = [], [], train.sgd_run
+
+    def spy(step: tuple, order: torch.Tensor, validation: tuple, sizes: tuple, steps: int, chunks: list) -> None:
+        sgd_run(step, order, validation, sizes, steps, chunks)
+        taken.append(sizes[2])
+        x, y, _ = validation
+        last_losses.append(F.mse_loss(F.linear(x, *step[2]), y).item())
+
+    monkeypatch.setattr(train, "sgd_run", spy)
+    assert run("fit", "--epochs", 200, "--batch-size", 4, "--out", "run") == 0
+    assert taken == [20] * 10
+    val_loss = read_table("run/history.csv").columns["validation_loss"].values
+    assert val_loss[19::20] == pytest.approx(last_losses, rel=1e-5)
+    assert len(val_loss) == 200
+    assert len(set(val_loss[:100])) == 100
+
+
 def test_ctrl_c_leaves_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "sgd_run_", interrupted)
+    monkeypatch.setattr(train, "sgd_run", interrupted)
     assert run("fit", "--out", "some/where") == 130
     assert capsys.readouterr().err == "linreg_ext: error: interrupted\n"
     assert everything() == []

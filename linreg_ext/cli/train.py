@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import linear_loss, sgd_run_
+from ..functional import Chunk, linear_loss, sgd_run, steps_taken
 from ..tables import listing
 from ..training import History
 from .coefficients import Coefficients
@@ -69,7 +70,7 @@ class _Run:
         weight = None if dataset.weight is None else dataset.weight.float()
         self._x, self._y, self._rows = x.to(args.device), y.to(args.device), rows
         self._weight = None if weight is None else weight.to(args.device)
-        self._validation = self._part(held_out) if len(held_out) else None
+        self._validation = self._part(held_out) if len(held_out) else (None, None, None)
         self.linear_weight = torch.zeros(y.shape[1], x.shape[1], device=args.device)
         self.linear_bias = torch.zeros(y.shape[1], device=args.device)
         _, target, its_weight = self._part(rows)
@@ -83,43 +84,47 @@ class _Run:
         self, epochs: int, lr: float, batch_size: int, generator: torch.Generator
     ) -> Iterator[tuple[float, float | None]]:
         """Train; yield the training and the validation loss of each epoch."""
-        rows, momentum_buffers = self._rows, [None, None]
+        args, rows, parameters = self._args, self._rows, [self.linear_weight, self.linear_bias]
+        buffers = [torch.empty_like(p) for p in parameters] if args.momentum else []
+        rule = (0.0, args.momentum, 0.0, args.weight_decay, False, False)
         steps = -(-len(rows) // batch_size)
-        # Several epochs per call, unless each is reported or validated.
-        together = 1 if self._validation or self._args.bar else max(1, min(epochs // 10, (1 << 20) // len(rows)))
-        options = {"quantile": self._threshold} if self._loss == "quantile" else {}
-        with _bar(epochs, self._args.bar) as bar:
+        together = max(1, min(epochs // 10, (1 << 20) // len(rows)))  # epochs per call
+        with _bar(epochs, args.bar) as bar:
             for begin in range(0, epochs, together):
                 # At a constant rate, the coefficients would keep fluctuating around the solution.
                 part = range(begin, min(begin + together, epochs))
                 some = [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in part]
                 order = torch.stack([rows[torch.randperm(len(rows), generator=generator)] for _ in some])
                 rates = torch.tensor(some, dtype=torch.float64).repeat_interleave(steps)
-                losses = sgd_run_(
-                    self._x, self.linear_weight, self._y, linear_bias=self.linear_bias, weight=self._weight,
-                    order=order.to(self._args.device), batch_size=batch_size, loss=self._loss, lr=rates,
-                    momentum=self._args.momentum, weight_decay=self._args.weight_decay,
-                    momentum_buffers=momentum_buffers, stop_nonfinite=True, **options,
-                ).double().cpu()  # fmt: skip
+                first = 0b11 if buffers and begin == 0 else 0
+                step = (
+                    self._x, self._y, parameters, buffers, rule, self._loss, self._threshold, self._weight, rates,
+                    "mean", first, 0, True,
+                )  # fmt: skip
+                chunks: list[Chunk] = []
+                sizes = (batch_size, False, len(some))
+                sgd_run(step, order.to(args.device), self._validation, sizes, len(rates), chunks)
+                losses, val_losses = (torch.cat(parts).double().cpu() for parts in list(zip(*chunks, strict=True))[:2])
+                losses = losses[: steps_taken(chunks) + 1]
                 if not losses[-1:].isfinite().all():
-                    step = begin * steps + len(losses)
-                    raise _diverges(f"is {losses[-1].item()} at step {step}", self._args, lr)
+                    step_number = begin * steps + len(losses)
+                    raise _diverges(f"is {losses[-1].item()} at step {step_number}", args, lr)
                 self._losses.append(losses)
                 self._rates += rates.tolist()
                 means = self._means(losses.view(len(some), steps), order, batch_size)
                 self._epoch_losses += means
-                if self._validation:
-                    self._val_losses.append(self._loss_of(*self._validation))
-                for i in range(len(some)):
+                self._val_losses += val_losses.tolist()
+                for loss, val_loss in itertools.zip_longest(means, val_losses.tolist()):
                     if bar:
                         bar.update()
-                    yield means[i], self._val_losses[-1] if self._validation else None
+                    yield loss, val_loss
 
     def history(self) -> History:
         """The history of the epochs so far."""
-        val_loss = torch.tensor(self._val_losses, dtype=torch.float64) if self._validation else None
-        epoch_loss, rates = (torch.tensor(v, dtype=torch.float64) for v in (self._epoch_losses, self._rates))
-        return History(torch.cat(self._losses), epoch_loss, val_loss, rates)
+        epoch_loss, val_loss, rates = (
+            torch.tensor(v, dtype=torch.float64) for v in (self._epoch_losses, self._val_losses, self._rates)
+        )
+        return History(torch.cat(self._losses), epoch_loss, val_loss if len(val_loss) else None, rates)
 
     def _part(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         rows = rows.to(self._args.device)

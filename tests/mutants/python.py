@@ -191,7 +191,7 @@ PYTHON = (
             (CLI + "test_bad_input_is_one_line",)),
     _python("cli: R² is 1 minus the sum of squares", "cli/report.py", "1 - squared / variance", "1 - squared",
             (CLI + "test_huge_and_tiny_numbers_are_fine_when_standardised",)),
-    _python("cli: weights are for the epoch's mean alone", "cli/train.py", "weight=self._weight,", "weight=None,",
+    _python("cli: weights are for the epoch's mean alone", "cli/train.py", "self._threshold, self._weight,", "self._threshold, None,",
             (CLI + "test_a_weight_of_k_is_k_rows",)),
     _python("cli: a mean of all rows stands for missing cells", "cli/dataset.py", "missing | held_out[:, None]", "missing",
             (CLI + "test_statistics_come_from_the_training_rows_alone",)),
