@@ -61,7 +61,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 train: build ## fit the shipped table: progress, coefficients, weights, history and plot in runs/
-	$(RUN) -m linreg_ext fit
+	$(RUN) -m linreg_ext fit --solver sgd
 
 PYTEST := OMP_WAIT_POLICY=passive $(RUN) -m pytest $$($(RUN) -c '$(WORKERS)')
 

@@ -129,6 +129,25 @@ struct Skip {
   const void* before = nullptr;  // of w's dtype
 };
 
+// The rows of least squares, all finite or not; v is one number a row.
+struct MomentRows {
+  int64_t n = 0, d = 0, k = 0;
+  View x;                          // [n, d]
+  View y;                          // [n, k]
+  View v;                          // [n]; data is nullptr: 1
+  const int64_t* group = nullptr;  // [n]; nullptr: one group
+  bool single = false;             // multiply float32 rows in float32, 64 at a time, not in double
+  int threads = 1;                 // at most; the result does not depend on it
+};
+
+// Centred second moments of [X | Y], m = d + k columns, which rows are added to.
+struct Moments {
+  int64_t groups = 1;
+  double* counts = nullptr;   // [groups, 2]: rows with v > 0, and Σ v
+  double* mean = nullptr;     // [groups, m]
+  double* moments = nullptr;  // [groups, m, m]
+};
+
 namespace cpu {
 
 // The bytes of 64-byte aligned workspace for the entry points below.
@@ -150,6 +169,16 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
 size_t run_workspace(const Problem& problem, const Run& run, const Problem* validation);
 int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
                 bool stop_nonfinite, void* losses, const Problem* validation, void* validation_losses, void* workspace);
+
+// Adds rows to moments. Returns false, with nothing changed, if a weight is negative.
+size_t moments_workspace(const MomentRows& rows);
+bool add_moments(const MomentRows& rows, const Moments& moments, void* workspace);
+
+// For each target Σ v r (x − center), Σ v r and Σ v r², [k, d + 2], where r = w (x − center) + offset − (y − center),
+// all in double; w is [k, d], offset [k] and center [d + k].
+size_t residual_moments_workspace(const MomentRows& rows);
+void residual_moments(const MomentRows& rows, const double* w, const double* offset, const double* center, double* sums,
+                      void* workspace);
 
 }  // namespace cpu
 

@@ -4,6 +4,7 @@
 from ._extension import build_info
 from ._version import __version__
 from .functional import FUNCTIONS, sgd_run_, sgd_step_
+from .least_squares import LeastSquares, LeastSquaresSolution, lstsq, lstsq_batches
 from .modules import MODULES
 from .training import History, StopTraining, TrainStep, evaluate, fit, make_train_step
 
@@ -15,6 +16,8 @@ linear_quantile_loss, LinearQuantileLoss = FUNCTIONS["quantile"], MODULES["quant
 
 __all__ = [
     "History",
+    "LeastSquares",
+    "LeastSquaresSolution",
     "LinearHuberLoss",
     "LinearL1Loss",
     "LinearMSELoss",
@@ -31,6 +34,8 @@ __all__ = [
     "linear_mse_loss",
     "linear_quantile_loss",
     "linear_smooth_l1_loss",
+    "lstsq",
+    "lstsq_batches",
     "make_train_step",
     "sgd_run_",
     "sgd_step_",

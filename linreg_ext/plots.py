@@ -55,7 +55,7 @@ def loss_curves(
 
 
 def fit_figure(
-    history: Losses,
+    history: Losses | None,
     targets: Sequence[str],
     actual: Tensor,
     predicted: Tensor,
@@ -68,7 +68,7 @@ def fit_figure(
     """Plot the loss curves and, in one panel per target, predicted against actual values.
 
     Args:
-        history: the `linreg_ext.History` of the run, or an object with the same epoch losses.
+        history: the `linreg_ext.History` of the run, or an object with the same epoch losses; None draws no losses.
         targets: the names of the K targets; the first 6 are drawn.
         actual: [N, K], in the targets' own units.
         predicted: [N, K].
@@ -86,15 +86,16 @@ def fit_figure(
     Example:
         >>> fit_figure(history, ["price"], y, x @ w.T + b, torch.arange(len(y)) >= 80, ["R² 0.93"], "fit.png")
     """
-    shown = min(len(targets), _MAX_PANELS)
-    columns = min(1 + shown, 4)
-    rows = math.ceil((1 + shown) / columns)
+    shown, before = min(len(targets), _MAX_PANELS), int(history is not None)
+    columns = min(before + shown, 4)
+    rows = math.ceil((before + shown) / columns)
     figure = _figure(rows, columns, width=3.7 * columns, height=3.7 * rows)
-    losses = figure.add_subplot(rows, columns, 1)
-    losses.set_box_aspect(1)  # like the panels beside it
-    _draw_losses(losses, history, loss)
+    if history is not None:
+        losses = figure.add_subplot(rows, columns, 1)
+        losses.set_box_aspect(1)  # like the panels beside it
+        _draw_losses(losses, history, loss)
     for k in range(shown):
-        axes = figure.add_subplot(rows, columns, k + 2)
+        axes = figure.add_subplot(rows, columns, k + before + 1)
         _draw_predictions(axes, targets[k], actual[:, k], predicted[:, k], validation, r2[k])
         _finish(axes, legend=k == 0)
     return _saved(figure, path)

@@ -154,3 +154,53 @@ def loss_dtype(linear_weight: Tensor, target: Tensor) -> torch.dtype:
 
 def _compute_dtype(input: Tensor) -> torch.dtype:
     return torch.float32 if input.dtype.itemsize == 2 else input.dtype
+
+
+def moments_(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    group: Tensor | None,
+    counts: Tensor,
+    mean: Tensor,
+    moments: Tensor,
+    single: bool,
+) -> None:
+    z = torch.cat([input, target], 1).double()
+    v = z.new_ones(len(z)) if weight is None else weight.double()
+    if (v < 0).any():
+        raise ValueError("moments_: weight must be >= 0, got a negative number")
+    used = v > 0
+    z, v = z[used], v[used]
+    g = torch.zeros_like(v, dtype=torch.int64) if group is None else group[used]
+    more = torch.zeros_like(counts).index_add(0, g, torch.stack([torch.ones_like(v), v], 1))
+    its_mean = torch.zeros_like(mean).index_add(0, g, v[:, None] * z) / more[:, 1:].clamp(min=1e-300)
+    z = z - its_mean[g]
+    if len(counts) == 1:
+        its_moments = (z.T @ (v[:, None] * z))[None]
+    else:
+        its_moments = torch.zeros_like(moments).index_add(0, g, (v[:, None] * z)[:, :, None] * z[:, None])
+    merge_moments_(counts, mean, moments, more, its_mean, its_moments)
+
+
+def merge_moments_(
+    counts: Tensor, mean: Tensor, moments: Tensor, more: Tensor, its_mean: Tensor, its_moments: Tensor
+) -> None:
+    """Add the moments about each mean and those of the two means, so that nothing cancels."""
+    weight = counts[:, 1] + more[:, 1]
+    share = torch.where(more[:, 1] > 0, more[:, 1] / weight, 0.0)
+    apart = its_mean - mean
+    moments += its_moments + (counts[:, 1] * share)[:, None, None] * (apart[:, :, None] * apart[:, None])
+    mean += share[:, None] * apart
+    counts += more
+
+
+def residual_moments(
+    input: Tensor, target: Tensor, weight: Tensor | None, linear_weight: Tensor, offset: Tensor, center: Tensor
+) -> Tensor:
+    d = input.shape[1]
+    x, y = input.double() - center[:d], target.double() - center[d:]
+    v = x.new_ones(len(x)) if weight is None else weight.double()
+    x, y, v = x[v > 0], y[v > 0], v[v > 0, None]
+    r = x @ linear_weight.T + offset - y
+    return torch.cat([(v * r).T @ x, (v * r).sum(0)[:, None], (v * r * r).sum(0)[:, None]], 1)

@@ -7,10 +7,12 @@ import csv
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nist
 import numpy as np
 import pytest
 import torch
@@ -78,9 +80,10 @@ def r2(actual: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def test_the_default_job_fits_the_shipped_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("fit") == 0
+    assert run("fit", "--solver", "sgd") == 0
     out, err = capsys.readouterr()
     assert err == ""
+    assert out.splitlines()[-3] == "SGD: the squared error is the least-squares minimum"
     assert "15 rows, 12 to train on, 3 held out to validate\n3 features: temperature, rainfall, humidity\n" in out
     assert "Epoch [200/200]" in out
     assert max(map(len, out.splitlines())) <= 100
@@ -258,8 +261,10 @@ def test_a_table_of_people(capsys: pytest.CaptureFixture[str]) -> None:
         "city (base x)",
     ):
         assert line in out.splitlines()
-    assert [line.split()[0] for line in out.splitlines() if " took " in line] == ["reading", "training", "drawing"]
-    points = {line.index(".") for line in out.partition("units:\n")[2].partition("\n\n")[0].splitlines() if "." in line}
+    assert [line.split()[0] for line in out.splitlines() if " took " in line] == ["reading", "solving", "drawing"]
+    points = {
+        line.index(".") for line in out.partition("units:\n")[2].partition("\n\n")[0].splitlines()[1:] if "." in line
+    }
     assert len(points) == 1  # aligned decimal points
     table("new.csv", "city;age;sex;score;id\ny;1,5;M;;7\nx;;F;;8\nx;2;M;;009\n")
     assert run("predict", "runs/people", "new.csv", "--id", "id", "--out", "new.parquet") == 0
@@ -332,11 +337,12 @@ def test_rare_columns_get_coefficient_0(capsys: pytest.CaptureFixture[str]) -> N
     random = np.random.default_rng(0)
     columns = {f"c{j}": (np.arange(300) == 7 * j) * 1 for j in range(40)}
     np.savez("rare.npz", **columns, a=random.normal(size=300), y=random.normal(size=300))
-    assert run("fit", "rare.npz") == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("coefficient 0 because"))
-    model = load_weights(Path("runs/rare"))
-    zeros = [name for name, weight in zip(model.features, model.weight[0], strict=True) if weight == 0]
-    assert line == f"coefficient 0 because the column is constant over the training rows: {', '.join(zeros)}"
+    for solver in ("exact", "sgd"):
+        assert run("fit", "rare.npz", "--solver", solver) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("coefficient 0 because"))
+        model = load_weights(Path("runs/rare"))
+        zeros = [name for name, weight in zip(model.features, model.weight[0], strict=True) if weight == 0]
+        assert line == f"coefficient 0 because the column is constant over the training rows: {', '.join(zeros)}"
 
 
 def test_log_lines_are_those_of_the_history(capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,6 +478,16 @@ BAD = [
     ),
     ("fit words.csv", "words.csv: expected a column of numbers as the target, got none"),
     ("fit good.csv --delimiter ab", "argument --delimiter: expected one character, tab or blanks, got 'ab'"),
+    (
+        "fit good.csv --solver exact --lr 1",
+        "argument --solver: exact solves the squared error and has no --lr; use --solver sgd",
+    ),
+    (
+        "fit good.csv --solver exact --loss l1",
+        "argument --solver: exact solves the squared error and has no --loss l1; use --solver sgd",
+    ),
+    ("fit good.csv --l2 1 --lr 1", "argument --l2: requires --solver exact (--lr chooses sgd); SGD has --weight-decay"),
+    ("fit good.csv --l2 1 --solver sgd", "argument --l2: requires --solver exact; SGD has --weight-decay"),
     ("fit good.csv --quantile 1", "argument --quantile: expected a number between 0 and 1, got '1'"),
     ("fit good.csv --quantile 0.5 --loss l1", "argument --quantile: requires --loss quantile, got --loss l1"),
     ("fit good.csv --targte y", "unrecognized argument: --targte; did you mean --target?"),
@@ -634,7 +650,7 @@ def test_ctrl_c_leaves_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "sgd_run", interrupted)
-    assert run("fit", "--out", "some/where") == 130
+    assert run("fit", "--solver", "sgd", "--out", "some/where") == 130
     assert capsys.readouterr().err == "linreg_ext: error: interrupted\n"
     assert everything() == []
 
@@ -653,7 +669,7 @@ def test_a_new_fit_leaves_nothing_of_the_earlier_one(monkeypatch: pytest.MonkeyP
 
 def test_the_default_learning_curve_only_falls() -> None:
     """Full batches at the default rate and momentum do not overshoot."""
-    assert run("fit", "--out", "run") == 0
+    assert run("fit", "--solver", "sgd", "--out", "run") == 0
     loss = read_table("run/history.csv").columns["train_loss"].values
     assert (np.diff(loss) <= 1e-6).all()  # float32 rounding of losses of at most 1
 
@@ -679,3 +695,137 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) == 141
+
+
+# ---- Solvers ---------------------------------------------------------------------------------------------------------
+
+
+def longley(path: str = "longley.csv") -> None:
+    names = ["deflator", "gnp", "unemployed", "forces", "population", "year", "employed"]
+    rows = [[*x, y] for x, y in zip(nist.LONGLEY_X, nist.LONGLEY_Y, strict=True)]
+    table(path, "\n".join(",".join(map(str, row)) for row in [names, *rows]) + "\n")
+
+
+def test_longley_has_its_certified_coefficients(capsys: pytest.CaptureFixture[str]) -> None:
+    """Collinear columns in units from 1 to 1e5, on which SGD says how far it is."""
+    longley()
+    assert run("fit", "longley.csv", "--val-fraction", 0) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "least squares, solved exactly (gram)" in lines
+    start = next(i for i, line in enumerate(lines) if line.split() == ["employed", "std.", "error"])
+    found = [line.split()[1:] for line in lines[start + 1 : start + 8]]
+    certified = nist.PROBLEMS["Longley"][2]
+    for cells, pair in zip(found, certified, strict=True):
+        assert [float(cell) for cell in cells] == pytest.approx(pair, rel=1e-5)
+    assert not Path("runs/longley/history.csv").exists()
+    assert run("fit", "longley.csv", "--val-fraction", 0, "--epochs", 3, "--no-standardize", "--lr", 1e-14) == 0
+    line = capsys.readouterr().out.splitlines()[-3]
+    assert re.fullmatch(
+        r"SGD: the squared error is [0-9.e+]+ % above the least-squares minimum; --solver exact reaches it, more "
+        "--epochs come nearer",
+        line,
+    )
+
+
+def test_ridge_is_that_of_the_formula() -> None:
+    longley()
+    assert run("fit", "longley.csv", "--val-fraction", 0, "--l2", 1000) == 0
+    x, y = (torch.tensor(t, dtype=torch.float64) for t in (nist.LONGLEY_X, nist.LONGLEY_Y))
+    expected = linreg_ext.lstsq(x, y, l2=1000.0).weight
+    torch.testing.assert_close(load_weights(Path("runs/longley")).weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "solver"),
+    [((), "exact"), (("--lr", 0.1), "sgd"), (("--loss", "huber"), "sgd"), (("--epochs", 5), "sgd"),
+     (("--seed", 3), "exact"), (("--no-standardize", "--epochs", 1, "--lr", 1e-9), "sgd")],
+)  # fmt: skip
+def test_auto_is_exact_unless_something_needs_sgd(options: tuple[object, ...], solver: str) -> None:
+    assert run("fit", *options) == 0
+    assert json.loads(Path("runs/apples_and_oranges/model.json").read_text())["solver"] == solver
+
+
+def test_dependent_columns_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    table("twice.csv", "a,b,y\n" + "".join(f"{i},{2 * i},{i % 7}\n" for i in range(30)))
+    assert run("fit", "twice.csv") == 0
+    out = capsys.readouterr().out
+    assert (
+        "the 2 columns are linearly dependent (rank 1): of all best solutions, these are the smallest coefficients, "
+        "and they have no standard errors\n" in out
+    )
+    weight = load_weights(Path("runs/twice")).weight[0]
+    assert weight[1].item() == pytest.approx(2 * weight[0].item())
+
+
+# ---- Larger than memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "folder"])
+@pytest.mark.parametrize("options", [(), ("--weight", "age"), ("--l2", 3)])
+def test_a_stream_gives_the_same_model(
+    form: str, options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In blocks of seven rows, of which some hold only numbers in a column of text."""
+    pyarrow = pytest.importorskip("pyarrow")
+    monkeypatch.setattr("linreg_ext.tables.stream._ROWS", 7)
+    header, *rows = PEOPLE.splitlines()
+    rows = [row + (",3" if i < 30 else ",b3") for i, row in enumerate(rows)]
+    path = table("people.csv", "\n".join([header + ",code", *rows]) + "\n")
+    if form != "csv":
+        import pyarrow.csv
+        import pyarrow.parquet
+
+        arrow = pyarrow.csv.read_csv(path)
+        path = Path("people.parquet") if form == "parquet" else Path("people")
+        if form == "parquet":
+            pyarrow.parquet.write_table(arrow, path)
+        else:
+            path.mkdir()
+            pyarrow.parquet.write_table(arrow[:25], path / "a.parquet")
+            pyarrow.parquet.write_table(arrow[25:], path / "b.parquet")
+    command = ("fit", path, "--target", "score", "--val-fraction", 0, *options)
+    found = []
+    for stream in ("--stream", "--no-stream"):
+        assert run(*command, stream, "--out", "run") == 0
+        out = capsys.readouterr().out
+        features = json.loads(Path("run/encoding.json").read_text())["features"]
+        found.append((load_weights(Path("run")), out.partition("Coefficients")[2], features))
+    (streamed, *texts), (whole, *others) = found
+    torch.testing.assert_close([streamed.weight, streamed.bias], [whole.weight, whole.bias])
+    assert texts == others
+
+
+def test_a_stream_holds_out_rows_and_needs_the_exact_solver(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow")
+    x, y = np.random.default_rng(0).normal(size=(2, 400))
+    table("noise.csv", "x,y\n" + "".join(f"{a},{3 * a + b}\n" for a, b in zip(x, y, strict=True)))
+    assert run("fit", "noise.csv", "--stream") == 0
+    rows = json.loads(Path("runs/noise/model.json").read_text())
+    assert rows["training_rows"] + rows["validation_rows"] == 400
+    assert 50 < rows["validation_rows"] < 110
+    scores = capsys.readouterr().out.splitlines()[-3].split()
+    assert [float(score) for score in scores[1:]] == pytest.approx([0.9, 1, 0.9, 1], rel=0.1)
+    for option in (("--loss", "l1"), ("--missing", "mean")):
+        assert run("fit", "noise.csv", "--stream", *option) == 2
+        assert "needs the table in memory; use --" in capsys.readouterr().err
+
+
+@pytest.mark.extended
+def test_a_file_four_times_the_memory_limit(tmp_path: Path) -> None:
+    """Decoded, it takes 1.6 GB; the process may add 400 MB to what its libraries have."""
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    random = np.random.default_rng(0)
+    with parquet.ParquetWriter("big.parquet", pyarrow.schema([(f"c{i}", "double") for i in range(20)])) as file:
+        for _ in range(100):
+            file.write_table(pyarrow.table({f"c{i}": random.normal(size=100_000) for i in range(20)}))
+    limited = (
+        "import resource, sys, linreg_ext.cli, pyarrow.dataset, pyarrow.parquet, matplotlib.figure\n"
+        "size = 4096 * int(open('/proc/self/statm').read().split()[0]) + (400 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
+        "sys.exit(linreg_ext.cli.main(['fit', 'big.parquet']))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    result = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "2,000,000 rows" not in result.stdout
+    assert "10,000,000 rows" in result.stdout

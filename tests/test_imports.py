@@ -19,7 +19,7 @@ LAYERS = (
     {"reference"},
     {"autograd"},
     {"functional"},
-    {"modules"},
+    {"least_squares", "modules"},
     {"training"},
     {"__init__"},
     {"cli", "examples"},

@@ -41,11 +41,22 @@ struct ProductRows {
 using SmallSteps = int64_t(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                            const Parameter& bias, bool stop_nonfinite, void* losses);
 
-#define LINREG_DECLARE_KERNELS(set)      \
-  namespace set {                        \
-  RunRows run_rows;                      \
-  extern const ProductRows product_rows; \
-  SmallSteps small_steps;                \
+// Least squares (moment_rows.cpp): rows [begin, end), with a block of (kMomentBlock + 1) · ld doubles as workspace.
+constexpr int64_t kMomentBlock = 64, kMomentCounts = 16;  // the latter padded to a cache line or two
+struct MomentKernels {
+  // Counts, mean [ld] and the lower triangle of the moments [m + 1, ld]; false if a weight is negative.
+  bool (*moments)(const MomentRows& rows, int64_t begin, int64_t end, int64_t ld, void* block, double* out);
+  // For each target Σ v r z, [ld], and Σ v r² in some lanes of [kMomentCounts], for r = w z; w is [k, ld].
+  void (*gradient)(const MomentRows& rows, const double* w, const double* center, int64_t begin, int64_t end, int64_t ld,
+                   double* block, double* out);
+};
+
+#define LINREG_DECLARE_KERNELS(set)          \
+  namespace set {                            \
+  RunRows run_rows;                          \
+  extern const ProductRows product_rows;     \
+  extern const MomentKernels moment_kernels; \
+  SmallSteps small_steps;                    \
   }
 LINREG_DECLARE_KERNELS(portable)
 LINREG_DECLARE_KERNELS(avx2)
@@ -55,6 +66,7 @@ LINREG_DECLARE_KERNELS(avx512)
 struct Kernels {
   RunRows* run_rows;
   const ProductRows* product_rows;
+  const MomentKernels* moments;
   SmallSteps* small_steps;  // nullptr: there is none, and small batches take the general path
 };
 

@@ -20,6 +20,9 @@ from .fit_table import fit
 from .info import info
 from .predict import predict
 
+_SGD_OPTIONS = {
+    "--epochs": None, "--batch-size": None, "--lr": None, "--momentum": 0.0, "--weight-decay": 0.0, "--device": "cpu",
+}  # fmt: skip
 _DELIMITERS = {"tab": "\t", "\\t": "\t", "blanks": BLANKS}
 
 
@@ -40,6 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error_about(unknown, args.parser)
     if args.command is fit:
         _settle_loss(args)
+        _settle_solver(args)
     args.command_line = ["linreg-ext", *map(str, sys.argv[1:] if argv is None else argv)]
     args.bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     return args
@@ -50,6 +54,22 @@ def _settle_loss(args: argparse.Namespace) -> None:
     if args.quantile is not None and args.loss != "quantile":
         args.parser.error(f"argument --quantile: requires --loss quantile, got --loss {args.loss}")
     args.quantile = 0.5 if args.quantile is None else args.quantile
+
+
+def _settle_solver(args: argparse.Namespace) -> None:
+    given = [
+        option for option, default in _SGD_OPTIONS.items() if getattr(args, option[2:].replace("-", "_")) != default
+    ]
+    given += [] if args.standardize else ["--no-standardize"]
+    if args.loss != "mse":
+        given.insert(0, f"--loss {args.loss}")
+    if args.solver == "exact" and given:
+        args.parser.error(f"argument --solver: exact solves the squared error and has no {given[0]}; use --solver sgd")
+    if args.solver == "auto":
+        args.solver = "sgd" if given else "exact"
+    if args.solver == "sgd" and args.l2:
+        why = "" if not given else f" ({given[0]} chooses sgd)"
+        args.parser.error(f"argument --l2: requires --solver exact{why}; SGD has --weight-decay")
 
 
 class _Help(argparse.HelpFormatter):
@@ -97,7 +117,7 @@ def _add_fit(commands: Any) -> None:
     below_one = _ranged(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
     inside = _ranged(float, lambda v: 0 < v < 1, "a number between 0 and 1")
     losses = [name.replace("_", "-") for name in LOSSES]
-    summary = "Fit a linear model to a table by SGD; write its weights, history and plot."
+    summary = "Fit a linear model to a table, exactly or by SGD; write its weights and a plot."
     parser = _add_command(
         commands, "fit", fit, summary, "fit houses.csv --target price --out runs/houses", "[TABLE] [options]"
     )
@@ -114,18 +134,22 @@ def _add_fit(commands: Any) -> None:
         help="if a feature is missing: drop the row, fill in the mean, or error (default: %(default)s)")
     add("--val-fraction", type=below_one, default=0.2, metavar="X",
         help="share of rows held out for validation (default: %(default)s)")
+    add("--stream", action=argparse.BooleanOptionalAction, help="read in blocks (default: if it exceeds the memory)")
     _add_reading(parser)
     add = parser.add_argument_group("model").add_argument
     add("--loss", choices=losses, metavar="NAME", help=f"{', '.join(losses)} (default: mse)")
     add("--quantile", type=inside, metavar="Q", help="the quantile to fit; implies --loss quantile (default: 0.5)")
-    add = parser.add_argument_group("training").add_argument
+    add("--solver", choices=["auto", "exact", "sgd"], default="auto", metavar="NAME",
+        help="exact (least squares), sgd, or auto: exact unless a loss or option needs sgd (default: auto)")
+    add("--l2", type=not_negative, default=0.0, metavar="X", help="ridge penalty of the exact solver, X · Σ weight²")
+    add = parser.add_argument_group("SGD").add_argument
     add("--epochs", type=whole, metavar="N", help="passes over the rows (default: 200, fewer for many rows)")
     add("--batch-size", type=whole, metavar="N", help="rows per step (default: 64, or all for small tables)")
     add("--lr", type=positive, metavar="X", help="initial learning rate; falls to 0 (default: half the largest stable)")
     # Plain SGD at the default rate approaches the minimum without overshooting. With momentum m, it oscillates at this
     # rate; below (1 - √m)² of the rate it does not, but converges slower by (1 - √m) / (1 + √m).
-    add("--momentum", type=below_one, default=0.0, metavar="X", help="SGD's momentum (default: %(default)g)")
-    add("--weight-decay", type=not_negative, default=0.0, metavar="X", help="SGD's, on scaled columns (default: 0)")
+    add("--momentum", type=below_one, default=0.0, metavar="X", help="(default: %(default)g)")
+    add("--weight-decay", type=not_negative, default=0.0, metavar="X", help="on scaled columns (default: 0)")
     add("--no-standardize", dest="standardize", action="store_false",
         help="train on the columns without scaling or decorrelating them")
     add("--seed", type=natural, default=0, metavar="N", help="seed of row order and split (default: %(default)s)")

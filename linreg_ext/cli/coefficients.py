@@ -27,10 +27,35 @@ class Coefficients:
     targets: tuple[str, ...]
     weight: Tensor  # [K, D], float64
     bias: Tensor  # [K], float64
+    weight_stderr: Tensor | None = None  # [K, D]; of an exact solution, and nan where it has none
+    bias_stderr: Tensor | None = None  # [K]
 
     def predict(self, x: Tensor) -> Tensor:
         """Predictions [N, K] from features [N, D]."""
         return torch.addmm(self.bias, x, self.weight.T)
+
+
+def require_in_range(model: Coefficients, vanished: Tensor) -> None:
+    """Raise if a coefficient is out of float64's range in the table's own units.
+
+    Args:
+        vanished: [K, D], the weights that became 0.
+    """
+    lost = (vanished | ~model.weight.isfinite()).nonzero().tolist()
+    if lost:
+        target, feature = model.targets[lost[0][0]], model.features[lost[0][1]]
+        size, mend = "large", f"multiply '{feature}' or divide '{target}'"
+        if vanished[tuple(lost[0])]:
+            size, mend = "small", f"divide '{feature}' or multiply '{target}'"
+        raise CommandError(
+            f"the coefficient of '{feature}' for '{target}' is too {size} for a float64 in the table's own units; "
+            f"{mend} by a power of ten"
+        )
+    if not model.bias.isfinite().all():
+        target = model.targets[int(model.bias.isfinite().int().argmin())]
+        raise CommandError(
+            f"the intercept of '{target}' is too large for a float64; divide '{target}' by a power of ten"
+        )
 
 
 def weights_file(model: Coefficients) -> dict[str, bytes]:

@@ -31,6 +31,13 @@ class Dataset:
     held_out: Tensor  # [N], bool: the rows that only validate
     notes: tuple[str, ...]  # one line for each decision
     default_target: bool  # neither an option nor the file names it
+    counts: tuple[int, int] | None = None  # of training and validation rows, if x and y are only a sample of them
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The numbers of training and validation rows."""
+        validating = int(self.held_out.sum())
+        return self.counts or (len(self.x) - validating, validating)
 
 
 def options_of(args: argparse.Namespace, marks: Sequence[str] = ()) -> Options:
@@ -45,15 +52,11 @@ def with_numbers(names: Sequence[str]) -> set[str]:
 
 def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Dataset:
     """Read the data set that the arguments specify; `generator` draws the validation rows."""
-    columns = _Columns(args)
+    columns = Columns(args)
     options, categories = options_of(args), with_numbers(args.categories or ())
     table = read_table(columns.path, options, choose=columns.choose, text=categories, progress=args.bar)
     targets = columns.targets_of(table)
-    features = [n for n in columns.features or table.columns if n not in {*targets, *columns.weight, *columns.drop}]
-    if not columns.features:
-        features = [name for name in features if name not in table.labels]
-    if not features:
-        raise CommandError(f"{table.path}: every column is a target ({listing(targets)}); no feature is left")
+    features = columns.features_of(table, targets)
     encoding, rows, notes = find_encoding(
         table, features, targets, others=columns.weight, categories=categories, missing=args.missing,
         marks=options.missing,
@@ -62,7 +65,7 @@ def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Datase
     x, y = encoding.encode(table, rows), np.column_stack([table.columns[name].values[rows] for name in targets])
     if args.missing == "mean":
         encoding = replace(encoding, fill=tuple(_fill(x, held_out.numpy()).tolist()))
-    weight = _weight(table, columns.weight[0], rows) if columns.weight else None
+    weight = weight_of(table, columns.weight[0], rows) if columns.weight else None
     labels = [f"left out {name}: it names the rows (--features)" for name in table.labels if name not in features]
     return Dataset(
         table.path, encoding, torch.from_numpy(x), torch.from_numpy(y), weight, held_out,
@@ -70,7 +73,18 @@ def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Datase
     )  # fmt: skip
 
 
-class _Columns:
+def require_varying(dataset: Dataset) -> None:
+    """Raise if a target is the same in all training rows."""
+    used = ~dataset.held_out if dataset.weight is None else ~dataset.held_out & (dataset.weight > 0)
+    for name, values in zip(dataset.encoding.targets, dataset.y.T, strict=True):
+        training = values[used]
+        if training.min() == training.max():
+            where = f"the {len(training)} training rows; try another --seed or a smaller --val-fraction"
+            where = "all rows" if values.min() == values.max() else where
+            raise CommandError(f"target '{name}' must vary, got {training[0].item():g} in {where}")
+
+
+class Columns:
     """The columns that the arguments select from a table."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -107,6 +121,14 @@ class _Columns:
             raise CommandError(f"{table.path}: expected a column of numbers as the target, got none")
         return numbers[-1:]
 
+    def features_of(self, table: Table, targets: Sequence[str]) -> list[str]:
+        """The features given as options, else all other columns that do not just name the rows."""
+        taken = {*targets, *self.weight, *self.drop, *(() if self.features else table.labels)}
+        features = [name for name in self.features or table.columns if name not in taken]
+        if not features:
+            raise CommandError(f"{table.path}: every column is a target ({listing(targets)}); no feature is left")
+        return features
+
     def _find(self, option: str, wanted: Sequence[str], names: tuple[str, ...]) -> list[str]:
         found = []
         for name in wanted:
@@ -121,7 +143,8 @@ class _Columns:
         return found
 
 
-def _weight(table: Table, name: str, rows: np.ndarray) -> Tensor:
+def weight_of(table: Table, name: str, rows: np.ndarray) -> Tensor:
+    """The weights of some rows."""
     values = table.columns[name].values
     bad = rows & ~((values >= 0) & (values < np.inf))
     if bad.any():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`fit`: train on a table, print coefficients and scores, and write a folder from which `predict` can run."""
+"""`fit`: fit a model to a table, print coefficients and scores, and write a folder from which `predict` can run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from .. import plots
 from .._version import __version__
 from ..tables import first_line
 from ..training import History
-from . import report, run_folder
+from . import exact, report, run_folder
 from .coefficients import weights_file
-from .dataset import Dataset, read_dataset
+from .dataset import Dataset, read_dataset, require_varying
 from .errors import CommandError
+from .stream import fit_stream, wants_stream
 from .train import train
 
 
@@ -33,24 +34,40 @@ def fit(args: argparse.Namespace) -> None:
         raise CommandError("--device cuda: this PyTorch finds no CUDA device")
     clock = _Clock(args.verbose)
     place = args.out or Path("runs") / _stem(args.table)
-    generator = torch.Generator().manual_seed(args.seed)
-    dataset = read_dataset(args, generator)
-    run_folder.require_writable(place, dataset.path)
-    report.print_dataset(dataset)
-    clock.says("reading")
-    model, history = train(dataset, args, generator)
-    clock.says("training")
-    predicted = model.predict(dataset.x)
-    scores = report.scores_of(dataset, predicted)
+    history = None
+    if wants_stream(args):
+        dataset, model, solution, constant, scores = fit_stream(args)
+        run_folder.require_writable(place, dataset.path)
+        report.print_dataset(dataset)
+        clock.says("reading and solving")
+    else:
+        generator = torch.Generator().manual_seed(args.seed)
+        dataset = read_dataset(args, generator)
+        run_folder.require_writable(place, dataset.path)
+        require_varying(dataset)
+        report.print_dataset(dataset)
+        clock.says("reading")
+        if args.solver == "exact":
+            model, solution, constant = exact.solve(dataset, args.l2)
+            clock.says("solving")
+        else:
+            model, history = train(dataset, args, generator)
+            clock.says("training")
+        scores = report.scores_of(dataset, model.predict(dataset.x))
+    if args.solver == "exact":
+        report.print_constant(constant)
+        report.print_solution(solution, args.l2)
     report.print_coefficients(model, dataset.encoding)
     report.print_scores(model.targets, scores)
+    if args.solver == "sgd" and args.loss == "mse" and not args.weight_decay:
+        print(f"SGD: {exact.distance_line(model, dataset)}")
     label = f"{args.loss} loss" + (" (standardised targets)" if args.standardize else "")
     files = {
         **weights_file(model),
         run_folder.ENCODING: _json(dataset.encoding.to_json()),
         run_folder.MODEL: _json(_origin(args, dataset)),
-        run_folder.HISTORY: _history_file(history),
-        **_plot_file(dataset, history, predicted, scores, label),
+        **({} if history is None else {run_folder.HISTORY: _history_file(history)}),
+        **_plot_file(dataset, history, model.predict(dataset.x), scores, label),
     }
     clock.says("drawing")
     try:
@@ -86,13 +103,14 @@ def _origin(args: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    rows, validating = len(dataset.x), int(dataset.held_out.sum())
     return {
         "command": args.command_line,
         "table": str(dataset.path),
-        "training_rows": rows - validating,
-        "validation_rows": validating,
+        "training_rows": dataset.rows[0],
+        "validation_rows": dataset.rows[1],
         "loss": args.loss,
+        "solver": args.solver,
+        "l2": args.l2,
         "versions": packages,
     }
 
@@ -113,7 +131,7 @@ def _history_file(history: History) -> bytes:
 
 
 def _plot_file(
-    dataset: Dataset, history: History, predicted: Tensor, scores: Sequence[report.Scores], label: str
+    dataset: Dataset, history: History | None, predicted: Tensor, scores: Sequence[report.Scores], label: str
 ) -> dict[str, bytes]:
     targets = dataset.encoding.targets
     captions = ["\n".join(f"R² {report.r2(s.r2[k])} {s.part}" for s in scores) for k in range(len(targets))]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..least_squares import LeastSquaresSolution
 from ..tables import Encoding, listing
 from .coefficients import Coefficients
 from .dataset import Dataset
@@ -44,11 +45,9 @@ def scores_of(dataset: Dataset, predicted: Tensor) -> list[Scores]:
 
 def print_dataset(dataset: Dataset) -> None:
     """Print a summary of the data set and each decision about it."""
-    rows, validating = len(dataset.x), int(dataset.held_out.sum())
-    split = (
-        f"{rows - validating:,} to train on, {validating:,} held out to validate" if validating else "all to train on"
-    )
-    print(f"{dataset.path.name}: {rows:,} rows, {split}")
+    training, validating = dataset.rows
+    split = f"{training:,} to train on, {validating:,} held out to validate" if validating else "all to train on"
+    print(f"{dataset.path.name}: {training + validating:,} rows, {split}")
     for note in dataset.notes[:_MOST_NOTES]:
         print(" ".join(note.splitlines()))
     if len(dataset.notes) > _MOST_NOTES:
@@ -60,20 +59,45 @@ def print_dataset(dataset: Dataset) -> None:
     print(f"{many(len(dataset.encoding.targets), 'target')}: {listing(dataset.encoding.targets)}{hint}")
 
 
+def print_constant(names: Sequence[str]) -> None:
+    """Print the columns that are constant over the training rows, if any."""
+    if names:
+        print(f"coefficient 0 because the column is constant over the training rows: {listing(names)}")
+
+
+def print_solution(solution: LeastSquaresSolution, l2: float) -> None:
+    """Print how the exact solution was found, and what it does not determine."""
+    columns = solution.weight.shape[1]
+    penalty = f" with an l2 penalty of {l2:g}" if l2 else ""
+    print(f"least squares{penalty}, solved exactly ({solution.method})")
+    if solution.rank < columns:
+        print(
+            f"the {columns:,} columns are linearly dependent (rank {solution.rank:,}): of all best solutions, these "
+            "are the smallest coefficients, and they have no standard errors"
+        )
+    elif solution.degrees_of_freedom == 0:
+        print("no standard errors: there are no more rows than coefficients")
+
+
 def print_coefficients(model: Coefficients, encoding: Encoding) -> None:
     """Print one line per coefficient, with those of a category below its name."""
     print("\nCoefficients, in the table's own units:")
-    numbers = iter(model.weight.T.tolist())
-    lines: list[tuple[str, list[float]]] = [("(intercept)", model.bias.tolist())]
+    weight, bias, header = model.weight, model.bias, list(model.targets)
+    if model.weight_stderr is not None:  # beside each coefficient its standard error
+        weight = torch.stack([weight, model.weight_stderr], 1).flatten(0, 1)
+        bias = torch.stack([bias, model.bias_stderr], 1).flatten()
+        header = [text for name in model.targets for text in (name, "std. error")]
+    numbers = iter(weight.T.tolist())
+    lines: list[tuple[str, list[float]]] = [("(intercept)", bias.tolist())]
     for feature in encoding.features:
         if feature.levels:
             lines.append((f"{feature.column} (base {feature.levels[0]})", []))
         lines += [(f"  {level}", next(numbers)) for level in feature.levels[1:]]
         lines += [] if feature.levels else [(feature.column, next(numbers))]
     shown = lines[:_MOST_COEFFICIENTS]
-    columns = [_aligned([row[k] for _, row in shown if row]) for k in range(len(model.targets))]
+    columns = [_aligned([row[k] for _, row in shown if row]) for k in range(len(header))]
     cells = iter(zip(*columns, strict=True))
-    _print_table([["", *model.targets], *([name, *(next(cells) if row else ())] for name, row in shown)])
+    _print_table([["", *header], *([name, *(next(cells) if row else ())] for name, row in shown)])
     if len(lines) > len(shown):
         print(f"… and {len(lines) - len(shown)} more in the weights file")
 
@@ -98,7 +122,7 @@ def many(count: int, noun: str) -> str:
 
 def _aligned(numbers: Sequence[float]) -> list[str]:
     """Format numbers with six digits and aligned decimal points."""
-    texts = [f"{number:.6g}" for number in numbers]
+    texts = ["–" if math.isnan(number) else f"{number:.6g}" for number in numbers]
     after = [len(text) - len(text.partition(".")[0].partition("e")[0]) for text in texts]
     return [text + " " * (max(after) - own) for text, own in zip(texts, after, strict=True)]
 

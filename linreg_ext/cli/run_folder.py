@@ -39,7 +39,7 @@ def require_writable(place: Path, table: Path) -> None:
     if nearest != place:
         return
     names = {entry.name for entry in place.iterdir()}
-    if names and not (names <= _NAMES and HISTORY in names):
+    if names and not (names <= _NAMES and ENCODING in names):
         other = min(names - _NAMES or names)
         raise CommandError(
             f"--out {place}: contains files that are not from an earlier fit, such as {other!r}, and is left unchanged"

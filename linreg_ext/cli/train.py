@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from ..functional import Chunk, linear_loss, sgd_run, steps_taken
-from ..tables import listing
 from ..training import History
-from .coefficients import Coefficients
+from .coefficients import Coefficients, require_in_range
 from .dataset import Dataset
 from .errors import CommandError
-from .report import many
+from .report import many, print_constant
 from .standardize import Scale, can_decorrelate, scale_of, shares, steady_lr
 
 _EPOCHS = 200  # for small tables; large ones take enough steps in fewer epochs
@@ -38,9 +37,7 @@ def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator
     steps = -(-len(rows) // batch_size)
     epochs = args.epochs or max(10, min(_EPOCHS, _STEPS // steps))
     lr = args.lr or steady_lr(x, share, batch_size, y.shape[1], args.momentum, args.weight_decay)
-    constant = [name for name, is_constant in zip(dataset.encoding.names, of_x.constant, strict=True) if is_constant]
-    if constant:
-        print(f"coefficient 0 because the column is constant over the training rows: {listing(constant)}")
+    print_constant([name for name, same in zip(dataset.encoding.names, of_x.constant, strict=True) if same])
     _print_plan(args, of_x, epochs, batch_size, lr)
     run = _Run(x, y, dataset, rows, args)
     for epoch, (loss, val_loss) in enumerate(run.epochs(epochs, lr, batch_size, generator), 1):
@@ -155,11 +152,6 @@ def _scales(dataset: Dataset, share: Tensor, args: argparse.Namespace) -> tuple[
     """The scales of the columns of x and of y."""
     encoding = dataset.encoding
     of_x, of_y = scale_of(dataset.x, share), scale_of(dataset.y, share)
-    for name, values, constant in zip(encoding.targets, dataset.y.T, of_y.constant, strict=True):
-        if constant:
-            where = f"the {int((share > 0).sum())} training rows; try another --seed or a smaller --val-fraction"
-            where = "all rows" if values.min() == values.max() else where
-            raise CommandError(f"target '{name}' must vary, got {values[share > 0][0].item():g} in {where}")
     if args.standardize:
         decorrelate = args.weight_decay == 0 and can_decorrelate(int((share > 0).sum()), dataset.x.shape[1])
         return of_x.decorrelated(dataset.x, share) if decorrelate else of_x, of_y
@@ -187,30 +179,11 @@ def _diverges(what_the_loss_does: str, args: argparse.Namespace, lr: float) -> C
 
 
 def _in_the_tables_units(run: _Run, dataset: Dataset, of_x: Scale, of_y: Scale) -> Coefficients:
-    """Convert the trained model from scaled columns to the table's own units.
-
-    Raises:
-        CommandError: a coefficient is out of float64's range in these units.
-    """
+    """Convert the trained model from scaled columns to the table's own units."""
     scaled_weight, scaled_bias = (p.double().cpu() for p in (run.linear_weight, run.linear_bias))
     scaled_weight = of_x.to_columns(scaled_weight)
-    features, targets = dataset.encoding.names, dataset.encoding.targets
     weight = scaled_weight * of_y.std[:, None] / of_x.std
     bias = of_y.mean + scaled_bias * of_y.std - weight @ of_x.mean
-    vanished = (weight == 0) & (scaled_weight != 0)
-    lost = (vanished | ~weight.isfinite()).nonzero().tolist()
-    if lost:
-        target, feature = targets[lost[0][0]], features[lost[0][1]]
-        size, mend = "large", f"multiply '{feature}' or divide '{target}'"
-        if vanished[tuple(lost[0])]:
-            size, mend = "small", f"divide '{feature}' or multiply '{target}'"
-        raise CommandError(
-            f"the coefficient of '{feature}' for '{target}' is too {size} for a float64 in the table's own units; "
-            f"{mend} by a power of ten"
-        )
-    if not bias.isfinite().all():
-        target = targets[int(bias.isfinite().int().argmin())]
-        raise CommandError(
-            f"the intercept of '{target}' is too large for a float64; divide '{target}' by a power of ten"
-        )
-    return Coefficients(features, targets, weight, bias)
+    model = Coefficients(dataset.encoding.names, dataset.encoding.targets, weight, bias)
+    require_in_range(model, vanished=(weight == 0) & (scaled_weight != 0))
+    return model

@@ -4,7 +4,20 @@
 from .dialect import BLANKS, Options
 from .encoding import Encoding, Feature, find_encoding
 from .reading import read_table
-from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, first_line, listing, position
+from .stream import Stream, bytes_in_memory
+from .table import (
+    DATE,
+    EMPTY,
+    NUMBER,
+    TEXT,
+    Column,
+    Table,
+    TableError,
+    available_memory,
+    first_line,
+    listing,
+    position,
+)
 
 __all__ = [
     "BLANKS",
@@ -16,8 +29,11 @@ __all__ = [
     "Encoding",
     "Feature",
     "Options",
+    "Stream",
     "Table",
     "TableError",
+    "available_memory",
+    "bytes_in_memory",
     "find_encoding",
     "first_line",
     "listing",

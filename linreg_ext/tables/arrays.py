@@ -45,13 +45,13 @@ def read_parquet(path: Path, options: Options, choose: Choice, text: Collection[
         columns, stored = {}, table.columns[::-1]
         del table
         for name in wanted:  # frees each column's memory before the next is copied
-            columns[name] = _from_arrow(pyarrow, stored.pop(), options.missing, name in text)
+            columns[name] = from_arrow(pyarrow, stored.pop(), options.missing, name in text)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise TableError(f"{path}: expected a Parquet file ({first_line(error)})") from None
-    return Table(path, names, columns, rows, labels=_index_of(schema))
+    return Table(path, names, columns, rows, labels=index_of(schema))
 
 
-def _index_of(schema: Any) -> tuple[str, ...]:
+def index_of(schema: Any) -> tuple[str, ...]:
     """The columns that hold a pandas index."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         columns = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
@@ -59,7 +59,8 @@ def _index_of(schema: Any) -> tuple[str, ...]:
     return tuple(name for name in schema.names if name.startswith("__index_level_"))
 
 
-def _from_arrow(pyarrow: Any, column: Any, marks: Collection[str], as_text: bool) -> Column:
+def from_arrow(pyarrow: Any, column: Any, marks: Collection[str], as_text: bool, decimal: str = ".") -> Column:
+    """A chunked array as a column."""
     types, kind = pyarrow.types, column.type
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -77,7 +78,7 @@ def _from_arrow(pyarrow: Any, column: Any, marks: Collection[str], as_text: bool
     column = column if types.is_dictionary(column.type) else column.cast(pyarrow.string()).dictionary_encode()
     column = column.unify_dictionaries().combine_chunks()
     codes = column.indices.fill_null(-1).to_numpy()
-    return column_of(codes, column.dictionary.to_pylist(), marks, as_text=as_text)
+    return column_of(codes, column.dictionary.to_pylist(), marks, decimal=decimal, as_text=as_text)
 
 
 def read_numpy(path: Path, options: Options, choose: Choice, text: Collection[str]) -> Table:

@@ -134,6 +134,7 @@ def find_encoding(
     categories: Collection[str] = (),
     missing: str = "drop",
     marks: Sequence[str] = (),
+    count: int | None = None,
 ) -> tuple[Encoding, np.ndarray, list[str]]:
     """Choose the encoding of a table's columns, and the rows to use.
 
@@ -145,6 +146,7 @@ def find_encoding(
         categories: columns to encode as categories regardless of how many levels they have.
         missing: for rows that lack a feature: `"drop"` drops them, `"mean"` keeps them, `"error"` raises.
         marks: additional marks of missing cells.
+        count: the number of rows, if the table is a summary of a longer one.
 
     Returns:
         The encoding, without `fill`; a mask of the rows to use, [rows]; and one line for each decision.
@@ -160,7 +162,7 @@ def find_encoding(
     if not rows.any():
         raise TableError(f"{table.path}: no row has values for {listing([n for n in lost if lost[n]])}")
     _require_two(table, rows)
-    limit = max(20, int(rows.sum()) // 10)
+    limit = max(20, (int(rows.sum()) if count is None else count) // 10)
     left_out: dict[str, str] = {}
 
     def usable(names: Sequence[str]) -> list[str]:

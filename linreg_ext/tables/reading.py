@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,20 +65,35 @@ def read_table(
             return arrays.read_parquet(path, options, choose, text)
         if not path.is_file():
             raise TableError(f"{path}: expected a file, got a device" if path.exists() else f"{path}: no such file")
-        with open(path, "rb") as file:
-            magic = file.read(4)
-        if magic == b"PAR1" or path.suffix == ".parquet":
+        kind = kind_of(path)
+        if kind == "parquet":
             return arrays.read_parquet(path, options, choose, text)
-        if magic == b"PK\3\4" or magic[:2] == b"\x93N" or path.suffix in (".npy", ".npz"):
+        if kind == "numpy":
             return arrays.read_numpy(path, options, choose, text)
-        return _Text(path, options, choose, frozenset(text), progress).read()
+        return TextFile(path, options, choose, frozenset(text), progress).read()
     except (OSError, EOFError, zlib.error) as error:  # EOFError and zlib.error: truncated or corrupt compressed files
         reason = getattr(error, "strerror", None) or first_line(error)
         raise TableError(f"{path}: cannot be read ({reason})") from error
 
 
-class _Text:
-    """Reads one text file."""
+def kind_of(path: Path) -> str:
+    """ "parquet", "numpy" or "text"."""
+    if path.is_dir():
+        return "parquet"
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic == b"PAR1" or path.suffix == ".parquet":
+        return "parquet"
+    is_numpy = magic == b"PK\3\4" or magic[:2] == b"\x93N" or path.suffix in (".npy", ".npz")
+    return "numpy" if is_numpy else "text"
+
+
+class ReadAgain(Exception):  # noqa: N818 - no failure
+    """What was assumed about a file is wrong and has been corrected."""
+
+
+class TextFile:
+    """A text file."""
 
     def __init__(self, path: Path, options: Options, choose: Choice, text: frozenset[str], progress: bool) -> None:
         self._path, self._options, self._text, self._progress = path, options, text, progress
@@ -92,6 +107,12 @@ class _Text:
         self._wanted = [name for name in dialect.names if name in chosen]
         plain = (name for name, is_plain in zip(dialect.names, dialect.numbers, strict=True) if is_plain)
         self._numbers = chosen.intersection(plain) - text
+        self._block, self._breaks = 1 << 20, False  # bytes that are parsed at a time; line breaks in cells
+
+    @property
+    def dialect(self) -> Dialect:
+        """The format of the file."""
+        return self._dialect
 
     def read(self) -> Table:
         try:
@@ -191,51 +212,67 @@ class _Text:
 
     def _arrow_table(self, pyarrow: Any) -> Any:
         """The wanted columns, as float64 or dictionary-encoded text."""
+        while True:
+            with contextlib.suppress(ReadAgain), self._arrow_input(pyarrow, self._wanted, self._progress) as arguments:
+                return pyarrow.csv.read_csv(*arguments)
+
+    def blocks(self, names: Sequence[str]) -> Iterator[Any]:
+        """The rows of some columns as record batches.
+
+        Raises:
+            ReadAgain: the sample was not representative; the next call takes what was found into account.
+        """
+        import pyarrow.csv
+
+        with self._arrow_input(pyarrow, names, False) as arguments:
+            yield from pyarrow.csv.open_csv(*arguments)
+
+    @contextlib.contextmanager
+    def _arrow_input(self, pyarrow: Any, names: Sequence[str], progress: bool) -> Iterator[tuple[Any, ...]]:
+        """The arguments of pyarrow's readers; adapts to their errors."""
         arrow_csv, dialect = pyarrow.csv, self._dialect
         text = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
-        block, breaks = 1 << 20, False
-        while True:
-            try:
-                with self._open(self._progress) as file:
-                    stream = _Plain(file, self._encoding, dialect) if dialect.irregular else file
-                    return arrow_csv.read_csv(
-                        stream,
-                        arrow_csv.ReadOptions(
-                            column_names=dialect.names,
-                            skip_rows=dialect.skip,
-                            encoding="utf-8" if dialect.irregular else self._encoding,
-                            block_size=block,
-                        ),
-                        arrow_csv.ParseOptions(
-                            delimiter="\t" if dialect.delimiter == BLANKS else dialect.delimiter,
-                            newlines_in_values=breaks,
-                            invalid_row_handler=_skip_no_row,
-                        ),
-                        arrow_csv.ConvertOptions(
-                            column_types={n: pyarrow.float64() if n in self._numbers else text for n in self._wanted},
-                            include_columns=self._wanted,
-                            null_values=[*MISSING_NUMBER, *self._options.missing],
-                            decimal_point=dialect.decimal,
-                        ),
-                    )
-            except UnicodeError:
-                raise TableError(
-                    f"{self._path}: expected {self._encoding} text, got other bytes; --encoding names another"
-                ) from None
-            except pyarrow.ArrowInvalid as error:
-                message = first_line(error)
-            # The sample was not representative: adapt to the error and read the file again.
-            column = re.match(r"In CSV column #(\d+): CSV conversion error to double", message)
-            if column:
-                self._numbers.discard(self._wanted[int(column[1])])
-            elif "invalid UTF8" in message and self._encoding == "utf-8" and not self._options.encoding:
-                self._encoding = "cp1252"
-            elif "straddling" in message and block < 1 << 26:
-                block *= 8
-            elif not breaks:
-                breaks = True
-            else:
-                raise self._diagnosis(message)
+        try:
+            with self._open(progress) as file:
+                yield (
+                    _Plain(file, self._encoding, dialect) if dialect.irregular else file,
+                    arrow_csv.ReadOptions(
+                        column_names=dialect.names,
+                        skip_rows=dialect.skip,
+                        encoding="utf-8" if dialect.irregular else self._encoding,
+                        block_size=self._block,
+                    ),
+                    arrow_csv.ParseOptions(
+                        delimiter="\t" if dialect.delimiter == BLANKS else dialect.delimiter,
+                        newlines_in_values=self._breaks,
+                        invalid_row_handler=_skip_no_row,
+                    ),
+                    arrow_csv.ConvertOptions(
+                        column_types={n: pyarrow.float64() if n in self._numbers else text for n in names},
+                        include_columns=names,
+                        null_values=[*MISSING_NUMBER, *self._options.missing],
+                        decimal_point=dialect.decimal,
+                    ),
+                )
+                return
+        except UnicodeError:
+            raise TableError(
+                f"{self._path}: expected {self._encoding} text, got other bytes; --encoding names another"
+            ) from None
+        except pyarrow.ArrowInvalid as error:
+            message = first_line(error)
+        column = re.match(r"In CSV column #(\d+): CSV conversion error to double", message)
+        if column:
+            self._numbers.discard(names[int(column[1])])
+        elif "invalid UTF8" in message and self._encoding == "utf-8" and not self._options.encoding:
+            self._encoding = "cp1252"
+        elif "straddling" in message and self._block < 1 << 26:
+            self._block *= 8
+        elif not self._breaks:
+            self._breaks = True
+        else:
+            raise self._diagnosis(message)
+        raise ReadAgain
 
     def _diagnosis(self, message: str) -> TableError:
         """The error to raise for a file that pyarrow cannot parse."""

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -96,13 +98,28 @@ def position(names: Sequence[str], wanted: str) -> int | None:
     return None
 
 
+def available_memory() -> int:
+    """The bytes that this process may use: the machine's memory, or less under a cgroup's or `ulimit -v`'s limit."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):  # the libraries' address space counts, too
+            limit -= os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[0])
+        limits.append(max(0, limit))
+    return min(limits)
+
+
 def require_memory(path: Path, size: int) -> None:
-    """Raise if `size` bytes of columns, and a table made from them, exceed this machine's memory.
+    """Raise if `size` bytes of columns, and a table made from them, exceed the available memory.
 
     A file of a few bytes may claim to decompress to any size.
     """
-    if 2 * size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise TableError(f"{path}: expected a table that fits in memory, got {size / 2**30:,.0f} GiB")
+    if 2 * size > available_memory():
+        raise TableError(
+            f"{path}: expected a table that fits in memory, got {size / 2**30:,.1f} GiB (fit --stream reads blocks)"
+        )
 
 
 def listing(names: Sequence[str], limit: int = 10) -> str:

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The rows of least squares: Σ v z zᵀ over z = [x − shift, y − shift, 1], and Σ v r z for given coefficients.
+//
+// Rows go through in blocks of kMomentBlock, converted and shifted once, in the first- or second-level cache. A tile of
+// the symmetric matrix stays in registers for a block: rows i of it in broadcasts, columns j in vectors, only j up to
+// the vector that holds i. Its sums are then added to double ones, so that a chain of float additions has kMomentBlock.
+//
+// Compiled once per instruction set, behind target.h.
+#include "convert.h"
+#include "vector.h"
+
+namespace linreg::cpu {
+namespace {
+
+constexpr int kTileRows = kLanes == 8 ? 8 : 4, kTileVectors = 3;  // accumulators, with operands, fill the registers
+
+template <class C>
+using VectorOf = std::conditional_t<sizeof(C) == 4, Narrow, Wide>;
+
+// Rows of a block: root · [x − shift, y − shift, 1], then zeros up to ld. A row without weight is left out, whatever it
+// holds.
+template <class C, class E>
+LINREG_INLINE void load_rows_of(const MomentRows& p, int64_t first, int64_t rows, const double* roots, const C* shift,
+                                int64_t ld, C* block) {
+  using V = VectorOf<C>;
+  constexpr int kWidth = lanes_of<V>;
+  const int64_t m = p.d + p.k;
+  for (int64_t i = 0; i < rows; ++i) {
+    C* const to = block + i * ld;
+    if (roots[i] == 0) {
+      for (int64_t j = 0; j < ld; ++j) to[j] = 0;
+      continue;
+    }
+    const E* const x = static_cast<const E*>(at(p.x, first + i));
+    const C root = C(roots[i]);
+    const V scale = broadcast<V>(root);
+    int64_t j = 0;
+    for (; j + kWidth <= p.d; j += kWidth)
+      store_vec<V>(to + j, (load_vec<V>(x + j) - load_vec<V>(shift + j)) * scale);
+    if (j < p.d) store_vec<V>(to + j, (load_first<V>(x + j, p.d - j) - load_vec<V>(shift + j)) * scale);
+    for (j = 0; j < p.k; ++j)
+      to[p.d + j] = (load_one<C>(at(p.y, first + i, j), p.y.dtype) - shift[p.d + j]) * root;
+    to[m] = root;
+    for (j = m + 1; j < ld; ++j) to[j] = 0;
+  }
+}
+
+template <class C>
+void load_rows(const MomentRows& p, int64_t first, int64_t rows, const double* roots, const C* shift, int64_t ld,
+               C* block) {
+  switch (p.x.dtype) {
+    case Dtype::float32:
+      return load_rows_of<C, float>(p, first, rows, roots, shift, ld, block);
+    case Dtype::bfloat16:
+      return load_rows_of<C, Bfloat16>(p, first, rows, roots, shift, ld, block);
+    case Dtype::float16:
+      return load_rows_of<C, Float16>(p, first, rows, roots, shift, ld, block);
+    case Dtype::float64:
+      if constexpr (sizeof(C) == sizeof(double)) load_rows_of<C, double>(p, first, rows, roots, shift, ld, block);
+  }
+}
+
+template <int kRows, int kVectors, class C>
+void add_tile(const C* block, int64_t rows, int64_t ld, int64_t i, int64_t j, double* sums) {
+  using V = VectorOf<C>;
+  constexpr int kWidth = lanes_of<V>;
+  V tile[kRows][kVectors] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const C* const z = block + r * ld;
+    V right[kVectors];
+#pragma GCC unroll 3
+    for (int b = 0; b < kVectors; ++b) right[b] = load_vec<V>(z + j + b * kWidth);
+#pragma GCC unroll 8
+    for (int a = 0; a < kRows; ++a) {
+      const V left = broadcast<V>(z[i + a]);
+#pragma GCC unroll 3
+      for (int b = 0; b < kVectors; ++b) tile[a][b] += left * right[b];
+    }
+  }
+  for (int a = 0; a < kRows; ++a)
+    for (int b = 0; b < kVectors; ++b) {
+      double* const to = sums + (i + a) * ld + j + b * kWidth;
+      alignas(64) double more[kWidth];
+      store_widened(more, tile[a][b]);
+      for (int l = 0; l < kWidth; ++l) to[l] += more[l];
+    }
+}
+
+// Rows [i, i + kRows) of the lower triangle, in whole vectors.
+template <int kRows, class C>
+void add_rows(const C* block, int64_t rows, int64_t ld, int64_t i, double* sums) {
+  constexpr int kWidth = lanes_of<VectorOf<C>>;
+  const int64_t vectors = (i + kRows - 1) / kWidth + 1;
+  int64_t b = 0;
+  for (; b + kTileVectors <= vectors; b += kTileVectors)
+    add_tile<kRows, kTileVectors>(block, rows, ld, i, b * kWidth, sums);
+  if (vectors - b == 2) add_tile<kRows, 2>(block, rows, ld, i, b * kWidth, sums);
+  if (vectors - b == 1) add_tile<kRows, 1>(block, rows, ld, i, b * kWidth, sums);
+}
+
+template <class C>
+void add_block(const C* block, int64_t rows, int64_t ld, int64_t m, double* sums) {
+  int64_t i = 0;
+  for (; i + kTileRows <= m; i += kTileRows) add_rows<kTileRows>(block, rows, ld, i, sums);
+  if constexpr (kTileRows == 8)
+    if (i + 4 <= m) add_rows<4>(block, rows, ld, i, sums), i += 4;
+  if (i + 2 <= m) add_rows<2>(block, rows, ld, i, sums), i += 2;
+  if (i < m) add_rows<1>(block, rows, ld, i, sums);
+}
+
+// √v of rows [first, first + rows), and the counts: how many are > 0, and Σ v. False if one is negative.
+bool add_counts(const MomentRows& p, int64_t first, int64_t rows, double* roots, double* counts) {
+  for (int64_t i = 0; i < rows; ++i) roots[i] = 1;
+  if (p.v.data) load(at(p.v, first), p.v.row_stride, p.v.dtype, rows, roots);
+  bool valid = true;
+  for (int64_t i = 0; i < rows; ++i) {
+    valid &= !(roots[i] < 0);
+    counts[0] += roots[i] != 0;
+    counts[1] += roots[i];
+    roots[i] = __builtin_sqrt(roots[i]);
+  }
+  return valid;
+}
+
+template <class C>
+bool moments_of(const MomentRows& p, int64_t begin, int64_t end, int64_t ld, C* block, double* out) {
+  double *const counts = out, *const mean = out + kMomentCounts, *const sums = mean + ld;
+  const int64_t m = p.d + p.k;
+  for (int64_t j = 0; j < kMomentCounts + ld + (m + 1) * ld; ++j) out[j] = 0;
+  C* const shift = block + kMomentBlock * ld;
+  for (int64_t j = 0; j < ld; ++j) shift[j] = 0;
+  double roots[kMomentBlock];
+  bool valid = true;
+  for (int64_t first = begin; first < end; first += kMomentBlock) {
+    const int64_t rows = end - first < kMomentBlock ? end - first : kMomentBlock;
+    valid &= add_counts(p, first, rows, roots, counts);
+    if (first == begin) {  // the mean of the first block: near enough to the chunk's that little cancels
+      double used[kMomentBlock], count = 0;
+      for (int64_t i = 0; i < rows; ++i) used[i] = roots[i] != 0;
+      load_rows(p, first, rows, used, shift, ld, block);
+      for (int64_t i = 0; i < rows; ++i) {
+        count += used[i];
+        for (int64_t j = 0; used[i] != 0 && j < m; ++j) mean[j] += (double(block[i * ld + j]) - mean[j]) / count;
+      }
+      for (int64_t j = 0; j < m; ++j) shift[j] = C(mean[j]);
+    }
+    load_rows(p, first, rows, roots, shift, ld, block);
+    add_block(block, rows, ld, m + 1, sums);
+  }
+  const double* const totals = sums + m * ld;  // Σ v z
+  for (int64_t i = 0; i < m && counts[1] != 0; ++i) {
+    for (int64_t j = 0; j <= i; ++j) sums[i * ld + j] -= totals[i] * totals[j] / counts[1];
+    mean[i] = double(shift[i]) + totals[i] / counts[1];
+  }
+  return valid;
+}
+
+bool moments(const MomentRows& p, int64_t begin, int64_t end, int64_t ld, void* block, double* out) {
+  return p.single && p.x.dtype != Dtype::float64 ? moments_of(p, begin, end, ld, static_cast<float*>(block), out)
+                                                 : moments_of(p, begin, end, ld, static_cast<double*>(block), out);
+}
+
+// For each target Σ v r z and Σ v r², [k, ld + kLanes], where r = w z and w is [k, ld].
+void gradient(const MomentRows& p, const double* w, const double* center, int64_t begin, int64_t end, int64_t ld,
+              double* block, double* out) {
+  const int64_t width = ld + kMomentCounts;
+  for (int64_t j = 0; j < p.k * width; ++j) out[j] = 0;
+  double roots[kMomentBlock], used[kMomentBlock], counts[2];
+  for (int64_t first = begin; first < end; first += kLanes) {
+    const int64_t rows = end - first < kLanes ? end - first : kLanes;
+    add_counts(p, first, rows, roots, counts);
+    for (int64_t i = 0; i < kLanes; ++i) used[i] = i < rows && roots[i] != 0, roots[i] = i < rows ? roots[i] : 0;
+    load_rows(p, first, rows, used, center, ld, block);
+    for (int64_t i = rows; i < kLanes; ++i)
+      for (int64_t j = 0; j < ld; ++j) block[i * ld + j] = 0;
+    for (int64_t t = 0; t < p.k; ++t) {
+      double* const sums = out + t * width;
+      Wide dots[kLanes] = {};
+      for (int64_t j = 0; j < ld; j += kLanes) {
+        const Wide weights = load_vec<Wide>(w + t * ld + j);
+#pragma GCC unroll 8
+        for (int i = 0; i < kLanes; ++i) dots[i] += load_vec<Wide>(block + i * ld + j) * weights;
+      }
+      const Wide r = sums_of_lanes<kLanes / 2>(dots), root = load_vec<Wide>(roots), slopes = r * root * root;
+      store_vec<Wide>(sums + ld, load_vec<Wide>(sums + ld) + slopes * r);
+      for (int64_t j = 0; j < ld; j += kLanes) {
+        Wide sum = load_vec<Wide>(sums + j);
+#pragma GCC unroll 8
+        for (int i = 0; i < kLanes; ++i) sum += broadcast<Wide>(slopes[i]) * load_vec<Wide>(block + i * ld + j);
+        store_vec<Wide>(sums + j, sum);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const MomentKernels LINREG_SET::moment_kernels = {moments, gradient};
+
+}  // namespace linreg::cpu

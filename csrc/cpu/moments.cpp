@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Least squares in one pass: centred second moments of [X | Y], in double. Here the rows are given to threads and their
+// sums are merged; what a thread does with its rows is moment_rows.cpp.
+//
+// Deterministic: chunks depend on the sizes alone, each has its own moments, and they are merged in order. A merge adds
+// the moments about each mean and those of the means, so that nothing cancels however far the data are from zero.
+#include <algorithm>
+#include <memory>
+
+#include "convert.h"
+#include "kernels.h"
+#include "threads.h"
+
+namespace linreg::cpu {
+namespace {
+
+constexpr int64_t kChunkRows = 8192, kMostChunks = 64;
+constexpr int64_t kMostNumbers = int64_t(1) << 22;  // of all chunks' moments, 32 MB, beyond eight chunks
+
+struct Layout {
+  explicit Layout(const MomentRows& p, bool gradient = false) {
+    const int64_t m = p.d + p.k;
+    ld = (m + 1 + 15) / 16 * 16;  // whole vectors of any type
+    numbers = gradient ? p.k * (ld + kMomentCounts) : kMomentCounts + ld + (m + 1) * ld;
+    const int64_t fitting = std::clamp(kMostNumbers / std::max<int64_t>(1, numbers), int64_t(8), kMostChunks);
+    chunks = std::clamp((p.n + kChunkRows - 1) / kChunkRows, int64_t(1), fitting);
+    threads = std::min<int64_t>(p.threads, chunks);
+    block = (kMomentBlock + 1) * ld;  // with the shift, as doubles
+  }
+  int64_t parts() const { return chunks * numbers + threads * block; }
+
+  int64_t ld, numbers, chunks, threads, block;
+};
+
+template <class Body>
+void for_chunks(const MomentRows& p, const Layout& layout, double* workspace, const Body& body) {
+  run_threaded(layout.threads, [&](int64_t thread, int64_t threads) {
+    double* const block = workspace + layout.chunks * layout.numbers + thread * layout.block;
+    for (int64_t c = layout.chunks * thread / threads; c < layout.chunks * (thread + 1) / threads; ++c)
+      body(p.n * c / layout.chunks, p.n * (c + 1) / layout.chunks, block, workspace + c * layout.numbers);
+  });
+}
+
+// Adds other moments of `m` columns, whose lower triangle has rows of `other_ld`, to those with rows of `ld`.
+void merge(const double* other_counts, const double* other_mean, const double* other, int64_t other_ld, int64_t m,
+           int64_t ld, double* counts, double* mean, double* moments) {
+  const double weight = counts[1] + other_counts[1];
+  counts[0] += other_counts[0];
+  if (other_counts[1] == 0) return;
+  const double share = other_counts[1] / weight, factor = counts[1] * share;
+  counts[1] = weight;
+  for (int64_t i = 0; i < m; ++i) {
+    const double apart = factor * (other_mean[i] - mean[i]);
+    for (int64_t j = 0; j <= i; ++j) moments[i * ld + j] += other[i * other_ld + j] + apart * (other_mean[j] - mean[j]);
+  }
+  for (int64_t i = 0; i < m; ++i) mean[i] += share * (other_mean[i] - mean[i]);
+}
+
+void mirror(int64_t m, double* moments) {
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = i + 1; j < m; ++j) moments[i * m + j] = moments[j * m + i];
+}
+
+// Adds each row to its group. A thread has its own groups and looks for their rows.
+void add_groups(const MomentRows& p, const Moments& to) {
+  const int64_t m = p.d + p.k;
+  run_threaded(std::min<int64_t>(p.threads, to.groups), [&](int64_t thread, int64_t threads) {
+    const int64_t begin = to.groups * thread / threads, end = to.groups * (thread + 1) / threads;
+    std::unique_ptr<double[]> row(new double[m]);
+    for (int64_t i = 0; i < p.n; ++i) {
+      const int64_t g = p.group[i];
+      if (g < begin || g >= end) continue;
+      const double v = p.v.data ? load_one<double>(at(p.v, i), p.v.dtype) : 1.0;
+      if (v == 0) continue;
+      load(at(p.x, i), p.x.col_stride, p.x.dtype, p.d, row.get());
+      load(at(p.y, i), p.y.col_stride, p.y.dtype, p.k, row.get() + p.d);
+      double *const counts = to.counts + 2 * g, *const mean = to.mean + m * g, *const moments = to.moments + m * m * g;
+      counts[0] += 1;
+      const double before = counts[1], share = v / (counts[1] += v);
+      for (int64_t a = 0; a < m; ++a) row[a] -= mean[a];
+      for (int64_t a = 0; a < m; ++a) {
+        const double scaled = before * share * row[a];
+        for (int64_t b = 0; b <= a; ++b) moments[a * m + b] += scaled * row[b];
+        mean[a] += share * row[a];
+      }
+    }
+    for (int64_t g = begin; g < end; ++g) mirror(m, to.moments + m * m * g);
+  });
+}
+
+bool has_negative_weight(const MomentRows& p) {
+  bool any = false;
+  for (int64_t i = 0; p.v.data && i < p.n; ++i) any |= load_one<double>(at(p.v, i), p.v.dtype) < 0;
+  return any;
+}
+
+}  // namespace
+
+size_t moments_workspace(const MomentRows& rows) { return rows.group ? 0 : size_t(Layout(rows).parts()) * sizeof(double); }
+
+bool add_moments(const MomentRows& p, const Moments& to, void* workspace) {
+  if (p.n == 0) return true;
+  if (p.group) {
+    if (has_negative_weight(p)) return false;
+    add_groups(p, to);
+    return true;
+  }
+  const Layout layout(p);
+  const int64_t m = p.d + p.k, ld = layout.ld;
+  double* const chunks = static_cast<double*>(workspace);
+  bool valid[kMostChunks];
+  for_chunks(p, layout, chunks, [&](int64_t begin, int64_t end, double* block, double* out) {
+    valid[(out - chunks) / layout.numbers] = kernels().moments->moments(p, begin, end, ld, block, out);
+  });
+  if (!std::all_of(valid, valid + layout.chunks, [](bool ok) { return ok; })) return false;
+  for (int64_t c = 0; c < layout.chunks; ++c) {
+    const double* const out = chunks + c * layout.numbers;
+    merge(out, out + kMomentCounts, out + kMomentCounts + ld, ld, m, m, to.counts, to.mean, to.moments);
+  }
+  mirror(m, to.moments);
+  return true;
+}
+
+size_t residual_moments_workspace(const MomentRows& rows) {
+  const Layout layout(rows, true);
+  return size_t(layout.parts() + (rows.k + 1) * layout.ld) * sizeof(double);
+}
+
+void residual_moments(const MomentRows& p, const double* w, const double* offset, const double* center, double* sums,
+                      void* workspace) {
+  const Layout layout(p, true);
+  const int64_t m = p.d + p.k, ld = layout.ld, width = ld + kMomentCounts;
+  double *const chunks = static_cast<double*>(workspace), *const shift = chunks + layout.parts();
+  double* const weights = shift + ld;  // of [x − center, y − center, 1], [k, ld]
+  std::fill_n(shift, (p.k + 1) * ld, 0.0);
+  std::copy_n(center, m, shift);
+  for (int64_t t = 0; t < p.k; ++t) {
+    std::copy_n(w + t * p.d, p.d, weights + t * ld);
+    weights[t * ld + p.d + t] = -1;
+    weights[t * ld + m] = offset[t];
+  }
+  for_chunks(p, layout, chunks, [&](int64_t begin, int64_t end, double* block, double* out) {
+    kernels().moments->gradient(p, weights, shift, begin, end, ld, block, out);
+  });
+  std::fill_n(sums, p.k * (p.d + 2), 0.0);
+  for (int64_t c = 0; c < layout.chunks; ++c)
+    for (int64_t t = 0; t < p.k; ++t) {
+      const double* const from = chunks + c * layout.numbers + t * width;
+      double* const to = sums + t * (p.d + 2);
+      for (int64_t j = 0; j < p.d; ++j) to[j] += from[j];
+      to[p.d] += from[m];
+      for (int64_t j = 0; j < kMomentCounts; ++j) to[p.d + 1] += from[ld + j];  // a number in each lane
+    }
+}
+
+}  // namespace linreg::cpu

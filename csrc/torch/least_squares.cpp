@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The operators of least squares. Other devices than the CPU run linreg_ext/reference.py.
+#include <ATen/Parallel.h>
+#include <c10/core/ScalarType.h>
+#include <torch/library.h>
+
+#include "backend.h"
+#include "check.h"
+
+namespace linreg::torch_ops {
+namespace {
+
+void check_dense(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType dtype,
+                 at::IntArrayRef sizes) {
+  TORCH_CHECK(tensor.scalar_type() == dtype && tensor.is_contiguous(), op, ": ", name, " must be contiguous ",
+              c10::getDtypeNames(dtype).first, ", got ", c10::getDtypeNames(tensor.scalar_type()).first,
+              " with strides ", tensor.strides());
+  TORCH_CHECK(tensor.sizes() == sizes, op, ": ", name, " must have shape ", sizes, ", got ", tensor.sizes());
+}
+
+// The rows of a call, with copies of what no View can describe.
+struct CheckedRows {
+  CheckedRows(const char* op, const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight) {
+    TORCH_CHECK(input.dim() == 2, op, ": input must have shape [rows, in_features], got ", input.sizes());
+    check_target(op, input.sizes().slice(0, 1), {target.size(-1)}, target);
+    const auto view = [&](const char* name, const at::Tensor& tensor) {
+      const auto dtype = tensor.scalar_type();
+      TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, op, ": ",
+                  name, " must have dtype float32, float64, bfloat16 or float16, got ", c10::getDtypeNames(dtype).first);
+      TORCH_CHECK(tensor.layout() == at::kStrided && tensor.is_cpu(), op, ": ", name,
+                  " must be a dense tensor on cpu, got one on ", tensor.device());
+      return View{tensor.const_data_ptr(), tensor.stride(0), tensor.dim() == 1 ? 0 : tensor.stride(1), dtype_of(tensor)};
+    };
+    const bool by_rows = input.stride(1) == 1 || input.size(1) == 1;
+    if (!by_rows) copy = input.contiguous();
+    rows.n = input.size(0);
+    rows.d = input.size(1);
+    rows.k = target.size(1);
+    rows.x = view("input", by_rows ? input : copy);
+    rows.y = view("target", target);
+    if (weight) {
+      TORCH_CHECK(weight->sizes() == at::IntArrayRef{rows.n}, op, ": weight must have shape [", rows.n, "], got ",
+                  weight->sizes());
+      rows.v = view("weight", *weight);
+    }
+    rows.threads = at::get_num_threads();
+  }
+
+  MomentRows rows;
+  at::Tensor copy;
+};
+
+void moments(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+             const OptionalTensor& group, at::Tensor counts, at::Tensor mean, at::Tensor moments, bool single) {
+  constexpr const char* op = "moments_";
+  CheckedRows checked(op, input, target, weight);
+  MomentRows& rows = checked.rows;
+  rows.single = single;
+  const int64_t groups = counts.size(0), m = rows.d + rows.k;
+  check_dense(op, "counts", counts, at::kDouble, {groups, 2});
+  check_dense(op, "mean", mean, at::kDouble, {groups, m});
+  check_dense(op, "moments", moments, at::kDouble, {groups, m, m});
+  TORCH_CHECK_VALUE(group.has_value() || groups == 1, op, ": group must be a tensor with ", groups,
+                    " groups, got None");
+  if (group) {
+    check_dense(op, "group", *group, at::kLong, {rows.n});
+    rows.group = group->const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < rows.n; ++i)
+      TORCH_CHECK_INDEX(uint64_t(rows.group[i]) < uint64_t(groups), op, ": group must hold indices from 0 to ",
+                        groups - 1, ", got ", rows.group[i], " in row ", i);
+  }
+  const at::Tensor workspace =
+      backend_of(at::kCPU)->empty({int64_t(cpu::moments_workspace(rows))}, at::kByte, at::kCPU);
+  const Moments to{groups, counts.mutable_data_ptr<double>(), mean.mutable_data_ptr<double>(),
+                   moments.mutable_data_ptr<double>()};
+  TORCH_CHECK_VALUE(cpu::add_moments(rows, to, workspace.mutable_data_ptr()), op,
+                    ": weight must be >= 0, got a negative number");
+}
+
+at::Tensor residual_moments(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+                            const at::Tensor& linear_weight, const at::Tensor& offset, const at::Tensor& center) {
+  constexpr const char* op = "residual_moments";
+  const CheckedRows checked(op, input, target, weight);
+  const MomentRows& rows = checked.rows;
+  check_dense(op, "linear_weight", linear_weight, at::kDouble, {rows.k, rows.d});
+  check_dense(op, "offset", offset, at::kDouble, {rows.k});
+  check_dense(op, "center", center, at::kDouble, {rows.d + rows.k});
+  const auto& empty = backend_of(at::kCPU)->empty;
+  const at::Tensor workspace = empty({int64_t(cpu::residual_moments_workspace(rows))}, at::kByte, at::kCPU);
+  at::Tensor sums = empty({rows.k, rows.d + 2}, at::kDouble, at::kCPU);
+  cpu::residual_moments(rows, linear_weight.const_data_ptr<double>(), offset.const_data_ptr<double>(),
+                        center.const_data_ptr<double>(), sums.mutable_data_ptr<double>(), workspace.mutable_data_ptr());
+  return sums;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
+  m.def(
+      "moments_(Tensor input, Tensor target, Tensor? weight, Tensor? group, Tensor(a!) counts, Tensor(b!) mean, "
+      "Tensor(c!) moments, bool single) -> ()");
+  m.def(
+      "residual_moments(Tensor input, Tensor target, Tensor? weight, Tensor linear_weight, Tensor offset, "
+      "Tensor center) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(linreg_ext, CPU, m) {
+  m.impl("moments_", &moments);
+  m.impl("residual_moments", &residual_moments);
+}
+
+TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) {  // nothing is recorded
+  m.impl("moments_", torch::CppFunction::makeFallthrough());
+  m.impl("residual_moments", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace linreg::torch_ops

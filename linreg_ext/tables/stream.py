@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tables larger than memory: read in blocks of rows, as often as needed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .arrays import from_arrow, index_of
+from .dialect import Options
+from .reading import ReadAgain, TextFile, kind_of
+from .table import EMPTY, NUMBER, TEXT, Choice, Column, Table, TableError, first_line, names_of
+
+_ROWS = 1 << 16  # of a block
+_MOST_LEVELS = 1 << 17  # of a column; with more it cannot be a category
+
+
+@dataclass
+class _Summary:
+    """What all blocks of a column have in common."""
+
+    kinds: set[str] = field(default_factory=set)
+    missing: int = 0
+    low: float = np.inf
+    high: float = -np.inf
+    levels: set[str] = field(default_factory=set)
+
+    def add(self, column: Column, rows: int) -> None:
+        if column.kind == EMPTY:
+            self.missing += rows
+            return
+        self.kinds.add(column.kind)
+        if column.kind not in (NUMBER, TEXT):
+            return
+        gone = column.missing
+        self.missing += int(gone.sum())
+        if column.kind == TEXT:
+            if len(self.levels) <= _MOST_LEVELS:
+                self.levels.update(column.levels)
+        elif not gone.all():
+            self.low = min(self.low, np.nanmin(column.values))
+            self.high = max(self.high, np.nanmax(column.values))
+
+    def column(self) -> Column:
+        """A short column with the same kind, extremes and levels."""
+        if not self.kinds:
+            return Column(EMPTY)
+        (kind,) = self.kinds
+        if kind == NUMBER:
+            return Column(NUMBER, np.array([self.low, self.high]))
+        if kind == TEXT:
+            return Column(TEXT, np.arange(len(self.levels), dtype=np.int32), tuple(sorted(self.levels)))
+        return Column(kind)
+
+
+def bytes_in_memory(path: Path) -> int:
+    """About how many bytes a fit takes that holds the table: its numbers three times."""
+    kind = kind_of(path)
+    if kind == "text":
+        return 4 * path.stat().st_size  # a number takes some 6 characters
+    if kind == "parquet":
+        with contextlib.suppress(ImportError, OSError, ValueError):
+            import pyarrow.dataset
+
+            found = pyarrow.dataset.dataset(path, format="parquet")
+            return 24 * found.count_rows() * len(found.schema.names)
+    return 0
+
+
+class Stream:
+    """A text or Parquet file as blocks of rows.
+
+    Attributes:
+        path: the file.
+        names: its columns.
+        rows: the number of rows, once summarised.
+    """
+
+    def __init__(self, path: Path, options: Options, choose: Choice, text: Collection[str]) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise TableError(f"{path}: --stream needs pyarrow (`pip install pyarrow`)") from None
+        kind = kind_of(path)
+        if kind == "numpy":
+            raise TableError(f"{path}: expected text or Parquet to stream, got a NumPy file; use --no-stream")
+        self.path, self.rows, self._options, self._as_text = path, 0, options, set(text)
+        self._arrow, self._decimal, self.notes, self.labels = pyarrow, ".", (), ()
+        if kind == "text":
+            file = TextFile(path, options, choose, frozenset(text), progress=False)
+            self.names, self.notes, self._decimal = file.dialect.names, file.dialect.notes, file.dialect.decimal
+            self.labels = self.names[:1] if file.dialect.labelled else ()
+            self._read = file.blocks
+        else:
+            schema = self._parquet().schema
+            self.names, self.labels = names_of(path, schema.names), index_of(schema)
+            self._read = self._parquet_blocks
+        chosen = set(choose(self.names))
+        self.wanted = [name for name in self.names if name in chosen]
+
+    def summary(self, progress: Callable[[int], Any] = lambda rows: None) -> Table:
+        """A short table that has the kinds, extremes and levels of the whole one; sets `rows` and `missing`."""
+        found = None
+        while found is None:
+            with contextlib.suppress(ReadAgain):
+                found = self._summarise(progress)
+        if not self.rows:
+            raise TableError(f"{self.path}: expected rows of data, got none")
+        self.missing = {name: summary.missing for name, summary in found.items()}
+        columns = {name: summary.column() for name, summary in found.items()}
+        length = max(2, *(len(c.values) for c in columns.values() if c.values is not None), 2)
+        for name, column in columns.items():
+            if column.values is not None:
+                values = np.resize(column.values, length) if len(column.values) else np.full(length, -1, np.int32)
+                columns[name] = Column(column.kind, values, column.levels)
+        return Table(self.path, self.names, columns, length, labels=self.labels, notes=self.notes)
+
+    def _summarise(self, progress: Callable[[int], Any]) -> dict[str, _Summary]:
+        found = {name: _Summary() for name in self.wanted}
+        self.rows = 0
+        for block in self.blocks(progress=progress):
+            self.rows += block.rows
+            for name, column in block.columns.items():
+                found[name].add(column, block.rows)
+        mixed = {name for name, summary in found.items() if len(summary.kinds) > 1}
+        if mixed:  # numbers in some blocks, text in others
+            self._as_text |= mixed
+            raise ReadAgain
+        return found
+
+    def blocks(
+        self, columns: Sequence[str] | None = None, progress: Callable[[int], Any] = lambda rows: None
+    ) -> Iterator[Table]:
+        """The rows of some columns, as tables."""
+        names, begin = list(columns or self.wanted), 0
+        try:
+            for batch in self._read(names):
+                found = {name: self._column(batch.column(name), name) for name in names}
+                yield Table(self.path, self.names, found, batch.num_rows, line=lambda row, first=begin: first + row + 1)
+                begin += batch.num_rows
+                progress(batch.num_rows)
+        except (self._arrow.ArrowException, OSError) as error:
+            raise TableError(f"{self.path}: cannot be read ({first_line(error)})") from None
+
+    def _column(self, values: Any, name: str) -> Column:
+        chunked, marks = self._arrow.chunked_array([values]), self._options.missing
+        return from_arrow(self._arrow, chunked, marks, name in self._as_text, self._decimal)
+
+    def _parquet(self) -> Any:
+        import pyarrow.dataset
+
+        try:
+            options = {"partitioning": "hive"} if self.path.is_dir() else {}
+            return pyarrow.dataset.dataset(self.path, format="parquet", **options)
+        except (self._arrow.ArrowException, OSError) as error:
+            raise TableError(f"{self.path}: expected a Parquet file ({first_line(error)})") from None
+
+    def _parquet_blocks(self, names: list[str]) -> Iterator[Any]:
+        """A data set's own reader would read far ahead."""
+        from pyarrow.dataset import get_partition_keys
+        from pyarrow.parquet import ParquetFile
+
+        for fragment in self._parquet().get_fragments():
+            keys = get_partition_keys(fragment.partition_expression)
+            with ParquetFile(fragment.path, pre_buffer=False) as file:
+                stored = [name for name in names if name not in keys]
+                for batch in file.iter_batches(batch_size=_ROWS, columns=stored):
+                    columns = {name: self._arrow.repeat(keys[name], batch.num_rows) for name in names if name in keys}
+                    columns.update(zip(stored, batch.columns, strict=True))
+                    yield self._arrow.RecordBatch.from_pydict({name: columns[name] for name in names})
