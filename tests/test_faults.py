@@ -54,12 +54,12 @@ def in_a_fork(function):
     pytest.fail("the forked process hangs")
 
 
-OLD = {"weights.safetensors": b"old weights", "history.csv": b"old history", "plot.png": b"old plot"}
-NEW = {"weights.safetensors": b"new weights", "history.csv": b"new history", "plot.png": b"new plot"}
+OLD = {"weights.safetensors": b"old weights", "encoding.json": b"old encoding", "plot.png": b"old plot"}
+NEW = {"weights.safetensors": b"new weights", "encoding.json": b"new encoding", "plot.png": b"new plot"}
 
 
 @pytest.mark.parametrize(
-    "new", [NEW, {"weights.pt": b"new weights", "history.csv": b"new history"}], ids=["same", "pt"]
+    "new", [NEW, {"weights.pt": b"new weights", "encoding.json": b"new encoding"}], ids=["same", "pt"]
 )
 def test_killed_between_any_two_changes_of_its_folder(new, tmp_path):
     """The whole folder of one fit remains, or none, and the same command then works."""

@@ -118,7 +118,8 @@ def require_memory(path: Path, size: int) -> None:
     """
     if 2 * size > available_memory():
         raise TableError(
-            f"{path}: expected a table that fits in memory, got {size / 2**30:,.1f} GiB (fit --stream reads blocks)"
+            f"{path}: expected a table that fits in memory, got {size / 2**30:,.1f} GiB; fit --stream reads a CSV or "
+            "Parquet file in blocks"
         )
 
 

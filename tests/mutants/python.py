@@ -210,7 +210,7 @@ PYTHON = (
             (TABLES + "test_headers",)),
     _python("tables: - is missing in texts, too", "tables/cells.py", "missing = MISSING.union(marks)",
             "missing = MISSING_NUMBER.union(marks)", (TABLES + "test_kinds_of_columns",)),
-    _python("tables: a named index is a column", "tables/arrays.py", "labels=_index_of(schema)", "labels=()",
+    _python("tables: a named index is a column", "tables/arrays.py", "labels=index_of(schema)", "labels=()",
             (TABLES + "test_the_index_of_a_pandas_frame",)),
     _python("tables: the last level is the base", "tables/encoding.py", "np.arange(1, width + 1)", "np.arange(width)",
             (TABLES + "test_categories_are_treatment_coded",)),
