@@ -220,8 +220,8 @@ PYTHON = (
             (TABLES + "test_levels_are_those_of_the_rows_that_are_used",)),
     _python("tables: a missing level is the base", "tables/encoding.py", "np.where(part[:, None] < 0, np.nan, ",
             "np.where(False, np.nan, ", (TABLES + "test_what_does_not_fit_an_encoding",)),
-    _python("tables: a tenth of all rows may be levels", "tables/encoding.py", "max(20, int(rows.sum()) // 10)",
-            "max(20, int(rows.sum()) // 9)", (TABLES + "test_how_many_levels_are_too_many",)),
+    _python("tables: a tenth of all rows may be levels", "tables/encoding.py", "(int(rows.sum()) if count is None else count) // 10",
+            "(int(rows.sum()) if count is None else count) // 9", (TABLES + "test_how_many_levels_are_too_many",)),
     _python("tables: lines are counted in rows", "tables/reading.py", "return next(itertools", "return row + 1 or next(itertools",
             (TABLES + "test_tables_that_cannot_be_encoded",)),
 )  # fmt: skip
