@@ -824,7 +824,7 @@ def test_a_file_four_times_the_memory_limit(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
         "sys.exit(linreg_ext.cli.main(['fit', 'big.parquet']))"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
     result = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "2,000,000 rows" not in result.stdout
