@@ -119,7 +119,9 @@ class Switching(RuleBasedStateMachine):
         for _ in range(count):
             waiting = any(p.grad is not None for p in self.ours.parameters())
             self.close(self.step(*self.batch(size)), self.twin.plain_step(*self.batch(size)))
-            assert self.step.explain().startswith("gradients: a parameter already has a gradient" if waiting else "fused")
+            assert self.step.explain().startswith(
+                "gradients: a parameter already has a gradient" if waiting else "fused"
+            )
 
     @precondition(trains)
     @rule(count=st.integers(1, 3), size=st.integers(1, 12))
