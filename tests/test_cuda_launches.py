@@ -16,7 +16,8 @@ KERNELS = {path.name: path.read_text() for path in sorted((CSRC / "cuda").iterdi
 # The runtime functions that device.cu and device.cuh may call: none that allocates, copies, clears or waits.
 RUNTIME = {
     "cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaGetDevice", "cudaGetErrorString", "cudaGetLastError",
-    "cudaGetSymbolAddress", "cudaLaunchKernelEx", "cudaStreamGetCaptureInfo", "cudaThreadExchangeStreamCaptureMode",
+    "cudaGetSymbolAddress", "cudaGraphRetainUserObject", "cudaLaunchKernelEx", "cudaStreamGetCaptureInfo",
+    "cudaThreadExchangeStreamCaptureMode", "cudaUserObjectCreate",
 }  # fmt: skip
 
 

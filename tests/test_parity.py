@@ -10,17 +10,13 @@ import torch
 from accuracy import (
     DTYPES,
     LOSSES,
-    SEEDS,
     Problem,
     assert_as_accurate,
-    assert_as_accurate_over_seeds,
     assert_same_wherever,
-    extended,
     loss_and_grads,
     option,
     oracle,
     plain_loss,
-    residuals,
 )  # fmt: skip
 from conftest import cases, crossed
 
@@ -104,33 +100,6 @@ def test_near_convergence(shape, noise, dtypes, device):
     check(Problem.random(*shape, dtypes, noise=noise, device=device))
 
 
-@pytest.mark.products
-@crossed(3, noise=NOISES, dtypes=DTYPES)
-def test_near_convergence_by_products(noise, dtypes, device):
-    """A float32 product rounds the prediction itself, as PyTorch's does; which of the two is closer is chance."""
-    ours, plain, exact = [], [], []
-    for seed in range(SEEDS):
-        torch.manual_seed(seed)
-        # Two chunks of rows, two groups of targets.
-        problem = Problem.random(300, 12, 40, dtypes, noise=noise, device=device)
-        if noise == 0.0 and dtypes[0] == torch.float64:  # PyTorch's product cannot judge itself
-            nearest = extended(problem)[2] + residuals(problem)[0]
-            problem.target = torch.from_numpy(nearest.astype("float64")).to(device)
-        ours.append(
-            {
-                (of, name): value
-                for of in ("", "linear_")  # every gradient, and those of a training step alone
-                for name, value in loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem, of=of).items()
-            }
-        )
-        plain.append(loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem))
-        exact.append(oracle(problem, "mse", 1.0, "mean"))
-    for of, name in ours[0]:
-        assert_as_accurate_over_seeds(
-            name, [r[of, name] for r in ours], [r[name] for r in plain], [r[name] for r in exact]
-        )
-
-
 @pytest.mark.parametrize("dtypes", [DTYPES[name] for name in DTYPES if "16" in name], ids=lambda d: f"{d[0]} {d[1]}")
 @pytest.mark.parametrize("shape", [(300, 4, 1), (90, 31, 9), (60, 130, 2), (90, 64, 40)], ids=str)
 def test_a_residual_of_16_bit_rows_keeps_its_digits(shape, dtypes, device):
@@ -167,12 +136,9 @@ def test_several_blocks_of_rows_by_products(device):
     ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem)
     plain = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem)
     exact = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), in_double)
-    for (
-        name,
-        value,
-    ) in exact.items():  # the accuracy rule in double, since this many numbers take too long in long double
-        allowed = 2 * (plain[name] - value).norm() + 8 * torch.finfo(torch.float32).eps * value.norm()
-        assert (ours[name] - value).norm() <= allowed, name
+    for name, value in exact.items():  # in double, since this many numbers take too long in long double
+        rms, rms_of_plain = ((results[name] - value).square().mean().sqrt() for results in (ours, plain))
+        assert rms <= (1.1 + 4 / len(problem.input) ** 0.5) * rms_of_plain, name
 
 
 def test_many_rows_far_from_zero(device):

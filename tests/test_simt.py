@@ -194,5 +194,5 @@ def test_the_twin_declares_what_the_device_does():
         return {*functions, *entries, *constants, *macros}
 
     real = declared(ROOT / "csrc/cuda/device.cuh")
-    assert {"shuffle_xor", "launch", "LINREG_KERNEL", "constexpr int kCounters = 256;"} <= real
+    assert {"shuffle_xor", "launch", "LINREG_KERNEL", "constexpr int kCounters = 64;"} <= real
     assert real == declared(HERE / "device.cuh")

@@ -107,10 +107,10 @@ constexpr double kDlossUnit = kLoss == Loss::mse ? 2 : 1;
 template <Loss kLoss, int kD>
 LINREG_INLINE void add_rows(const Columns& batch, const double* y, int64_t i, const Vec (&w)[kD], Vec b, double delta,
                             const Mask* mask, Sums<kD>& sums) {
-  Vec x[kD], r = b;
+  Vec x[kD], r{};
   for (int j = 0; j < kD; ++j) x[j] = load_vec(batch.x + j * batch.stride + i);
   for (int j = 0; j < kD; ++j) r += x[j] * w[j];
-  r -= load_vec(y + i);
+  r = (r + b) - load_vec(y + i);
   if (mask) r = Vec(Mask(r) & *mask);
   const Vec g = kLoss == Loss::mse ? r : dloss<kLoss>(r, delta);
   sums.loss += loss_value<kLoss>(r, delta);

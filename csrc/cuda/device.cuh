@@ -30,6 +30,7 @@ LINREG_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(
 
 // The value of lane `lane`; all 32 lanes call it.
 LINREG_DEVICE double shuffle(double value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+LINREG_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // The block's dynamic shared memory, 16-byte aligned, undefined at first.
 LINREG_DEVICE void* shared_memory() {
@@ -89,7 +90,7 @@ LINREG_DEVICE void store_cg(double* to, double value) { __stcg(to, value); }
 LINREG_DEVICE double load_cg(const double* from) { return __ldcg(from); }
 
 // What this thread, and those it has synchronised with, wrote before is seen by whoever sees what it writes after.
-LINREG_DEVICE void fence() { __threadfence(); }
+LINREG_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // Counts to `count` and starts again at 0; true for the last arrival.
 LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count) { return atomicInc(counter, count - 1) == count - 1; }
@@ -104,13 +105,13 @@ struct Limits {
   int shared_bytes = 0;  // that a block may have
 };
 
-constexpr int kCounters = 256;
+constexpr int kCounters = 64;
 constexpr int kMaxThreads = 512;  // of a block of these kernels
 
 // For the current device; nullptr, or what the CUDA runtime says is wrong.
 const char* limits(Limits& limits);
 
-// kCounters zeros that no launch which may run at the same time has; arrive_last leaves them at zero.
+// kCounters zeros that no launch that may run at the same time has; arrive_last leaves them at zero.
 const char* counters(void* stream, unsigned*& counters);
 
 struct Launch {

@@ -42,7 +42,7 @@ residuals_kernel(LINREG_PARAMETER Pass pass, LINREG_PARAMETER Residuals wanted) 
     for (int64_t i = block_index() * workers + worker; i < p.n && t < p.k; i += block_count() * workers) {
       const double product = load_number(wanted.products, wanted.products_dtype, i * p.k + t);
       const double v = p.v.data ? load_number(p.v, i, t) : 1;
-      const Residual of = residual(p, product + b - load_number(p.y, i, t), v);
+      const Residual<double> of = residual(p, product + b - load_number(p.y, i, t), v);
       sums.add(of, v);
       write_residual(pass, scale, i, t, of);
       if (wanted.dlosses) store_number(wanted.dlosses, wanted.dlosses_dtype, i * p.k + t, of.dloss);

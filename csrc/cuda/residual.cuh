@@ -9,17 +9,18 @@
 namespace linreg::cuda {
 
 // v ℓ(r) and v ℓ'(r) of a residual.
+template <class T>
 struct Residual {
-  double loss, dloss;
+  T loss, dloss;
 };
 
-template <Loss kLoss>
-LINREG_DEVICE Residual residual(double r, double v, double delta) {
+template <Loss kLoss, class T>
+LINREG_DEVICE Residual<T> residual(T r, T v, T delta) {
   return {v * loss_value<kLoss>(r, delta), v * dloss<kLoss>(r, delta)};
 }
 
-LINREG_DEVICE Residual residual(const Problem& p, double r, double v) {
-  Residual of;
+LINREG_DEVICE Residual<double> residual(const Problem& p, double r, double v) {
+  Residual<double> of;
   with_loss(p.loss, [&]<Loss kLoss>() { of = residual<kLoss>(r, v, p.delta); });
   return of;
 }
@@ -28,7 +29,7 @@ LINREG_DEVICE Residual residual(const Problem& p, double r, double v) {
 struct ResidualSums {
   double loss = 0, weight_total = 0, dloss = 0;
 
-  LINREG_DEVICE void add(const Residual& of, double v) {
+  LINREG_DEVICE void add(const Residual<double>& of, double v) {
     loss += of.loss;
     weight_total += v;
     dloss += of.dloss;
@@ -36,7 +37,7 @@ struct ResidualSums {
 };
 
 // What is written of the residual of row i and target t.
-LINREG_DEVICE void write_residual(const Pass& pass, double scale, int64_t i, int64_t t, const Residual& of) {
+LINREG_DEVICE void write_residual(const Pass& pass, double scale, int64_t i, int64_t t, const Residual<double>& of) {
   const Problem& p = pass.problem;
   if (pass.elements) store_number(pass.elements, pass.elements_dtype, i * p.k + t, of.loss);
   if (pass.target_gradient)

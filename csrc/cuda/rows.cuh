@@ -203,7 +203,7 @@ class RowsPass {
           dot[u] = 0;
           continue;
         }
-        const Residual of = residual<kLoss>(dot[u] + bias_ - y[u], 1, p_.delta);
+        const Residual<double> of = residual<kLoss>(dot[u] + bias_ - y[u], 1.0, p_.delta);
         residuals_.add(of, 1);
         dot[u] = of.dloss;
       }
@@ -219,7 +219,7 @@ class RowsPass {
     double dloss = 0;
     if (i < p_.n && t < p_.k) {
       const double v = p_.v.data ? load_number(p_.v, i, t) : 1;
-      const Residual of = residual(p_, mine + bias_ - y[0], v);
+      const Residual<double> of = residual(p_, mine + bias_ - y[0], v);
       residuals_.add(of, v);
       dloss = of.dloss;
       if (is_lane_leader() && lane_ < l_.lanes) write_residual(pass_, pass_scale(pass_), i, t, of);

@@ -73,7 +73,7 @@ class StreamedPass {
         const int64_t i = first + lane;
         const double b = p_.b.data ? load_number(p_.b, 0, t) : 0;
         const double v = p_.v.data ? load_number(p_.v, i, t) : 1;
-        const Residual of = residual(p_, mine + b - load_number(p_.y, i, t), v);
+        const Residual<double> of = residual(p_, mine + b - load_number(p_.y, i, t), v);
         sums.add(of, v);
         dlosses_[lane * p_.k + t] = of.dloss;
         write_residual(pass_, scale_, i, t, of);

@@ -43,6 +43,10 @@ LINREG_DEVICE double shuffle(double value, int lane, simt::Place place = simt::P
   return simt::shuffle(value, lane, "shuffle", place);
 }
 
+LINREG_DEVICE float shuffle(float value, int lane, simt::Place place = simt::Place::current()) {
+  return float(shuffle(double(value), lane, place));
+}
+
 LINREG_DEVICE void* shared_memory() { return simt::shared_memory(); }
 
 LINREG_DEVICE void sync_block(simt::Place place = simt::Place::current()) { simt::sync_block(place); }
@@ -106,7 +110,7 @@ struct Limits {
   int shared_bytes = 0;
 };
 
-constexpr int kCounters = 256;
+constexpr int kCounters = 64;
 constexpr int kMaxThreads = 512;
 constexpr int kSharedUnasked = 48 << 10;
 
