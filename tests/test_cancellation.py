@@ -83,9 +83,9 @@ def results(problem, loss, lr):
 def check_over_seeds(shapes, regime, dtypes):
     torch.set_num_threads(1)
     for i, (n, d, k) in enumerate(shapes):
-        loss = LOSSES[i % 4]
-        if regime == "residuals of 0" and loss in JUMPS:
-            loss = "mse"
+        loss = LOSSES[i % len(LOSSES)]
+        if loss in JUMPS and (regime == "residuals of 0" or (dtypes[0].itemsize == 2 and regime != "residuals of 1")):
+            loss = "mse"  # targets rounded to 16 bits come near the kink
         found, lr = {}, None
         for seed in range(SEEDS):
             torch.manual_seed(seed)
@@ -93,10 +93,11 @@ def check_over_seeds(shapes, regime, dtypes):
             lr = lr or rate_for(problem, loss)  # one for all, or the problem with the largest would decide
             for name, *values in results(problem, loss, lr):
                 found.setdefault(name, []).append(values)
-        # Rows that are nearly equal have gradients whose errors are multiples of the bias's. Slopes of two values, as
-        # those of every loss but mse are for residuals above the threshold, share their rounding errors.
-        independent = 1 if loss != "mse" else k if regime == "means far above spreads" else n * k
         for name, values in found.items():
+            # Slopes of two values share their rounding errors, and rows that are nearly equal have gradients whose errors
+            # are multiples of the bias's.
+            shared = (loss in JUMPS and name in ("input", "target")) or regime == "means far above spreads"
+            independent = k if shared else n * k
             assert_as_accurate_over_seeds(
                 f"{(n, d, k)} {loss} {name}", *zip(*values, strict=True), independent=independent
             )
@@ -132,8 +133,9 @@ def test_ten_million_rows(regime):
 
 @pytest.mark.parametrize("weight", [None, "rows", "elements"])
 def test_many_equal_rows(weight):
-    """Equal rounding errors accumulate in a chain of additions, to hundreds of units in the last place."""
-    shapes = [(1021, 1, 1), (289, 1, 5), (5000, 2, 1), (5000, 33, 1), (2000, 12, 5), (3000, 20, 20), (200_000, 1, 1)]
+    """Equal rounding errors accumulate in a chain of additions, to hundreds of units in the last place. (In PyTorch's
+    matrix products they do, so that 16 targets and more are not for this test.)"""
+    shapes = [(1021, 1, 1), (289, 1, 5), (5000, 2, 1), (5000, 33, 1), (2000, 12, 5), (2_000_000, 1, 1)]
     for n, d, k in shapes:
         for seed in range(3):
             torch.manual_seed(seed)
