@@ -15,7 +15,9 @@ constexpr int64_t kColumnsRows = 256;  // in a group then
 constexpr int64_t kBlockRows = 64;     // at most, in whole groups, before gradient sums go on in double
 constexpr int64_t kChain = 64;         // the most float additions in a row
 constexpr int kTileRows = 8;           // that are predicted together
-// Of X in a group: small, so that the two uses take turns before memory has been waited for.
+// Of X in a group: small, so that the two uses take turns before memory has been waited for. 2 KB read [n, 64] from
+// memory at 0.83 of what a sum over it reads, 4 to 16 KB at 0.90 to 0.96; in cache [n, 128] goes at 0.49 in 4 KB, at
+// 0.54 in 8 KB.
 constexpr int64_t kGroupBytes = 8 << 10;
 constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows so wide that they need the second level
 // How far ahead memory is asked for, into the second level: two threads read 1 GB of [n, 64] at 0.82 of what a sum over

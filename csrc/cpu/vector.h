@@ -146,13 +146,6 @@ LINREG_INLINE V repeated(const NumberOf<V>* from) {
 #endif
 }
 
-template <class V>
-LINREG_INLINE double sum_lanes(V v) {
-  for (int half = lanes_of<V> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
-}
-
 // A choice of lanes of two vectors, by the positions that `choose` gives the lanes, known when this is compiled.
 template <class V, class Choose, int... I>
 LINREG_INLINE V permute(V a, V b, Choose, std::integer_sequence<int, I...>) {
