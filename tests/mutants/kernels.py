@@ -107,7 +107,7 @@ KERNELS = (
            (PARITY + "test_every_element_of_many_rows",)),
     Mutant("pass: the compensation stays 0", "csrc/math/sum.h",
            "compensation += (sum - (total - added)) + (value - added);", "",
-           ("tests/test_cancellation.py::test_many_equal_rows",)),
+           ("tests/test_cancellation.py::test_a_weighted_mean_over_many_equal_rows",)),
     Mutant("pass: a mean is scaled by a power of two alone", "csrc/cpu/pass.cpp", "sums[i] *= split.rest;", "", BY_HAND),
     Mutant("pass: threads do not get the caller's float mode", "csrc/cpu/threads.h", "set_float_mode(mode);", "",
            (DETERMINISM + "test_same_bits_for_any_number_of_threads_when_subnormals_are_flushed",)),
