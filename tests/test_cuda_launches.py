@@ -48,7 +48,7 @@ def test_the_device_is_the_tensors_and_the_stream_the_current_one(name):
     for called in re.findall(r"(?<!c10::)\bcuda::(\w+)\(", body):
         arguments = re.search(rf"(?<!c10::)\bcuda::{called}\((.*?)\);", body, re.S)[1]
         assert ("c10::cuda::getCurrentCUDAStream()" in arguments) == (called in on_a_stream), called
-        assert re.search(rf"check\((call\.)?op, cuda::{called}\(", body), (
+        assert re.search(rf"check\((call\.)?op,\s+cuda::{called}\(", body), (
             f"what {called} says is wrong is not looked at"
         )
 

@@ -24,6 +24,7 @@ using Owner = std::tuple<int, cudaStream_t, const void*, unsigned long long>;
 struct Slots {
   std::mutex mutex;
   std::map<Owner, int> owned;
+  void* base[kMaxDevices] = {};       // counter_slots
   std::deque<int> free[kMaxDevices];  // the longest free one comes first: its last launch ended long ago
   int used[kMaxDevices] = {};
 };
@@ -76,48 +77,16 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// What never changes of a device.
-struct Known {
-  Limits limits;
-  unsigned* slots = nullptr;  // [kSlots, kCounters]
-};
-
-const char* find(int device, Known& found) {
-  const RelaxedCapture relaxed;
-  Limits& limits = found.limits;
-  void* slots = nullptr;
-  for (const cudaError_t error :
-       {cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        cudaGetSymbolAddress(&slots, counter_slots)})
-    if (error != cudaSuccess) return message(error);
-  found.slots = static_cast<unsigned*>(slots);
-  return nullptr;
-}
-
-const char* current_device(int& device, const Known*& known) {
-  static std::mutex mutex;
-  static Known devices[kMaxDevices];
-  if (const char* error = message(cudaGetDevice(&device))) return error;
-  if (device >= kMaxDevices) return "more devices than linreg_ext counts on";
-  const std::lock_guard<std::mutex> lock(mutex);
-  Known& entry = devices[device];
-  if (!entry.slots) {
-    Known found;
-    if (const char* error = find(device, found)) return error;
-    entry = found;
-  }
-  known = &entry;
-  return nullptr;
-}
-
 }  // namespace
 
 const char* limits(Limits& limits) {
   int device = 0;
-  const Known* known = nullptr;
-  if (const char* error = current_device(device, known)) return error;
-  limits = known->limits;
+  if (const char* error = message(cudaGetDevice(&device))) return error;
+  for (const cudaError_t error :
+       {cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        cudaDeviceGetAttribute(&limits.cache_bytes, cudaDevAttrL2CacheSize, device)})
+    if (error != cudaSuccess) return message(error);
   return nullptr;
 }
 
@@ -127,8 +96,8 @@ const char* limits(Limits& limits) {
 const char* counters(void* stream, unsigned*& counters) {
   const auto queue = static_cast<cudaStream_t>(stream);
   int device = 0;
-  const Known* known = nullptr;
-  if (const char* error = current_device(device, known)) return error;
+  if (const char* error = message(cudaGetDevice(&device))) return error;
+  if (device >= kMaxDevices) return "more devices than linreg_ext counts on";
   cudaStreamCaptureStatus status;
   unsigned long long capture = 0;
   cudaGraph_t graph = nullptr;
@@ -138,6 +107,11 @@ const char* counters(void* stream, unsigned*& counters) {
 
   Slots& all = slots();
   std::unique_lock<std::mutex> lock(all.mutex);
+  if (!all.base[device]) {
+    const RelaxedCapture relaxed;
+    if (const char* error = message(cudaGetSymbolAddress(&all.base[device], counter_slots))) return error;
+  }
+  counters = static_cast<unsigned*>(all.base[device]);
   const auto found = all.owned.find(owner);
   int slot = found == all.owned.end() ? -1 : found->second;
   if (slot < 0) {
@@ -155,7 +129,7 @@ const char* counters(void* stream, unsigned*& counters) {
       }
     }
   }
-  counters = known->slots + int64_t(slot) * kCounters;
+  counters += int64_t(slot) * kCounters;
   return nullptr;
 }
 

@@ -73,17 +73,15 @@ struct Words<2> {
 };
 
 template <int kBytes>
-LINREG_DEVICE Words<kBytes> load_once(const void* from, simt::Place place = simt::Place::current()) {
-  static_assert(sizeof(Words<kBytes>) == kBytes);
-  if (reinterpret_cast<uintptr_t>(from) % kBytes != 0) simt::fail("misaligned load_once", place);
-  Words<kBytes> words;
-  std::memcpy(&words, from, kBytes);
-  return words;
+LINREG_DEVICE void copy_async(void* to, const void* from, simt::Place place = simt::Place::current()) {
+  static_assert(sizeof(Words<kBytes>) == kBytes && kBytes >= 4);
+  simt::copy_async(to, from, kBytes, place);
 }
-
-// Only matters to nvcc, to keep it from holding values in registers.
-template <class T>
-LINREG_DEVICE void forget(T&) {}
+LINREG_DEVICE void copy_commit() { simt::copy_commit(); }
+template <int kPending>
+LINREG_DEVICE void copy_wait() {
+  simt::copy_wait(kPending);
+}
 
 LINREG_DEVICE void store_cg(double* to, double value) { simt::store_cg(to, value); }
 LINREG_DEVICE double load_cg(const double* from, simt::Place place = simt::Place::current()) {
@@ -108,6 +106,7 @@ LINREG_DEVICE float half_bits_to_float(uint16_t bits) {
 struct Limits {
   int multiprocessors = 0;
   int shared_bytes = 0;
+  int cache_bytes = 0;
 };
 
 constexpr int kCounters = 64;
@@ -123,6 +122,7 @@ struct Launch {
 inline const char* limits(Limits& limits) {
   limits.multiprocessors = simt::settings().multiprocessors;
   limits.shared_bytes = simt::kSharedBytes;
+  limits.cache_bytes = simt::kCacheBytes;
   return nullptr;
 }
 
