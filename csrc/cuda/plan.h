@@ -24,13 +24,12 @@ constexpr int kWeightsThreads = 256;                                     // of t
 constexpr int64_t kProductRows = 16384, kProductBytes = 64 << 20;
 
 // What an instance of tiles.cuh is made for. Registers decide: a thread has thread_sums() gradients in its own type and
-// in double, and rows_at_once() rows times some targets of dot products.
+// in double, and kRowsAtOnce rows times some targets of dot products.
 constexpr int thread_sums(Dtype x) { return x == Dtype::float64 ? 8 : 16; }
-constexpr int rows_at_once(Dtype x, int targets) { return targets > 1 && x == Dtype::float32 ? 3 : 2; }
+constexpr int kRowsAtOnce = 2;
 constexpr int targets_at_once(int64_t k) { return k == 1 ? 1 : 4; }
-LINREG_MATH constexpr int residual_bytes(int threads) {
-  return 16 + 48 * threads;
-}  // two constants, and sums of threads
+// Of shared memory: what all threads read, and the sums of a thread's residuals.
+LINREG_MATH constexpr int residual_bytes(int threads) { return 32 + 48 * threads; }
 constexpr int vector_columns(Dtype x,
                              int targets) {  // read at once; 1: one by one, for there are no registers for more
   return targets == 1 || x == Dtype::float32 ? 16 / int(size_of(x)) : 1;
@@ -58,12 +57,12 @@ constexpr bool lay_out(Plan& plan, const Problem& p, int64_t rows, int64_t bytes
   const int64_t vectors = p.d / columns, size = p.x.dtype == Dtype::float64 ? 8 : 4;
   l.rows = int(rows);
   l.targets_log = log_from(p.k > targets ? p.k : targets);
-  // Eight lanes read whole lines of shared memory, and fewer exchanges add them up; more where rows are few.
+  // Up to eight lanes, with four turns or more each, which pay for the exchanges; more where rows are few.
   while (l.lanes_log < 5 && 2 << l.lanes_log <= vectors &&
-         (l.lanes_log < 3 || rows_at_once(p.x.dtype, targets) * (kWarp >> l.lanes_log) > rows))
+         ((l.lanes_log < 3 && 8 << l.lanes_log <= vectors) || kRowsAtOnce * (kWarp >> l.lanes_log) > rows))
     ++l.lanes_log;
   const int64_t lanes = int64_t(1) << l.lanes_log, padded = int64_t(1) << l.targets_log;
-  const int64_t units = ceil_div(rows, rows_at_once(p.x.dtype, targets) * (kWarp / lanes)) * (padded / targets);
+  const int64_t units = ceil_div(rows, kRowsAtOnce * (kWarp / lanes)) * (padded / targets);
   while ((2 * lanes << l.parts_log) <= vectors &&
          (units << l.parts_log < warps || ceil_div(vectors, lanes << l.parts_log) * columns > kChain))
     ++l.parts_log;

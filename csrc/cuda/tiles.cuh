@@ -98,10 +98,10 @@ struct TileShape {
   using T = Wide<kX>;
   static constexpr int kTargets = kTargets_;
   static constexpr int kColumns = kVectors ? vector_columns(kX, kTargets) : 1;  // read at once
-  static constexpr int kRows = rows_at_once(kX, kTargets);                      // of a thread, for dot products
+  static constexpr int kRows = kRowsAtOnce;                                     // of a thread, for dot products
   static constexpr int kChunks = thread_sums(kX) / (kColumns * kTargets);       // of columns that a thread may own
   static constexpr int kDots = kRows * kTargets;
-  static constexpr int kSet = kDots > 8 ? 4 : kDots;  // dot products that lanes sum together
+  static constexpr int kSet = kDots;  // dot products that lanes sum together
 };
 
 template <class S>
@@ -117,9 +117,12 @@ class TilesPass {
     T sums[3];
   };
 
-  // In the type of the sums: a conversion would be made again in every loop.
-  struct alignas(16) Constants {
+  // What all threads read, in shared memory, since registers are short and a conversion would be made again in every
+  // loop: two constants in the type of the sums, this block's tiles, and whether sums go on in double after this tile.
+  struct alignas(16) Common {
     T delta, scale;
+    int tiles;
+    bool move_sums, move_residuals;
   };
 
   LINREG_DEVICE TilesPass(const Pass& pass)
@@ -128,16 +131,14 @@ class TilesPass {
         l_(pass.layout),
         columns_(int(p_.d)),
         targets_(int(p_.k)),
-        constants_(static_cast<Constants*>(shared_memory())),
-        of_residuals_(reinterpret_cast<ResidualSums*>(constants_ + 1) + thread_index()),
+        common_(static_cast<Common*>(shared_memory())),
+        of_residuals_(reinterpret_cast<ResidualSums*>(common_ + 1) + thread_index()),
         shared_(static_cast<char*>(shared_memory()) + residual_bytes(thread_count())),
         w_(reinterpret_cast<T*>(shared_)),
         dots_(reinterpret_cast<T*>(shared_ + l_.dots_at)),
         group_(thread_index() / l_.span) {
-    const int t = thread_index() & (targets_there() - 1);
-    bias_ = p_.b.data && t < targets_ ? load_as<T>(p_.b, 0, t) : T(0);
     *of_residuals_ = {};
-    if (thread_index() == 0) *constants_ = {T(p_.delta), T(pass_scale(pass))};
+    if (thread_index() == 0) *common_ = {T(p_.delta), T(pass_scale(pass)), 0, false, false};
   }
 
   LINREG_DEVICE void run() {
@@ -145,8 +146,7 @@ class TilesPass {
       for (int j = thread_index(); j < columns_; j += thread_count())
         w_[t * columns_ + j] = t < targets_ ? load_as<T>(p_.w, t, j) : T(0);
     for (int stage = 0; stage < kStages - 1; ++stage) fetch(block_index() + stage * block_count(), stage);
-    const int residual_chain = residual_tiles(l_, thread_count());
-    int stage = 0, chained = 0, residuals_chained = 0;
+    int stage = 0;
     for (int tile = block_index(); tile < l_.tiles; tile += block_count()) {
       copy_wait<kStages - 2>();  // this thread's part of the tile is there
       sync_block();              // the others' too, and the tile before is done with
@@ -154,6 +154,7 @@ class TilesPass {
       const int64_t first = first_row(tile);
       const int rows = rows_of(tile), at = l_.ring_at + stage * l_.stage_bytes;
       const char* const x = shared_ + at + x_rows().shift(first);
+      if (thread_index() == 0) count_tile();
       // Numbers that are side by side are read at once where they lie for that.
       const bool words = reinterpret_cast<uintptr_t>(x) % (S::kColumns * sizeof(Number)) == 0;
       words ? predict<true>(x, rows) : predict<false>(x, rows);
@@ -162,8 +163,8 @@ class TilesPass {
       sync_block();  // every dloss is there
       if (pass_.weight_sum) words ? add_tile<true>(x, rows) : add_tile<false>(x, rows);
       if (pass_.input_gradient) write_input_gradient(first, rows);
-      if (++chained == l_.chain_tiles) go_on_in_double(), chained = 0;
-      if (++residuals_chained == residual_chain) go_on_with_residuals(), residuals_chained = 0;
+      if (common_->move_sums) go_on_in_double();
+      if (common_->move_residuals) go_on_with_residuals();
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
     go_on_in_double();
@@ -304,7 +305,8 @@ class TilesPass {
     const char* const v = tile + l_.v_at + v_rows().shift(first);
     const int weight_columns = v_rows().columns;
     T sums[3] = {of_residuals_->sums[0], of_residuals_->sums[1], of_residuals_->sums[2]};
-    const T delta = constants_->delta, scale = constants_->scale;
+    const T delta = common_->delta, scale = common_->scale;
+    const T bias = p_.b.data && t < targets_ ? load_as<T>(p_.b, 0, t) : T(0);
     for (int i = thread_index() >> l_.targets_log; i < rows; i += thread_count() >> l_.targets_log) {
       T* const at = dots_ + i * targets_there() + t;
       if (t >= targets_) {
@@ -316,7 +318,7 @@ class TilesPass {
       T weight = 1;
       if (p_.v.data) weight = load_like(v, p_.v.dtype, i * weight_columns + (weight_columns > 1 ? t : 0));
       const T target = load_like(y, p_.y.dtype, i * targets_ + t);
-      const Residual<T> of = residual<kLoss>(dot + bias_ - target, weight, delta);
+      const Residual<T> of = residual<kLoss>(dot + bias - target, weight, delta);
       sums[0] += of.loss;
       sums[1] += weight;
       sums[2] += of.dloss;
@@ -375,13 +377,19 @@ class TilesPass {
   }
 
   LINREG_DEVICE void write_input_gradient(int64_t first, int rows) const {
-    const T scale = constants_->scale;
+    const T scale = common_->scale;
     for (int i = thread_index() / kWarp; i < rows; i += thread_count() / kWarp)
       for (int j = thread_index() % kWarp; j < columns_; j += kWarp) {
         T sum = 0;
         for (int t = 0; t < targets_; ++t) sum += dots_[i * targets_there() + t] * w_[t * columns_ + j];
         store_number(pass_.input_gradient, gradient_dtype(S::kX), (first + i) * p_.d + j, scale * sum);
       }
+  }
+
+  LINREG_DEVICE void count_tile() const {
+    const int tiles = ++common_->tiles;
+    common_->move_sums = tiles % l_.chain_tiles == 0;
+    common_->move_residuals = tiles % residual_tiles(l_, thread_count()) == 0;
   }
 
   LINREG_DEVICE static void move(T& sum, double& total) {
@@ -439,7 +447,7 @@ class TilesPass {
   const Problem& p_;
   const Layout& l_;
   const int columns_, targets_;
-  Constants* const constants_;
+  Common* const common_;
   ResidualSums* const of_residuals_;
   char* const shared_;  // what follows them
   T* const w_;          // [targets, d]
