@@ -4,7 +4,6 @@
 from ._extension import build_info
 from ._version import __version__
 from .functional import FUNCTIONS, sgd_run_, sgd_step_
-from .losses import QuantileLoss
 from .modules import MODULES
 from .training import History, StopTraining, TrainStep, evaluate, fit, make_train_step
 
@@ -21,7 +20,6 @@ __all__ = [
     "LinearMSELoss",
     "LinearQuantileLoss",
     "LinearSmoothL1Loss",
-    "QuantileLoss",
     "StopTraining",
     "TrainStep",
     "__version__",

@@ -35,8 +35,8 @@ class Loss:
         title, formula, derivative: for docstrings.
         plain: the definition in plain PyTorch: `plain(prediction, target, threshold)` is the elementwise loss.
         dloss: the derivative with respect to r, `dloss(r, threshold)`; differentiable itself.
-        module, function: the loss of a prediction and a target, in torch.nn where it has one.
         threshold: the loss's parameter, if any.
+        function, module: the counterparts in torch.nn, if any.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Loss:
     derivative: str
     plain: Callable[[Tensor, Tensor, float], Tensor]
     dloss: Callable[[Tensor, float], Tensor]
-    module: type[nn.Module]
-    function: Callable[..., Tensor] | None = None
     threshold: Threshold | None = None
+    function: Callable[..., Tensor] | None = None
+    module: type[nn.Module] | None = None
 
     def options(self, threshold: float) -> dict[str, float]:
         """The threshold as a keyword argument."""
@@ -61,44 +61,6 @@ def _dsmooth_l1(r: Tensor, beta: float) -> Tensor:
     return torch.where(r.abs() < beta, r / beta, (r.detach() / beta).clamp(-1, 1))
 
 
-def _quantile(prediction: Tensor, target: Tensor, q: float) -> Tensor:
-    return (1 - q) * F.relu(prediction - target) + q * F.relu(target - prediction)
-
-
-class QuantileLoss(nn.Module):
-    """The quantile (pinball) loss of a prediction and a target, which torch.nn lacks: max(−q r, (1 − q) r) with
-    r = prediction − target.
-
-    Training with it makes a model predict the q-th quantile of the target. `fit` and `make_train_step` fuse it.
-
-    Args:
-        quantile: q, between 0 and 1 exclusive.
-        reduction: `"mean"`, `"sum"` or `"none"`.
-
-    Raises:
-        ValueError: an argument is out of range.
-
-    Example:
-        >>> step = make_train_step(model, QuantileLoss(0.9), torch.optim.SGD(model.parameters(), lr=0.1))
-    """
-
-    def __init__(self, quantile: float = 0.5, reduction: str = "mean") -> None:
-        super().__init__()
-        if not 0 < quantile < 1:
-            raise ValueError(f"QuantileLoss: quantile must be between 0 and 1 exclusive, got {quantile}")
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"QuantileLoss: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-        self.quantile, self.reduction = quantile, reduction
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The loss of `prediction` and `target`, of one shape."""
-        loss = _quantile(prediction, target, self.quantile)
-        return loss if self.reduction == "none" else getattr(loss, self.reduction)()
-
-    def extra_repr(self) -> str:
-        return f"quantile={self.quantile:g}, reduction='{self.reduction}'"
-
-
 _ROWS = (
     Loss(
         name="mse",
@@ -108,8 +70,8 @@ _ROWS = (
         derivative="With a mean over N·K elements, dW = (2/NK) Rᵀ X, as in PyTorch; scikit-learn halves the loss.",
         plain=lambda p, y, _: F.mse_loss(p, y, reduction="none"),
         dloss=lambda r, _: 2 * r,
-        module=nn.MSELoss,
         function=F.mse_loss,
+        module=nn.MSELoss,
     ),
     Loss(
         name="l1",
@@ -119,8 +81,8 @@ _ROWS = (
         derivative="The derivative is sign(r), with sign(0) = 0.",
         plain=lambda p, y, _: F.l1_loss(p, y, reduction="none"),
         dloss=lambda r, _: r.sgn(),
-        module=nn.L1Loss,
         function=F.l1_loss,
+        module=nn.L1Loss,
     ),
     Loss(
         name="huber",
@@ -130,9 +92,9 @@ _ROWS = (
         derivative="The derivative is r clamped to [−δ, δ].",
         plain=lambda p, y, delta: F.huber_loss(p, y, reduction="none", delta=delta),
         dloss=lambda r, delta: torch.where(r.abs() < delta, r, r.detach().clamp(-delta, delta)),
-        module=nn.HuberLoss,
-        function=F.huber_loss,
         threshold=Threshold("delta", 1.0, "δ > 0, where the quadratic part ends"),
+        function=F.huber_loss,
+        module=nn.HuberLoss,
     ),
     Loss(
         name="smooth_l1",
@@ -142,9 +104,9 @@ _ROWS = (
         derivative="The derivative is r/β clamped to [−1, 1]. β = 0 gives the absolute error.",
         plain=lambda p, y, beta: F.smooth_l1_loss(p, y, reduction="none", beta=beta),
         dloss=_dsmooth_l1,
-        module=nn.SmoothL1Loss,
-        function=F.smooth_l1_loss,
         threshold=Threshold("beta", 1.0, "β ≥ 0, where the quadratic part ends"),
+        function=F.smooth_l1_loss,
+        module=nn.SmoothL1Loss,
     ),
     Loss(
         name="quantile",
@@ -152,9 +114,8 @@ _ROWS = (
         title="Quantile (pinball) loss",
         formula="max(−q r, (1 − q) r)",
         derivative="The derivative is −q for r < 0, 1 − q for r > 0 and 0 at 0. q = 0.5 gives half the absolute error.",
-        plain=_quantile,
+        plain=lambda p, y, q: (1 - q) * F.relu(p - y) + q * F.relu(y - p),
         dloss=lambda r, q: 0.5 * r.sgn() + (0.5 - q) * r.sgn().abs(),
-        module=QuantileLoss,
         threshold=Threshold("quantile", 0.5, "q, the quantile to fit, between 0 and 1 exclusive"),
     ),
 )

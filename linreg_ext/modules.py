@@ -52,13 +52,8 @@ class LinearRegressionLoss(nn.Module):
         """The loss of `input` [*, in_features] against `target` [*, out_features]; `weight` as in `linear_mse_loss`."""
         linear = self.linear
         if type(linear) is not nn.Linear or _has_hooks(linear) or "forward" in linear.__dict__:
-            own = (
-                " with hooks"
-                if _has_hooks(linear)
-                else " with a custom forward"
-                if "forward" in linear.__dict__
-                else ""
-            )
+            own = " with a custom forward" if "forward" in linear.__dict__ else ""
+            own = " with hooks" if _has_hooks(linear) else own
             raise RuntimeError(
                 f"{type(self).__name__}: linear must be an nn.Linear without hooks, parametrizations or a custom "
                 f"forward, got {type(linear).__name__}{own}; apply the loss to predict(input) instead"
@@ -111,10 +106,10 @@ def _loss_module(loss: Loss) -> type[LinearRegressionLoss]:
     else:
         doc += f"\n    Args:\n        {own.name}: {own.meaning}.\n" if own else ""
         doc += "\n    Everything else is as in `LinearMSELoss`.\n"
-    option = f", {own.name}={own.name}" if own else ""
-    where = "nn." if loss.module.__module__.startswith("torch") else ""
-    doc += f"\n    Equivalent to:\n        `{where}{loss.module.__name__}(reduction=reduction{option})"
-    doc += "(nn.Linear(in_features, out_features, bias)(input), target)`\n"
+    if loss.module is not None:
+        option = f", {own.name}={own.name}" if own else ""
+        doc += f"\n    Equivalent to:\n        `nn.{loss.module.__name__}(reduction=reduction{option})"
+        doc += "(nn.Linear(in_features, out_features, bias)(input), target)`\n"
     members: dict[str, Any] = {"_loss": loss, "__doc__": doc + _EXAMPLE.format(name=name), "__module__": __package__}
     return type(name, (LinearRegressionLoss,), members)
 

@@ -614,7 +614,7 @@ def test_ctrl_c_leaves_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr(train, "sgd_run_", interrupted)
     assert run("fit", "--out", "some/where") == 130
     assert capsys.readouterr().err == "linreg_ext: error: interrupted\n"
     assert everything() == []

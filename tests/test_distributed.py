@@ -226,6 +226,8 @@ def work(rank, folder):
             failures[name] = traceback.format_exc()
             break  # the processes may be out of step
     torch.save(failures, f"{folder}/{rank}.pt")
+    if not failures:
+        dist.barrier()
     dist.destroy_process_group()
 
 

@@ -23,7 +23,6 @@ from torch.utils.data import (
 )
 
 import linreg_ext
-from linreg_ext.losses import LOSSES
 from linreg_ext.training import DivergenceError
 
 X, Y = torch.randn(50, 3), torch.randn(50, 2)
@@ -102,7 +101,7 @@ def test_every_loader(loader, validate):
     assert_same(both(LOADERS[loader], nn.MSELoss(), sgd, validate=validate))
 
 
-@pytest.mark.parametrize("loss", [*(row.module() for row in LOSSES.values()), nn.MSELoss(reduction="sum")])
+@pytest.mark.parametrize("loss", [nn.L1Loss(), nn.HuberLoss(), nn.SmoothL1Loss(), nn.MSELoss(reduction="sum")])
 def test_every_loss(loss):
     small = lambda model: torch.optim.SGD(model.parameters(), lr=0.001)  # noqa: E731
     assert_same(both(LOADERS["shuffled"], loss, small, validate=True))

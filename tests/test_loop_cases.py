@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import linreg_ext
-from linreg_ext import functional, losses
+from linreg_ext import functional
 from linreg_ext.training import DivergenceError
 
 pytestmark = pytest.mark.filterwarnings("ignore:linreg_ext. (eager|gradients)")
@@ -239,7 +239,7 @@ class Weighted(Dataset):
     weight=W,
     data={"in memory": TensorDataset, "iterated": Weighted},
     level=["fused", "gradients", "eager"],
-    loss={name: loss.module for name, loss in losses.LOSSES.items()},
+    loss={"mse": nn.MSELoss, "l1": nn.L1Loss, "huber": nn.HuberLoss, "smooth_l1": nn.SmoothL1Loss},
     reduction=["mean", "sum"],
 )
 def test_weights_at_every_level(weight, data, level, loss, reduction):
@@ -593,17 +593,3 @@ def test_schedulers_made_for_more_steps_warn_once():
             assert re.match(f"linreg_ext: fit: {words}", str(caught[0].message))
     with pytest.raises(ValueError, match="fit: scheduler_interval must be 'epoch' or 'step', got 'batch'"):
         linreg_ext.fit(1, model, MSE, optimizer, loader, scheduler_interval="batch")
-
-
-def test_the_quantile_loss_is_checked_and_shown():
-    assert repr(linreg_ext.QuantileLoss(0.9)) == "QuantileLoss(quantile=0.9, reduction='mean')"
-    for arguments, words in (
-        ({"quantile": 1}, "quantile must be between 0 and 1 exclusive, got 1"),
-        ({"quantile": float("nan")}, "quantile must be between 0 and 1 exclusive, got nan"),
-        ({"reduction": "average"}, "reduction must be 'mean', 'sum' or 'none', got 'average'"),
-    ):
-        with pytest.raises(ValueError, match=f"QuantileLoss: {words}"):
-            linreg_ext.QuantileLoss(**arguments)
-    p, y = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0])
-    assert linreg_ext.QuantileLoss(0.75, "none")(p, y).tolist() == [0.75, 0.25]
-    assert linreg_ext.QuantileLoss(0.75, "sum")(p, y).item() == 1

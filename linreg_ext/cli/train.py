@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch import Tensor
 
-from ..losses import LOSSES
+from ..functional import linear_loss, sgd_run_
 from ..tables import listing
-from ..training import DivergenceError, History, evaluate, fit
+from ..training import History
 from .coefficients import Coefficients
 from .dataset import Dataset
 from .errors import CommandError
@@ -38,54 +41,109 @@ def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator
     if constant:
         print(f"coefficient 0 because the column is constant over the training rows: {listing(constant)}")
     _print_plan(args, of_x, epochs, batch_size, lr)
-    loss = LOSSES[args.loss.replace("-", "_")]
-    loss_fn = loss.module(args.quantile) if loss.name == "quantile" else loss.module()
-    model = nn.Linear(x.shape[1], y.shape[1], device=args.device)
-    for parameter in model.parameters():  # the problem is convex, and standardised targets have mean 0
-        nn.init.zeros_(parameter)
-    opt = torch.optim.SGD(model.parameters(), lr, args.momentum, weight_decay=args.weight_decay)
-    table = TensorDataset(x, y, *([] if dataset.weight is None else [dataset.weight.float()]))
-    loader = DataLoader(Subset(table, rows), batch_size, shuffle=True, generator=generator)
-    held_out = dataset.held_out.nonzero()[:, 0]
-    val_loader = DataLoader(Subset(table, held_out), _FEW_ROWS) if len(held_out) else None
-    at_start = evaluate(model, loss_fn, [[part[rows].to(args.device) for part in table.tensors]])
-    try:
-        history = _fit(epochs, args, model, loss_fn, opt, loader, val_loader)
-    except DivergenceError as error:
-        raise _diverges(f"is {error.history.step_loss[-1].item()} at step {error.step}", args, lr) from None
-    at_end = history.epoch_loss[-1].item()
-    if not (at_end <= 10 * at_start and all(p.isfinite().all() for p in model.parameters())):
+    run = _Run(x, y, dataset, rows, args)
+    for epoch, (loss, val_loss) in enumerate(run.epochs(epochs, lr, batch_size, generator), 1):
+        if not args.bar and (epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0):
+            validation = "" if val_loss is None else f", Val loss: {val_loss:.6g}"
+            print(f"Epoch [{epoch}/{epochs}], Loss: {loss:.6g}{validation}", flush=True)
+    history = run.history()
+    at_start, at_end = run.loss_at_start, history.epoch_loss[-1].item()
+    if not (at_end <= 10 * at_start and run.linear_weight.isfinite().all() and run.linear_bias.isfinite().all()):
         raise _diverges(f"went from {at_start:.3g} to {at_end:.3g}", args, lr)
-    return _in_the_tables_units(model, dataset, of_x, of_y), history
-
-
-def _fit(
-    epochs: int, args: argparse.Namespace, model: nn.Linear, loss_fn: nn.Module, opt: torch.optim.SGD,
-    loader: DataLoader, val_loader: DataLoader | None,
-) -> History:  # fmt: skip
-    """Train with a progress bar, or in about ten parts with a line after each."""
-    # At a constant rate, the coefficients would keep fluctuating around the solution.
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs)
-    options = {"val_dl": val_loader, "scheduler": scheduler, "device": args.device, "progress": args.bar}
-    ends = [epochs] if args.bar else sorted({1, *range(max(1, epochs // 10), epochs, max(1, epochs // 10)), epochs})
-    parts: list[History] = []
-    for begin, end in zip([0, *ends], ends, strict=False):
-        try:
-            parts.append(fit(end - begin, model, loss_fn, opt, loader, **options))
-        except DivergenceError as error:
-            error.step += sum(len(part.step_loss) for part in parts)
-            raise
-        if not args.bar:
-            validation = "" if val_loader is None else f", Val loss: {parts[-1].val_loss[-1]:.6g}"
-            print(f"Epoch [{end}/{epochs}], Loss: {parts[-1].epoch_loss[-1]:.6g}{validation}", flush=True)
-    columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return History(*(None if column[0] is None else torch.cat(column) for column in columns))
+    return _in_the_tables_units(run, dataset, of_x, of_y), history
 
 
 def _batch_size(loss: str, of_x: Scale, rows: int) -> int:
     """The default batch size. On decorrelated columns, full batches reach the minimum in a few steps. Small batches are
     faster for losses with kinks, for correlated columns and for many rows."""
     return rows if of_x.basis is not None and loss not in ("l1", "quantile") and rows <= _FEW_ROWS else _BATCH
+
+
+class _Run:
+    """Trains a linear model from 0: the problem is convex, and standardised targets have mean 0."""
+
+    def __init__(self, x: Tensor, y: Tensor, dataset: Dataset, rows: Tensor, args: argparse.Namespace) -> None:
+        self._args, self._loss = args, args.loss.replace("-", "_")
+        self._threshold = args.quantile if self._loss == "quantile" else 1.0
+        held_out = dataset.held_out.nonzero()[:, 0]
+        weight = None if dataset.weight is None else dataset.weight.float()
+        self._x, self._y, self._rows = x.to(args.device), y.to(args.device), rows
+        self._weight = None if weight is None else weight.to(args.device)
+        self._validation = self._part(held_out) if len(held_out) else None
+        self.linear_weight = torch.zeros(y.shape[1], x.shape[1], device=args.device)
+        self.linear_bias = torch.zeros(y.shape[1], device=args.device)
+        _, target, its_weight = self._part(rows)
+        self.loss_at_start = self._loss_of(target[:, :0], target, its_weight)
+        self._losses: list[Tensor] = []
+        self._rates: list[float] = []
+        self._epoch_losses: list[float] = []
+        self._val_losses: list[float] = []
+
+    def epochs(
+        self, epochs: int, lr: float, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[float, float | None]]:
+        """Train; yield the training and the validation loss of each epoch."""
+        rows, momentum_buffers = self._rows, [None, None]
+        steps = -(-len(rows) // batch_size)
+        # Several epochs per call, unless each is reported or validated.
+        together = 1 if self._validation or self._args.bar else max(1, min(epochs // 10, (1 << 20) // len(rows)))
+        options = {"quantile": self._threshold} if self._loss == "quantile" else {}
+        with _bar(epochs, self._args.bar) as bar:
+            for begin in range(0, epochs, together):
+                # At a constant rate, the coefficients would keep fluctuating around the solution.
+                part = range(begin, min(begin + together, epochs))
+                some = [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in part]
+                order = torch.stack([rows[torch.randperm(len(rows), generator=generator)] for _ in some])
+                rates = torch.tensor(some, dtype=torch.float64).repeat_interleave(steps)
+                losses = sgd_run_(
+                    self._x, self.linear_weight, self._y, linear_bias=self.linear_bias, weight=self._weight,
+                    order=order.to(self._args.device), batch_size=batch_size, loss=self._loss, lr=rates,
+                    momentum=self._args.momentum, weight_decay=self._args.weight_decay,
+                    momentum_buffers=momentum_buffers, stop_nonfinite=True, **options,
+                ).double().cpu()  # fmt: skip
+                if not losses[-1:].isfinite().all():
+                    step = begin * steps + len(losses)
+                    raise _diverges(f"is {losses[-1].item()} at step {step}", self._args, lr)
+                self._losses.append(losses)
+                self._rates += rates.tolist()
+                means = self._means(losses.view(len(some), steps), order, batch_size)
+                self._epoch_losses += means
+                if self._validation:
+                    self._val_losses.append(self._loss_of(*self._validation))
+                for i in range(len(some)):
+                    if bar:
+                        bar.update()
+                    yield means[i], self._val_losses[-1] if self._validation else None
+
+    def history(self) -> History:
+        """The history of the epochs so far."""
+        val_loss = torch.tensor(self._val_losses, dtype=torch.float64) if self._validation else None
+        epoch_loss, rates = (torch.tensor(v, dtype=torch.float64) for v in (self._epoch_losses, self._rates))
+        return History(torch.cat(self._losses), epoch_loss, val_loss, rates)
+
+    def _part(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        rows = rows.to(self._args.device)
+        return self._x[rows], self._y[rows], None if self._weight is None else self._weight[rows]
+
+    def _loss_of(self, x: Tensor, y: Tensor, weight: Tensor | None) -> float:
+        w = self.linear_weight[:, : x.shape[1]]
+        return linear_loss(self._loss, self._threshold, x, w, y, self.linear_bias, weight, "mean").item()
+
+    def _means(self, losses: Tensor, order: Tensor, batch_size: int) -> list[float]:
+        """The mean loss over each epoch's rows, from the losses of the batches [epochs, steps]."""
+        batch = torch.arange(order.shape[1]) // batch_size
+        weight = torch.ones(()) if self._weight is None else self._weight.cpu()[order]
+        weights = torch.zeros_like(losses).index_add(1, batch, weight.double().expand(order.shape))
+        return ((losses * weights).sum(1) / weights.sum(1)).tolist()
+
+
+def _bar(epochs: int, shown: bool) -> Any:
+    """A progress bar on stderr."""
+    if not shown:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm(total=epochs, desc="fit", unit="epoch")
 
 
 def _scales(dataset: Dataset, share: Tensor, args: argparse.Namespace) -> tuple[Scale, Scale]:
@@ -123,13 +181,13 @@ def _diverges(what_the_loss_does: str, args: argparse.Namespace, lr: float) -> C
     return CommandError(f"training diverges: the loss {what_the_loss_does}; {advice}")
 
 
-def _in_the_tables_units(model: nn.Linear, dataset: Dataset, of_x: Scale, of_y: Scale) -> Coefficients:
+def _in_the_tables_units(run: _Run, dataset: Dataset, of_x: Scale, of_y: Scale) -> Coefficients:
     """Convert the trained model from scaled columns to the table's own units.
 
     Raises:
         CommandError: a coefficient is out of float64's range in these units.
     """
-    scaled_weight, scaled_bias = (p.detach().double().cpu() for p in (model.weight, model.bias))
+    scaled_weight, scaled_bias = (p.double().cpu() for p in (run.linear_weight, run.linear_bias))
     scaled_weight = of_x.to_columns(scaled_weight)
     features, targets = dataset.encoding.names, dataset.encoding.targets
     weight = scaled_weight * of_y.std[:, None] / of_x.std

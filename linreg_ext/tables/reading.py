@@ -170,9 +170,8 @@ class _Text:
         table = self._arrow_table(pyarrow)
         rows, parsed, columns = table.num_rows, table.columns[::-1], {}
         del table
-        store = iter(
-            np.empty((len(self._numbers), rows))
-        )  # one block, which the allocator returns to the system once freed
+        # One block, which the allocator returns to the system once freed.
+        store = iter(np.empty((len(self._numbers), rows)))
         for name in self._wanted if rows else ():
             column = parsed.pop()  # frees the column's memory before the next is copied
             if name in self._numbers:

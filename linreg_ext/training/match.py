@@ -356,7 +356,7 @@ def reduction_of(loss_fn: Callable[..., Tensor]) -> str:
 
 
 _FUNCTIONS = {loss.function: loss for loss in LOSSES.values() if loss.function is not None}
-_MODULES = {loss.module: loss for loss in LOSSES.values()}
+_MODULES = {loss.module: loss for loss in LOSSES.values() if loss.module is not None}
 _SUB = {operator.sub, torch.sub, "sub"}
 _DIV = {operator.truediv, torch.div, "div"}
 _SQUARE = {torch.square, "square"}
@@ -371,11 +371,10 @@ def _is_loss(function: Any) -> bool:
 def _module_loss(loss_fn: nn.Module) -> RegressionLoss:
     _require_module(loss_fn, "the loss")
     loss = _MODULES[type(loss_fn)]
-    if loss.function is not None:
-        forward, function = f"{type(loss_fn).__name__}.forward", loss.function.__name__
-        for name, found in ((forward, type(loss_fn).forward), (function, vars(F)[function])):
-            if not _is_pytorchs(found, name):
-                raise NotFusable(f"the loss runs a {name} that is not PyTorch's")
+    function = loss.function.__name__
+    for name, found in ((f"{type(loss_fn).__name__}.forward", type(loss_fn).forward), (function, vars(F)[function])):
+        if not _is_pytorchs(found, name):
+            raise NotFusable(f"the loss runs a {name} that is not PyTorch's")
     threshold = 1.0 if loss.threshold is None else getattr(loss_fn, loss.threshold.name)
     return _regression_loss(loss.name, threshold, loss_fn.reduction, False)
 
