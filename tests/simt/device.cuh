@@ -24,10 +24,10 @@ namespace linreg::cuda {
 
 // ---- Where a thread is --------------------------------------------------------------------------------------------
 
-LINREG_DEVICE int thread_index() { return simt::here->thread; }
-LINREG_DEVICE int thread_count() { return simt::here->threads; }
-LINREG_DEVICE int block_index() { return simt::here->block; }
-LINREG_DEVICE int block_count() { return simt::here->blocks; }
+LINREG_DEVICE int thread_index() { return simt::position().thread; }
+LINREG_DEVICE int thread_count() { return simt::position().threads; }
+LINREG_DEVICE int block_index() { return simt::position().block; }
+LINREG_DEVICE int block_count() { return simt::position().blocks; }
 
 // ---- Threads of one warp or block ---------------------------------------------------------------------------------
 
