@@ -40,7 +40,7 @@ namespace {
 
 bool needs_weighted_scale(const Pass& pass) {
   const Problem& p = pass.problem;
-  return p.v.data && p.reduction == Reduction::mean && (pass.input_gradient || pass.target_gradient);
+  return p.v.data && p.k > 0 && p.reduction == Reduction::mean && (pass.input_gradient || pass.target_gradient);
 }
 
 LaunchPass* launch_for(Dtype x) {
@@ -65,7 +65,7 @@ const char* run_pass(Pass pass, const Plan& plan, void* workspace, void* stream)
   pass.layout = plan.layout;
   pass.partials = static_cast<double*>(workspace);
   pass.line_stride = plan.line_stride;
-  pass.scale = reduction_scale(p, 0);
+  pass.scale = p.k == 0 ? 0 : reduction_scale(p, 0);  // without targets, X's gradient is an empty sum
   if (weighted_scale) {
     Limits device;
     if (const char* error = limits(device)) return error;

@@ -46,7 +46,7 @@ residuals_kernel(LINREG_PARAMETER Pass pass, LINREG_PARAMETER Residuals wanted) 
       for (int row = 0; row < kChain && i < p.n; ++row, i += step) {
         const T product = static_cast<const T*>(wanted.products)[i * p.k + t];
         const T v = p.v.data ? load_as<T>(p.v, i, t) : T(1);
-        const Residual<T> of = residual(p, product + b - load_as<T>(p.y, i, t), v);
+        const Residual<T> of = residual(p, difference(product, b, load_as<T>(p.y, i, t)), v);
         sums[0] += of.loss;
         sums[1] += v;
         sums[2] += of.dloss;

@@ -8,6 +8,13 @@
 
 namespace linreg::cuda {
 
+// X Wᵀ + b − Y. The target comes before the bias: it is near the prediction, so that their difference is small. A bias
+// that is added to a large prediction is rounded alike in many rows, an error that adds up in its gradient.
+template <class T>
+LINREG_DEVICE T difference(T product, T bias, T target) {
+  return product - target + bias;
+}
+
 // v ℓ(r) and v ℓ'(r) of a residual.
 template <class T>
 struct Residual {

@@ -208,7 +208,7 @@ class ResidentSteps {
       if (rows[u] == kAbsent) continue;
       const bool there = rows[u] >= 0;
       const T weight = there && p_.v.data ? v[rows[u]] : T(1), y = there ? y_[target_ * l_.rows + rows[u]] : T(NAN);
-      const Residual<T> of = residual<kLoss>(dot[u] + b_ - y, weight, T(p_.delta));
+      const Residual<T> of = residual<kLoss>(difference(dot[u], b_, y), weight, T(p_.delta));
 #pragma unroll
       for (int c = 0; c < S::kColumns; ++c) sums[c] += x[u][c] * of.dloss;
       sums[S::kLoss] += of.loss;

@@ -304,7 +304,7 @@ class TilesPass {
     const char* const y = tile + l_.y_at + y_rows().shift(first);
     const char* const v = tile + l_.v_at + v_rows().shift(first);
     const int weight_columns = v_rows().columns;
-    T sums[3] = {of_residuals_->sums[0], of_residuals_->sums[1], of_residuals_->sums[2]};
+    T sums[3] = {};  // of this tile
     const T delta = common_->delta, scale = common_->scale;
     const T bias = p_.b.data && t < targets_ ? load_as<T>(p_.b, 0, t) : T(0);
     for (int i = thread_index() >> l_.targets_log; i < rows; i += thread_count() >> l_.targets_log) {
@@ -318,14 +318,14 @@ class TilesPass {
       T weight = 1;
       if (p_.v.data) weight = load_like(v, p_.v.dtype, i * weight_columns + (weight_columns > 1 ? t : 0));
       const T target = load_like(y, p_.y.dtype, i * targets_ + t);
-      const Residual<T> of = residual<kLoss>(dot + bias - target, weight, delta);
+      const Residual<T> of = residual<kLoss>(difference(dot, bias, target), weight, delta);
       sums[0] += of.loss;
       sums[1] += weight;
       sums[2] += of.dloss;
       *at = of.dloss;
       write_residual(pass_, scale, first + i, t, of);
     }
-    for (int i = 0; i < 3; ++i) of_residuals_->sums[i] = sums[i];
+    for (int i = 0; i < 3; ++i) of_residuals_->sums[i] += sums[i];
   }
 
   // Of X's dtype, or float32 beside 16-bit rows.
