@@ -22,6 +22,12 @@ struct PassSums {
   const double* bias = nullptr;    // [k]
 };
 
+// What the gradients are multiplied by, in two factors: a power of two, which the kernels apply without rounding and
+// which keeps sums over rows in range, and the rest, between 1/2 and 2, for which a sum is rounded once.
+struct Scale {
+  double power = 1, rest = 1;
+};
+
 size_t pass_workspace(const Problem& problem, const PassOutputs& outputs);
 
 // `scale` is what the gradients are multiplied by.
@@ -36,6 +42,6 @@ bool by_products(const Problem& problem, const PassOutputs& outputs);
 
 // As pass_workspace and run_pass.
 size_t products_workspace(const Problem& problem, const PassOutputs& outputs);
-PassSums run_products(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace);
+PassSums run_products(const Problem& problem, const PassOutputs& outputs, const Scale& scale, void* workspace);
 
 }  // namespace linreg::cpu

@@ -56,7 +56,9 @@ void update(const Parameter& parameter, int64_t rows, int64_t columns, const dou
 
 }  // namespace
 
-size_t sgd_workspace(const Problem& problem) { return pass_workspace(problem, outputs_for_step()); }
+size_t sgd_workspace(const Problem& problem) {
+  return is_small(problem, problem.n) ? 0 : pass_workspace(problem, outputs_for_step());
+}
 
 void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
               bool skip_nonfinite, void* loss, void* workspace) {

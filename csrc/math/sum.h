@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Compensated and pairwise summation, whose error does not grow with the number of addends. Chains of plain additions
-// are short: equal addends make equal rounding errors, which accumulate along a chain.
+// Compensated and pairwise summation, whose error does not grow with the number of addends.
+// Equal addends make equal rounding errors, which accumulate along a chain of plain additions.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,6 @@
 #include "inline.h"
 
 namespace linreg {
-
-constexpr int64_t kChain = 32;  // the most plain additions in a row
 
 // Adds a number or a vector to sum + compensation; the compensation collects the rounding errors.
 template <class T>
