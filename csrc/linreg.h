@@ -135,9 +135,11 @@ struct MomentRows {
   View x;                          // [n, d]
   View y;                          // [n, k]
   View v;                          // [n]; data is nullptr: 1
-  const int64_t* group = nullptr;  // [n]; nullptr: one group
-  bool single = false;             // multiply float32 rows in float32, 64 at a time, not in double
-  int threads = 1;                 // at most; the result does not depend on it
+  const int64_t* group = nullptr;  // [n], on the CPU; nullptr: one group
+  // On a GPU group g has the rows order[offsets[g]] … order[offsets[g + 1] − 1]; nullptr: one group.
+  const int64_t *order = nullptr, *offsets = nullptr;
+  bool single = false;  // multiply float32 rows in float32, 64 at a time, not in double
+  int threads = 1;      // at most; the result does not depend on it
 };
 
 // Centred second moments of [X | Y], m = d + k columns, which rows are added to.
@@ -234,6 +236,13 @@ const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& s
 // For a run whose steps are launched one by one (csrc/torch/run_steps.cpp): gathers the rows of x, y and v at the
 // indices in `order` into the contiguous views of `batch`; an out-of-range index gives a row of nan.
 const char* gather(const Problem& problem, const int64_t* order, const Problem& batch, void* stream);
+
+// As on the CPU, but add_moments does not look for negative weights.
+const char* moments_workspace(const MomentRows& rows, int64_t groups, size_t& bytes);
+const char* add_moments(const MomentRows& rows, const Moments& moments, void* workspace, void* stream);
+const char* residual_moments_workspace(const MomentRows& rows, size_t& bytes);
+const char* residual_moments(const MomentRows& rows, const double* w, const double* offset, const double* center,
+                             double* sums, void* workspace, void* stream);
 
 struct Losses {
   void* data = nullptr;  // one per step, or one per completed epoch; nullptr: none

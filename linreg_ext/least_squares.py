@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exact least squares in one pass over the data, of any size: update, merge, solve.
 
-The pass is `csrc/cpu/moments.cpp`; devices other than the CPU run `reference.moments_`. What follows is linear algebra
-on D × D matrices, by torch.linalg in float64.
+The pass is `moments` in `csrc/cpu` and `csrc/cuda`; what follows is linear algebra on D × D matrices, by torch.linalg in
+float64.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
-from ._extension import REFERENCE
+from ._extension import REFERENCE, has_kernels
 
 _EPS = torch.finfo(torch.float64).eps
 _SINGLE = 30  # the condition number up to which float32 products leave four digits of the standard errors
@@ -186,7 +186,7 @@ class LeastSquares:
         if self.method == "qr":
             self._update_factor(input, target, weight)
             return self
-        own = not REFERENCE and input.device.type == "cpu"
+        own = not REFERENCE and has_kernels(input.device.type)
         moments_ = torch.ops.linreg_ext.moments_ if own else reference.moments_
         in_place = own and (input.stride(1) == 1 or self.in_features < 2)  # other layouts are copied
         for rows in _blocks(len(input), None if in_place else max(1, _BLOCK // max(1, self._moments[0].numel()))):
@@ -697,7 +697,7 @@ def _refined(moments: LeastSquares, batches: Iterable[Any], l2: float, most: flo
         sums = torch.zeros(moments.out_features, d + 2, dtype=torch.float64, device=weight.device)
         for x, y, v in _triples(batches):
             x, y, v = moments._rows("lstsq", x, y, v)
-            own = not REFERENCE and x.device.type == "cpu"
+            own = not REFERENCE and has_kernels(x.device.type)
             residual_moments = torch.ops.linreg_ext.residual_moments if own else reference.residual_moments
             sums += residual_moments(x, y, v, weight, offset, center)
         solved.rss = sums[None, :, -1]

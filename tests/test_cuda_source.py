@@ -63,6 +63,18 @@ def test_runs_without_races():
     passed(run_tests("tests/test_batches.py", "-k", "every_loader and float64"))
 
 
+SMALL = "not extended"  # of the tests of least squares
+
+
+def test_least_squares_without_races():
+    chosen = "not (9000 or 20000 or lapack)"
+    passed(run_tests("tests/test_least_squares.py", "-m", SMALL, "-k", chosen, SIMT_SEED="4", SIMT_MULTIPROCESSORS="3"))
+
+
+def test_least_squares_within_bounds():
+    passed(run_tests("tests/test_least_squares.py", "-m", SMALL, "-k", "not (9000 or 20000 or lapack)", sanitize=True))
+
+
 def test_values_and_parity_within_bounds():
     tests = ("tests/test_values.py", "tests/test_parity.py")
     passed(run_tests(*tests, "-m", "not extended", "-k", f"not ({WIDE} or {VALUES})", sanitize=True))

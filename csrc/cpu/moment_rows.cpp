@@ -35,11 +35,15 @@ LINREG_INLINE void load_rows_of(const MomentRows& p, int64_t first, int64_t rows
     const C root = C(roots[i]);
     const V scale = broadcast<V>(root);
     int64_t j = 0;
-    for (; j + kWidth <= p.d; j += kWidth)
-      store_vec<V>(to + j, (load_vec<V>(x + j) - load_vec<V>(shift + j)) * scale);
-    if (j < p.d) store_vec<V>(to + j, (load_first<V>(x + j, p.d - j) - load_vec<V>(shift + j)) * scale);
-    for (j = 0; j < p.k; ++j)
-      to[p.d + j] = (load_one<C>(at(p.y, first + i, j), p.y.dtype) - shift[p.d + j]) * root;
+    if constexpr (sizeof(E) == 2 && sizeof(C) == 8) {
+      load(x, 1, p.x.dtype, p.d, to);
+      for (; j < p.d; ++j) to[j] = (to[j] - shift[j]) * root;
+    } else {
+      for (; j + kWidth <= p.d; j += kWidth)
+        store_vec<V>(to + j, (load_vec<V>(x + j) - load_vec<V>(shift + j)) * scale);
+      if (j < p.d) store_vec<V>(to + j, (load_first<V>(x + j, p.d - j) - load_vec<V>(shift + j)) * scale);
+    }
+    for (j = 0; j < p.k; ++j) to[p.d + j] = (load_one<C>(at(p.y, first + i, j), p.y.dtype) - shift[p.d + j]) * root;
     to[m] = root;
     for (j = m + 1; j < ld; ++j) to[j] = 0;
   }
@@ -80,8 +84,8 @@ void add_tile(const C* block, int64_t rows, int64_t ld, int64_t i, int64_t j, do
   for (int a = 0; a < kRows; ++a)
     for (int b = 0; b < kVectors; ++b) {
       double* const to = sums + (i + a) * ld + j + b * kWidth;
-      alignas(64) double more[kWidth];
-      store_widened(more, tile[a][b]);
+      alignas(64) C more[kWidth];
+      store_vec<V>(more, tile[a][b]);
       for (int l = 0; l < kWidth; ++l) to[l] += more[l];
     }
 }
@@ -181,7 +185,8 @@ void gradient(const MomentRows& p, const double* w, const double* center, int64_
 #pragma GCC unroll 8
         for (int i = 0; i < kLanes; ++i) dots[i] += load_vec<Wide>(block + i * ld + j) * weights;
       }
-      const Wide r = sums_of_lanes<kLanes / 2>(dots), root = load_vec<Wide>(roots), slopes = r * root * root;
+      fold<1, kLanes, kLanes>(dots);
+      const Wide r = dots[0], root = load_vec<Wide>(roots), slopes = r * root * root;
       store_vec<Wide>(sums + ld, load_vec<Wide>(sums + ld) + slopes * r);
       for (int64_t j = 0; j < ld; j += kLanes) {
         Wide sum = load_vec<Wide>(sums + j);

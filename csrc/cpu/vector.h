@@ -119,7 +119,7 @@ LINREG_INLINE V load_first(const E* from, int64_t count) {
 #if LINREG_LANES == 8
   const unsigned mask = (1u << count) - 1;
   if constexpr (sizeof(E) == 8) return V(_mm512_maskz_loadu_pd(__mmask8(mask), from));
-  if constexpr (sizeof(E) == 4) return V(_mm512_maskz_loadu_ps(__mmask16(mask), from));
+  if constexpr (sizeof(E) == 4 && lanes_of<V> == kFloats) return V(_mm512_maskz_loadu_ps(__mmask16(mask), from));
 #endif
   E all[lanes_of<V>] = {};
   for (int64_t i = 0; i < count; ++i) all[i] = from[i];

@@ -40,6 +40,10 @@ struct Backend {
   void (*sgd_step)(const char* op, c10::Device device, Problem& problem, const Plan& plan, const Sgd& sgd,
                    const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss);
   void (*sgd_run)(RunCall& call);
+  // As in linreg.h.
+  void (*add_moments)(const char* op, c10::Device device, MomentRows& rows, const Moments& moments);
+  void (*residual_moments)(const char* op, c10::Device device, MomentRows& rows, const double* w, const double* offset,
+                           const double* center, double* sums);
   // How a pass is made; nullptr if the entries above find that out.
   Plan (*plan)(const char* op, c10::Device device, const Problem& problem) = nullptr;
   // For products.h, as in linreg.h.
@@ -63,6 +67,7 @@ void set_backend(c10::DeviceType type, const Backend& backend);
 
 // Registers the operators' implementations for a device's dispatch key.
 void implement(torch::Library& library);
+void implement_least_squares(torch::Library& library);  // called by the former
 
 // Launches the steps of a run on an asynchronous device, without waiting for it.
 void take_steps(const Backend& backend, RunCall& call);

@@ -114,7 +114,21 @@ void sgd_run(RunCall& call) {
   *call.done.mutable_data_ptr<int64_t>() = taken;
 }
 
-constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, sgd_run};
+void add_moments(const char* op, c10::Device, MomentRows& rows, const Moments& moments) {
+  rows.threads = at::get_num_threads();
+  Workspace workspace(cpu::moments_workspace(rows));
+  TORCH_CHECK_VALUE(cpu::add_moments(rows, moments, workspace.get()), op,
+                    ": weight must be >= 0, got a negative number");
+}
+
+void residual_moments(const char*, c10::Device, MomentRows& rows, const double* w, const double* offset,
+                      const double* center, double* sums) {
+  rows.threads = at::get_num_threads();
+  Workspace workspace(cpu::residual_moments_workspace(rows));
+  cpu::residual_moments(rows, w, offset, center, sums, workspace.get());
+}
+
+constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, sgd_run, add_moments, residual_moments};
 
 }  // namespace
 

@@ -94,11 +94,28 @@ void take_many_steps(const RunCall& call, const Run& run, const void* before, vo
                                        losses, c10::cuda::getCurrentCUDAStream()));
 }
 
+void add_moments(const char* op, c10::Device device, MomentRows& rows, const Moments& moments) {
+  const c10::cuda::CUDAGuard guard(device);
+  size_t bytes = 0;
+  check(op, cuda::moments_workspace(rows, moments.groups, bytes));
+  const c10::DataPtr memory = workspace(bytes);
+  check(op, cuda::add_moments(rows, moments, memory.get(), c10::cuda::getCurrentCUDAStream()));
+}
+
+void residual_moments(const char* op, c10::Device device, MomentRows& rows, const double* w, const double* offset,
+                      const double* center, double* sums) {
+  const c10::cuda::CUDAGuard guard(device);
+  size_t bytes = 0;
+  check(op, cuda::residual_moments_workspace(rows, bytes));
+  const c10::DataPtr memory = workspace(bytes);
+  check(op, cuda::residual_moments(rows, w, offset, center, sums, memory.get(), c10::cuda::getCurrentCUDAStream()));
+}
+
 void sgd_run(RunCall& call);
 
-constexpr Backend kBackend = {empty,   set_lr,           linear_loss,        sgd_step,        sgd_run,
-                              plan,    residuals,        finish_linear_loss, finish_sgd_step, gather,
-                              end_run, takes_many_steps, take_many_steps};
+constexpr Backend kBackend = {empty,           set_lr,           linear_loss, sgd_step,         sgd_run,
+                              add_moments,     residual_moments, plan,        residuals,        finish_linear_loss,
+                              finish_sgd_step, gather,           end_run,     takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) {
   const c10::cuda::CUDAGuard guard(call.device);

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The operators of least squares. Other devices than the CPU run linreg_ext/reference.py.
-#include <ATen/Parallel.h>
+// The operators of least squares.
+#include <ATen/ops/any.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/lt.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/sort.h>
 #include <c10/core/ScalarType.h>
 #include <torch/library.h>
 
@@ -9,6 +13,9 @@
 
 namespace linreg::torch_ops {
 namespace {
+
+// Whether rows of a group have to come together, and weights are not looked at.
+bool is_asynchronous(const Backend& backend) { return backend.plan; }
 
 void check_dense(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType dtype,
                  at::IntArrayRef sizes) {
@@ -26,10 +33,12 @@ struct CheckedRows {
     const auto view = [&](const char* name, const at::Tensor& tensor) {
       const auto dtype = tensor.scalar_type();
       TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf, op, ": ",
-                  name, " must have dtype float32, float64, bfloat16 or float16, got ", c10::getDtypeNames(dtype).first);
-      TORCH_CHECK(tensor.layout() == at::kStrided && tensor.is_cpu(), op, ": ", name,
-                  " must be a dense tensor on cpu, got one on ", tensor.device());
-      return View{tensor.const_data_ptr(), tensor.stride(0), tensor.dim() == 1 ? 0 : tensor.stride(1), dtype_of(tensor)};
+                  name, " must have dtype float32, float64, bfloat16 or float16, got ",
+                  c10::getDtypeNames(dtype).first);
+      TORCH_CHECK(tensor.layout() == at::kStrided && tensor.device() == input.device(), op, ": ", name,
+                  " must be a dense tensor on ", input.device(), ", got one on ", tensor.device());
+      return View{tensor.const_data_ptr(), tensor.stride(0), tensor.dim() == 1 ? 0 : tensor.stride(1),
+                  dtype_of(tensor)};
     };
     const bool by_rows = input.stride(1) == 1 || input.size(1) == 1;
     if (!by_rows) copy = input.contiguous();
@@ -43,7 +52,6 @@ struct CheckedRows {
                   weight->sizes());
       rows.v = view("weight", *weight);
     }
-    rows.threads = at::get_num_threads();
   }
 
   MomentRows rows;
@@ -62,34 +70,47 @@ void moments(const at::Tensor& input, const at::Tensor& target, const OptionalTe
   check_dense(op, "moments", moments, at::kDouble, {groups, m, m});
   TORCH_CHECK_VALUE(group.has_value() || groups == 1, op, ": group must be a tensor with ", groups,
                     " groups, got None");
+  const Backend& backend = *backend_of(input.device().type());
+  at::Tensor order, offsets;
   if (group) {
     check_dense(op, "group", *group, at::kLong, {rows.n});
-    rows.group = group->const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < rows.n; ++i)
-      TORCH_CHECK_INDEX(uint64_t(rows.group[i]) < uint64_t(groups), op, ": group must hold indices from 0 to ",
-                        groups - 1, ", got ", rows.group[i], " in row ", i);
+    const auto check_index = [&](int64_t index, int64_t row) {
+      TORCH_CHECK_INDEX(uint64_t(index) < uint64_t(groups), op, ": group must hold indices from 0 to ", groups - 1,
+                        ", got ", index, " in row ", row);
+    };
+    if (is_asynchronous(backend)) {
+      const auto [sorted, places] = at::sort(*group, std::optional<bool>(true));
+      for (const int64_t end : {int64_t(0), rows.n - 1})
+        if (rows.n > 0) check_index(sorted[end].item<int64_t>(), places[end].item<int64_t>());
+      order = places;
+      offsets = at::searchsorted(sorted, at::arange(groups + 1, group->options()));
+      rows.order = order.const_data_ptr<int64_t>();
+      rows.offsets = offsets.const_data_ptr<int64_t>();
+    } else {
+      rows.group = group->const_data_ptr<int64_t>();
+      for (int64_t i = 0; i < rows.n; ++i) check_index(rows.group[i], i);
+    }
   }
-  const at::Tensor workspace =
-      backend_of(at::kCPU)->empty({int64_t(cpu::moments_workspace(rows))}, at::kByte, at::kCPU);
+  if (weight && is_asynchronous(backend))
+    TORCH_CHECK_VALUE(!at::lt(*weight, 0).any().item<bool>(), op, ": weight must be >= 0, got a negative number");
   const Moments to{groups, counts.mutable_data_ptr<double>(), mean.mutable_data_ptr<double>(),
                    moments.mutable_data_ptr<double>()};
-  TORCH_CHECK_VALUE(cpu::add_moments(rows, to, workspace.mutable_data_ptr()), op,
-                    ": weight must be >= 0, got a negative number");
+  backend.add_moments(op, input.device(), rows, to);
 }
 
 at::Tensor residual_moments(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
                             const at::Tensor& linear_weight, const at::Tensor& offset, const at::Tensor& center) {
   constexpr const char* op = "residual_moments";
-  const CheckedRows checked(op, input, target, weight);
+  CheckedRows checked(op, input, target, weight);
   const MomentRows& rows = checked.rows;
   check_dense(op, "linear_weight", linear_weight, at::kDouble, {rows.k, rows.d});
   check_dense(op, "offset", offset, at::kDouble, {rows.k});
   check_dense(op, "center", center, at::kDouble, {rows.d + rows.k});
-  const auto& empty = backend_of(at::kCPU)->empty;
-  const at::Tensor workspace = empty({int64_t(cpu::residual_moments_workspace(rows))}, at::kByte, at::kCPU);
-  at::Tensor sums = empty({rows.k, rows.d + 2}, at::kDouble, at::kCPU);
-  cpu::residual_moments(rows, linear_weight.const_data_ptr<double>(), offset.const_data_ptr<double>(),
-                        center.const_data_ptr<double>(), sums.mutable_data_ptr<double>(), workspace.mutable_data_ptr());
+  const Backend& backend = *backend_of(input.device().type());
+  at::Tensor sums = backend.empty({rows.k, rows.d + 2}, at::kDouble, input.device());
+  backend.residual_moments(op, input.device(), checked.rows, linear_weight.const_data_ptr<double>(),
+                           offset.const_data_ptr<double>(), center.const_data_ptr<double>(),
+                           sums.mutable_data_ptr<double>());
   return sums;
 }
 
@@ -104,7 +125,7 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "Tensor center) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(linreg_ext, CPU, m) {
+void implement_least_squares(torch::Library& m) {
   m.impl("moments_", &moments);
   m.impl("residual_moments", &residual_moments);
 }

@@ -303,6 +303,7 @@ void implement(torch::Library& m) {
   m.impl("linear_loss_grads", &linear_loss_grads_op);
   m.impl("sgd_step_", &sgd_step_op);
   m.impl("sgd_run_", &sgd_run_op);
+  implement_least_squares(m);
 }
 
 TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {

@@ -46,8 +46,8 @@ void linear_loss(const char* op, c10::Device, Problem& problem, const Plan& plan
   check(op, cuda::linear_loss(problem, plan, gradients, loss, workspace(plan.workspace).get(), nullptr));
 }
 
-void sgd_step(const char* op, c10::Device, Problem& problem, const Plan& plan, const Sgd& sgd,
-              const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss) {
+void sgd_step(const char* op, c10::Device, Problem& problem, const Plan& plan, const Sgd& sgd, const Parameter& weight,
+              const Parameter& bias, const Skip& skip, void* loss) {
   check(op, cuda::sgd_step(problem, plan, sgd, weight, bias, skip, loss, workspace(plan.workspace).get(), nullptr));
 }
 
@@ -89,13 +89,26 @@ void take_many_steps(const RunCall& call, const Run& run, const void* before, vo
                                        losses, nullptr));
 }
 
+void add_moments(const char* op, c10::Device, MomentRows& rows, const Moments& moments) {
+  size_t bytes = 0;
+  check(op, cuda::moments_workspace(rows, moments.groups, bytes));
+  const auto memory = workspace(bytes);
+  check(op, cuda::add_moments(rows, moments, memory.get(), nullptr));
+}
+
+void residual_moments(const char* op, c10::Device, MomentRows& rows, const double* w, const double* offset,
+                      const double* center, double* sums) {
+  size_t bytes = 0;
+  check(op, cuda::residual_moments_workspace(rows, bytes));
+  const auto memory = workspace(bytes);
+  check(op, cuda::residual_moments(rows, w, offset, center, sums, memory.get(), nullptr));
+}
+
 void sgd_run(RunCall& call);
 
-constexpr Backend kBackend = {empty,     set_lr,
-                              linear_loss, sgd_step,
-                              sgd_run,   plan,
-                              residuals, finish_linear_loss,
-                              finish_sgd_step, gather, end_run, takes_many_steps, take_many_steps};
+constexpr Backend kBackend = {empty,           set_lr,           linear_loss, sgd_step,         sgd_run,
+                              add_moments,     residual_moments, plan,        residuals,        finish_linear_loss,
+                              finish_sgd_step, gather,           end_run,     takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) { take_steps(kBackend, call); }
 
