@@ -66,13 +66,14 @@ moments_kernel(LINREG_PARAMETER MomentPass pass) {
   const int64_t m = p.d + p.k, unit = block_index() / pass.tiles;
   int tile_row = 0, tile_column = block_index() % pass.tiles;
   while (tile_column > tile_row) tile_column -= ++tile_row;
-  const int64_t firsts[2] = {int64_t(tile_row) * kTile, int64_t(tile_column) * kTile};
+  const int64_t first_row = int64_t(tile_row) * kTile, first_column = int64_t(tile_column) * kTile;
+  const auto column_of = [&](int side, int c) { return (side == 0 ? first_row : first_column) + c; };
   const Range range = unit_range(pass, unit);
   double* const line = pass.lines + unit * pass.line;
 
   if (thread_index() < 2 * kTile) {
     const int side = thread_index() / kTile, c = thread_index() % kTile;
-    const int64_t column = firsts[side] + c;
+    const int64_t column = column_of(side, c);
     double mean = 0, count = 0;
     for (int64_t i = range.begin; i < range.end && i < range.begin + kShiftRows && column < m; ++i) {
       const int64_t row = row_at(p, i);
@@ -92,7 +93,7 @@ moments_kernel(LINREG_PARAMETER MomentPass pass) {
     sync_block();  // the weights are there
     for (int e = thread_index(); e < 2 * kStageRows * kTile; e += kMomentThreads) {
       const int side = e / (kStageRows * kTile), r = e / kTile % kStageRows, c = e % kTile;
-      const int64_t column = firsts[side] + c;
+      const int64_t column = column_of(side, c);
       double z = 0;
       if (stage.v[r] != 0 && column <= m) {
         z = column == m ? 1 : element(p, row_at(p, first + r), column) - stage.shift[side][c];
@@ -110,7 +111,7 @@ moments_kernel(LINREG_PARAMETER MomentPass pass) {
   }
   for (int a = 0; a < 2; ++a)
     for (int b = 0; b < 2; ++b) {
-      const int64_t i = firsts[0] + y + a * kTile / 2, j = firsts[1] + x + b * kTile / 2;
+      const int64_t i = first_row + y + a * kTile / 2, j = first_column + x + b * kTile / 2;
       if (i <= m && j <= i) line[2 + m + 1 + i * (m + 1) + j] = sums[a][b];
     }
   if (block_index() % pass.tiles == 0 && thread_index() == 0) {
