@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exact least squares in one pass over the data, of any size: update, merge, solve.
 
-The pass is `moments` in `csrc/cpu` and `csrc/cuda`; what follows is linear algebra on D × D matrices, by torch.linalg in
-float64.
+The pass is `moments` in `csrc/cpu` and `csrc/cuda`. What follows is linear algebra on D × D matrices, by torch.linalg
+in float64.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ._extension import REFERENCE, has_kernels
 _EPS = torch.finfo(torch.float64).eps
 _SINGLE = 30  # the condition number up to which float32 products leave four digits of the standard errors
 _DOUBLE = 1e7  # and those of double products; beyond, QR
+_SPREAD = 1e4  # of the columns' lengths, up to which a ridge path has 11 digits from one factorisation
 _REFINEMENTS = 5
 _BLOCK = 1 << 22  # numbers of a block of rows that is factored, or computed in plain PyTorch
 
@@ -92,6 +93,7 @@ class _Solved:
     offset: Tensor | float = 0.0  # [K], of the predictions at the mean
     rss: Tensor | None = None  # [K]
     correct: Callable[[Tensor], Tensor] | None = None  # from a gradient [K, D] to the coefficients' error
+    factor: Tensor | None = None  # [D, D], Cholesky's of the moments of the scaled columns
 
 
 class LeastSquares:
@@ -251,12 +253,17 @@ class LeastSquares:
         Raises:
             ValueError: there is no row with weight > 0, the rows hold nan or inf, or l2 is negative.
         """
-        if isinstance(l2, (list, tuple)):
-            return [self.solve(each) for each in l2]
-        if not 0 <= l2 < math.inf:
-            raise ValueError(f"LeastSquares.solve: l2 must be >= 0, got {l2}")
+        path = [*l2] if isinstance(l2, (list, tuple)) else [l2]
+        for penalty in path:
+            if not 0 <= penalty < math.inf:
+                raise ValueError(f"LeastSquares.solve: l2 must be >= 0, got {penalty}")
         self._require_rows("solve")
-        return self._solution(self._solve_qr(l2) if self.method == "qr" else self._solve_gram(l2), l2)
+        if self.method == "qr":
+            solved = [self._solve_qr(penalty) for penalty in path]
+        else:
+            solved = self._solve_path(path) if len(path) > 1 else [self._solve_gram(path[0])]
+        solutions = [self._solution(each, penalty) for each, penalty in zip(solved, path, strict=True)]
+        return solutions if isinstance(l2, (list, tuple)) else solutions[0]
 
     @property
     def rows(self) -> int:
@@ -447,7 +454,7 @@ class LeastSquares:
         factor, failed = torch.linalg.cholesky_ex(gram)
         factor = torch.where((failed > 0)[:, None, None], self._eye(d), factor)
         inverse = torch.cholesky_inverse(factor)
-        norm = gram.abs().sum(1).amax(1) * inverse.abs().sum(1).amax(1) if d else gram.new_ones(len(gram))
+        norm = _norm(gram) * _norm(inverse)
         weight = torch.cholesky_solve(right, factor) / scale[:, :, None]
         rank = torch.full_like(failed, d, dtype=torch.int64)
         for g in ((failed > 0) | (norm > 1 / (4 * max(d, 1) * _EPS))).nonzero()[:, 0].tolist():
@@ -461,7 +468,33 @@ class LeastSquares:
             return (torch.cholesky_solve(gradient.mT / scale[:, :, None], factor) / scale[:, :, None]).mT
 
         condition = torch.where(rank < d, math.inf, norm.sqrt())
-        return _Solved(moments, scale, inverse, weight.mT, rank, condition, correct=correct)
+        return _Solved(moments, scale, inverse, weight.mT, rank, condition, correct=correct, factor=factor)
+
+    def _solve_path(self, path: Sequence[float]) -> list[_Solved]:
+        """Solutions for several penalties, from one factorisation unless it would lose digits.
+
+        It would if the columns are nearly dependent or their lengths far apart.
+        """
+        first = self._solve_gram(0.0)
+        spread = first.scale.amax(1) / first.scale.amin(1) if self.in_features else torch.ones(())
+        if not ((first.condition <= _DOUBLE).all() and (spread <= _SPREAD).all()):
+            return [self._solve_gram(l2) for l2 in path]
+        # The scaled moments are L Lᵀ, and the penalty is l2 S⁻² with S = diag(scale). With L⁻¹ S⁻¹ = Q Σ Vᵀ and
+        # B = L⁻ᵀ Q, the inverse of their sum is B (1 + l2 Σ²)⁻¹ Bᵀ.
+        factor, scale = first.factor, first.scale.unsqueeze(-1)
+        penalty = torch.linalg.solve_triangular(factor, torch.diag_embed(1 / first.scale), upper=False)
+        vectors, values, _ = torch.linalg.svd(penalty)
+        basis = torch.linalg.solve_triangular(factor.mT, vectors, upper=True)
+        right = vectors.mT @ (factor.mT @ (scale * first.weight.mT))
+        solved = []
+        for l2 in path:
+            shrunk = basis / (1 + l2 * values.square().unsqueeze(-2))
+            inverse, gram = shrunk @ basis.mT, factor @ factor.mT
+            gram.diagonal(dim1=1, dim2=2).add_(l2 / first.scale.square())
+            condition = _norm(gram).mul(_norm(inverse)).sqrt()
+            weight = (shrunk @ right / scale).mT
+            solved.append(replace(first, inverse=inverse, weight=weight, condition=condition))
+        return solved
 
     def _solution(self, solved: _Solved, l2: float) -> LeastSquaresSolution:
         """Everything that follows from the coefficients."""
@@ -562,6 +595,11 @@ class LeastSquares:
         inverse = (basis / values[kept]) @ (basis / values[kept]).T
         rank, condition = counts.new_tensor([rank], dtype=torch.int64), counts.new_tensor([condition])
         return _Solved(moments, scale[None], inverse[None], weight.T[None], rank, condition, rss=rss[None])
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    """The 1-norms of [groups, D, D]; 1 if D is 0."""
+    return matrices.abs().sum(1).amax(1) if matrices.shape[1] else matrices.new_ones(len(matrices))
 
 
 def _smallest(basis: Tensor, scale: Tensor, right: Tensor) -> Tensor:

@@ -148,6 +148,21 @@ def test_ridge(method):
         assert solution.weight_stderr.isnan().all() == (l2 > 0)
 
 
+@pytest.mark.parametrize("spread", [1.0, 100.0, 1e8])
+@pytest.mark.parametrize("groups", [None, 3])
+def test_a_ridge_path_is_its_solutions(spread, groups):
+    x, y = table(300, 4, 2, shift=3)
+    moments = LeastSquares(4, 2, groups=groups)
+    group = None if groups is None else torch.arange(300) % 3
+    moments.update(x * torch.tensor([1, spread, 1 / spread, 2.0]), y, group=group)
+    penalties = [0.0, 1e-3, 0.5, 1e4]
+    for l2, solution in zip(penalties, moments.solve(penalties), strict=True):
+        alone = moments.solve(l2)
+        for name in ("weight", "bias", "condition", "residual_sum_of_squares"):
+            found, expected = (torch.as_tensor(getattr(each, name)) for each in (solution, alone))
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-300)
+
+
 # ---- Difficult columns -----------------------------------------------------------------------------------------------
 
 
