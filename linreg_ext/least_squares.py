@@ -24,6 +24,7 @@ _SINGLE = 30  # the condition number up to which float32 products leave four dig
 _DOUBLE = 1e7  # and those of double products; beyond, QR
 _SPREAD = 1e4  # of the columns' lengths, up to which a ridge path has 11 digits from one factorisation
 _REFINEMENTS = 5
+_LEFT = 1e-9  # relative error of coefficients after them, at most
 _BLOCK = 1 << 22  # numbers of a block of rows that is factored, or computed in plain PyTorch
 
 
@@ -723,14 +724,14 @@ def _refined(moments: LeastSquares, batches: Iterable[Any], l2: float, most: flo
     """
     moments._require_rows("solve")
     d = moments.in_features
-    if l2 == 0 and moments._counts[0, 0] <= d:
+    if (l2 == 0 and moments._counts[0, 0] <= d) or not moments._moments.isfinite().all():  # float32 may overflow
         return None
     solved = moments._solve_gram(l2)
     if not solved.condition.item() <= most:
         return None
     weight, offset = solved.weight[0].clone(), torch.zeros_like(moments._mean[0, d:])
     center = moments._mean[0] if moments.bias else torch.zeros_like(moments._mean[0])
-    last, rate = math.inf, 1.0
+    last, rate, left = math.inf, 1.0, math.inf
     for _ in range(_REFINEMENTS):
         sums = torch.zeros(moments.out_features, d + 2, dtype=torch.float64, device=weight.device)
         for x, y, v in _triples(batches):
@@ -742,15 +743,17 @@ def _refined(moments: LeastSquares, batches: Iterable[Any], l2: float, most: flo
         correction = solved.correct((sums[:, :d] + l2 * weight)[None])[0]
         lengths = (t.mul(solved.scale).norm().item() for t in (correction, weight))
         size = next(lengths) / max(next(lengths), 1e-300)
+        left = size
         if not size <= last / 2:
-            if last > 1e-8:
-                return None
             break
         rate, last = size / last if last < math.inf else 1.0, size
         weight -= correction
         if moments.bias:
             offset -= sums[:, d] / moments._counts[0, 1]
-        if size * rate <= _EPS:
+        left = size * rate
+        if left <= _EPS:
             break
+    if not left <= _LEFT:
+        return None
     solved.weight, solved.offset = weight[None], offset[None]
     return moments._solution(solved, l2)

@@ -163,6 +163,19 @@ def test_a_ridge_path_is_its_solutions(spread, groups):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-300)
 
 
+@pytest.mark.parametrize("offset", [300.0, 2000.0, 4000.0, 1e4, 1e5])
+def test_moments_that_float32_cannot_hold(offset):
+    """`auto` begins with products in float32, about the mean of the first rows, which here have hardly any weight."""
+    x, noise, weight = torch.randn(2000, 2), 0.1 * torch.randn(2000, 1), torch.ones(2000)
+    x[64:] += offset
+    weight[:64] = 1e-12
+    y = (x.double() @ torch.tensor([[1.0], [2.0]], dtype=torch.float64) + noise).float()
+    expected = lstsq(x, y, weight=weight, method="qr")
+    torch.testing.assert_close(lstsq(x, y, weight=weight).weight, expected.weight, rtol=1e-9, atol=0)
+    large = lstsq(x * 2.0**80, y, weight=weight)  # whose squares are infinite in float32
+    torch.testing.assert_close(large.weight * 2.0**80, expected.weight, rtol=1e-9, atol=0)
+
+
 # ---- Difficult columns -----------------------------------------------------------------------------------------------
 
 

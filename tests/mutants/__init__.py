@@ -4,10 +4,11 @@
 from .cuda import CUDA
 from .fused import FUSED
 from .kernels import KERNELS
+from .least_squares import LEAST_SQUARES
 from .mutant import Mutant
 from .python import PYTHON
 from .tensors import TENSORS
 
-MUTANTS: tuple[Mutant, ...] = (*KERNELS, *TENSORS, *PYTHON, *FUSED, *CUDA)
+MUTANTS: tuple[Mutant, ...] = (*KERNELS, *TENSORS, *PYTHON, *FUSED, *LEAST_SQUARES, *CUDA)
 
 __all__ = ["MUTANTS", "Mutant"]
