@@ -169,13 +169,13 @@ void gradient(const MomentRows& p, const double* w, const double* center, int64_
               double* block, double* out) {
   const int64_t width = ld + kMomentCounts;
   for (int64_t j = 0; j < p.k * width; ++j) out[j] = 0;
-  double roots[kMomentBlock], used[kMomentBlock], counts[2];
+  double roots[kMomentBlock] = {}, used[kMomentBlock], counts[2];
   for (int64_t first = begin; first < end; first += kLanes) {
     const int64_t rows = end - first < kLanes ? end - first : kLanes;
     add_counts(p, first, rows, roots, counts);
-    for (int64_t i = 0; i < kLanes; ++i) used[i] = i < rows && roots[i] != 0, roots[i] = i < rows ? roots[i] : 0;
+    for (int64_t i = 0; i < rows; ++i) used[i] = roots[i] != 0;
     load_rows(p, first, rows, used, center, ld, block);
-    for (int64_t i = rows; i < kLanes; ++i)
+    for (int64_t i = rows; i < kLanes; ++i)  // residuals of 0
       for (int64_t j = 0; j < ld; ++j) block[i * ld + j] = 0;
     for (int64_t t = 0; t < p.k; ++t) {
       double* const sums = out + t * width;

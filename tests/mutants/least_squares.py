@@ -32,7 +32,6 @@ LEAST_SQUARES = (
            (*STATISTICS, *OPERATORS)),
     Mutant("moments: the shift is taken for the mean", "csrc/cpu/moment_rows.cpp", "totals[i] / counts[1]", "0", FEW,
            within="mean[i] = double(shift[i]) + totals[i] / counts[1];"),
-    Mutant("moments: rows beyond a chunk are added", "csrc/cpu/moment_rows.cpp", "i < rows ? roots[i] : 0", "roots[i]", FEW),
     # On the GPU.
     Mutant("cuda moments: rows are read before they are there", "csrc/cuda/moments.cu", "sync_block();", "", FEW,
            within="sync_block();  // the rows are there", says=RACE, build="races"),
