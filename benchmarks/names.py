@@ -4,5 +4,6 @@
 NAME = "linreg_ext"  # the prefix of our variants
 BWREAD = "read sum"
 PRODUCTS = "two matrix products"
+HALF_PRODUCT = "half a float64 product"
 RUN_EPOCHS = 200  # of a GPU run, timed beside a graph of as many steps
 RUN_BATCHES = 256  # of a mini-batch run

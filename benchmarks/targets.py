@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .names import PRODUCTS, RUN_BATCHES, RUN_EPOCHS
+from .names import HALF_PRODUCT, PRODUCTS, RUN_BATCHES, RUN_EPOCHS
 from .results import Row, duration
 
 Case = dict[str, Row]  # the rows of one case, by variant
@@ -115,6 +115,9 @@ TARGETS = (
     Target("C9", "time over", 0.45, "eager"),
     Target("C10", "memory over", 1 / 32, "eager"),
     Target("C11", "same bits", 1),
+    Target("C14", "time over", 1.2, HALF_PRODUCT),
+    Target("C14", "speed-up over", 25, "scikit-learn"),
+    Target("C14b", "of BWread", 0.8),
     Target("G1", "of BWread", 0.96),
     Target("G2", "of BWread", 0.92, where=_of("bfloat16")),
     Target("G2", "of BWread", 0.96, where=_of("float64")),
@@ -168,7 +171,7 @@ def judge(rows: Iterable[Row]) -> list[tuple[str, str, str, str, str, str]]:
             lines.append(
                 (target.id, name, target.words, shown, f"{target.sign} {must}", "yes" if target.met(value) else "NO")
             )
-    return sorted(lines, key=lambda line: (line[0][0], int(line[0][1:])))
+    return sorted(lines, key=lambda line: (line[0][0], int(line[0][1:].rstrip("b"))))
 
 
 def _figure(number: float, quantity: str) -> str:

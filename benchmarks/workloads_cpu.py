@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CPU workloads, each for one of the targets C1 to C11."""
+"""The CPU workloads, each for one of the targets C1 to C14."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import linreg_ext
 from linreg_ext.examples import b_one_feature
 
-from . import epochs, memory, ours
+from . import epochs, exact, memory, ours
 from .clocks import Variant
 from .harness import Bench, Case, Maker
 from .names import BWREAD, NAME, PRODUCTS
@@ -178,6 +178,8 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "program": program,
     "loss": loss,
     "memory": memory.measure,
+    "exact": exact.exact,
+    "moments": exact.passes,
     "bits": bits,
     "sizes": sizes,
 }
