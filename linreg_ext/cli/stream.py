@@ -62,7 +62,7 @@ def fit_stream(
     if training.rows < 2:
         raise CommandError(f"{columns.path}: expected at least 2 rows without missing cells, got {training.rows}")
     if blocks.dropped:
-        gaps = [f"{name} {count:,}" for name in blocks.columns if (count := stream.missing[name])]
+        gaps = [f"{name} {count:,}" for name, count in blocks.missing.items() if count]
         notes.append(f"dropped {blocks.dropped:,} of {stream.rows:,} rows with missing cells ({listing(gaps)})")
     varying = training.variance[: len(encoding.names)] > 0
     solution = training.select(varying.nonzero()[:, 0].tolist()).solve(args.l2)
@@ -94,10 +94,11 @@ class _Blocks:
     def __init__(self, args: argparse.Namespace, stream: Stream, encoding: Encoding, weight: list[str]) -> None:
         self._args, self._stream, self._encoding, self._weight = args, stream, encoding, weight
         self.columns = [*encoding.columns, *encoding.targets, *weight]
-        self.dropped = 0
+        self.dropped, self.missing = 0, dict.fromkeys(self.columns, 0)
 
     def __iter__(self) -> Iterator[Rows]:
-        generator, self.dropped = torch.Generator().manual_seed(self._args.seed), 0
+        generator = torch.Generator().manual_seed(self._args.seed)
+        self.dropped, self.missing = 0, dict.fromkeys(self.columns, 0)
         with _bar(self._args.bar, f"fitting {self._stream.path.name}", self._stream.rows) as progress:
             for table in self._stream.blocks(self.columns, progress):
                 rows = np.ones(table.rows, dtype=bool)
@@ -107,6 +108,7 @@ class _Blocks:
                     if self._args.missing == "error" and gone.any() and name in self._encoding.columns:
                         raise table.error(int(gone.argmax()), name, "expected a value, got none (--missing drop)")
                     rows &= ~gone
+                    self.missing[name] += int(gone.sum())
                 self.dropped += table.rows - int(rows.sum())
                 if not rows.any():
                     continue

@@ -25,24 +25,20 @@ class _Summary:
     """What all blocks of a column have in common."""
 
     kinds: set[str] = field(default_factory=set)
-    missing: int = 0
     low: float = np.inf
     high: float = -np.inf
     levels: set[str] = field(default_factory=set)
 
-    def add(self, column: Column, rows: int) -> None:
+    def add(self, column: Column) -> None:
         if column.kind == EMPTY:
-            self.missing += rows
             return
         self.kinds.add(column.kind)
         if column.kind not in (NUMBER, TEXT):
             return
-        gone = column.missing
-        self.missing += int(gone.sum())
         if column.kind == TEXT:
             if len(self.levels) <= _MOST_LEVELS:
                 self.levels.update(column.levels)
-        elif not gone.all():
+        elif not column.missing.all():
             self.low = min(self.low, np.nanmin(column.values))
             self.high = max(self.high, np.nanmax(column.values))
 
@@ -105,14 +101,13 @@ class Stream:
         self.wanted = [name for name in self.names if name in chosen]
 
     def summary(self, progress: Callable[[int], Any] = lambda rows: None) -> Table:
-        """A short table that has the kinds, extremes and levels of the whole one; sets `rows` and `missing`."""
-        found = None
+        """A short table that has the kinds, extremes and levels of the whole one; sets `rows`."""
+        found = self._stored_summary()
         while found is None:
             with contextlib.suppress(ReadAgain):
                 found = self._summarise(progress)
         if not self.rows:
             raise TableError(f"{self.path}: expected rows of data, got none")
-        self.missing = {name: summary.missing for name, summary in found.items()}
         columns = {name: summary.column() for name, summary in found.items()}
         length = max(2, *(len(c.values) for c in columns.values() if c.values is not None), 2)
         for name, column in columns.items():
@@ -121,13 +116,33 @@ class Stream:
                 columns[name] = Column(column.kind, values, column.levels)
         return Table(self.path, self.names, columns, length, labels=self.labels, notes=self.notes)
 
+    def _stored_summary(self) -> dict[str, _Summary] | None:
+        """What Parquet's metadata say of columns of numbers; None if they do not suffice, and the rows must be read."""
+        if self._read != self._parquet_blocks:
+            return None
+        found = {name: _Summary({NUMBER}) for name in self.wanted}
+        fragments = list(self._parquet().get_fragments())
+        for fragment in fragments:
+            metadata = fragment.metadata
+            places = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+            for group in range(metadata.num_row_groups):
+                for name, summary in found.items():
+                    stored = metadata.row_group(group).column(places[name]) if name in places else None
+                    numbers = stored and stored.statistics
+                    plain = numbers and numbers.has_min_max and isinstance(numbers.min, (int, float))
+                    if not plain or isinstance(numbers.min, bool):
+                        return None
+                    summary.low, summary.high = min(summary.low, numbers.min), max(summary.high, numbers.max)
+        self.rows = sum(fragment.metadata.num_rows for fragment in fragments)
+        return found
+
     def _summarise(self, progress: Callable[[int], Any]) -> dict[str, _Summary]:
         found = {name: _Summary() for name in self.wanted}
         self.rows = 0
         for block in self.blocks(progress=progress):
             self.rows += block.rows
             for name, column in block.columns.items():
-                found[name].add(column, block.rows)
+                found[name].add(column)
         mixed = {name for name, summary in found.items() if len(summary.kinds) > 1}
         if mixed:  # numbers in some blocks, text in others
             self._as_text |= mixed
