@@ -136,7 +136,7 @@ inline void residuals_of_piece(const Problem& p, const PassOutputs& outputs, con
   });
   if (outputs.elements) store_elements(p, piece, losses, loss_dtype(p), outputs.elements);
   if (outputs.target_gradient) {
-    for (int64_t i = 0; i < piece.rows * piece.targets; ++i) losses[i] = -rest * piece.predictions[i];
+    for (int64_t i = 0; i < piece.rows * piece.targets; ++i) losses[i] = -piece.predictions[i] / rest;
     store_elements(p, piece, losses, gradient_dtype(p.y.dtype), outputs.target_gradient);
   }
 }
