@@ -146,9 +146,13 @@ class Worker {
     for (int64_t i = 0; i < rows * p_.k; ++i) predictions_[i] /= rest;
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < plan_.ldw; j += kV) {
-        V sum{};
-        for (int64_t t = 0; t < p_.k; ++t) sum += predictions_[i * p_.k + t] * load_vec<V>(w_ + t * plan_.ldw + j);
-        store_vec<V>(row_ + j, sum);
+        V even{}, odd{};  // one chain of 40 targets has 1.3 times the errors of MKL's products for AVX2
+        const auto term = [&](int64_t t) __attribute__((always_inline)) {
+          return predictions_[i * p_.k + t] * load_vec<V>(w_ + t * plan_.ldw + j);
+        };
+        for (int64_t t = 0; t + 1 < p_.k; t += 2) even += term(t), odd += term(t + 1);
+        if (p_.k % 2 != 0) even += term(p_.k - 1);
+        store_vec<V>(row_ + j, even + odd);
       }
       store(row_, p_.d, dtype, element(outputs_.input_gradient, dtype, (first + i) * p_.d));
     }
