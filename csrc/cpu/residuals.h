@@ -103,9 +103,10 @@ inline void residuals_of(const Piece<NumberOf<V>>& piece, const NumberOf<V>* __r
       V loss = loss_value<kLoss>(r, delta), g = dloss<kLoss>(r, delta);
       if constexpr (kWeighted) {
         const V weight = load(v + begin + i);
-        loss *= weight, g *= weight;
+        loss *= weight, g *= weight * power;  // in this order, because a large weight times a slope may overflow
+      } else {
+        g *= power;
       }
-      g *= power;
       sum += loss;
       if (losses) store(losses + begin + i, loss);
       store(p + begin + i, g);
