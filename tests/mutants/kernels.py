@@ -44,7 +44,8 @@ KERNELS = (
     Mutant("loss: smooth_l1 with beta 0 divides by 0", "csrc/math/losses.h", "delta == 0", "false",
            (VALUES + "test_derivatives_at_zero_and_at_nan_are_pytorchs",)),
     # Reductions.
-    Mutant("reduction: a mean is a sum", "csrc/math/reduction.h", "1.0 / total", "1.0", BY_HAND),
+    Mutant("reduction: a mean is a sum", "csrc/math/reduction.h", "total", "1.0", BY_HAND,
+           within="? total : 1.0"),
     Mutant("reduction: a weighted mean divides by the number of elements", "csrc/math/reduction.h",
            "p.v.data ? weight_total : double(p.n) * double(p.k)", "double(p.n) * double(p.k)",
            (VALUES + "test_weighted_mean_divides_by_the_sum_of_weights",)),
@@ -93,7 +94,7 @@ KERNELS = (
     Mutant("residuals: the slope is not scaled", "csrc/cpu/residuals.h", "g *= power;", "", shape(31, 5, 1)),
     Mutant("residuals: the bias's gradient ignores weights", "csrc/cpu/residuals.h", "g",
            "power * dloss<kLoss>(r, delta)", WEIGHTS, within="(slopes + i) + g)"),
-    Mutant("residuals: the target's gradient has the wrong sign", "csrc/cpu/residuals.h", "-piece", "piece", WEIGHTS),
+    Mutant("residuals: the target's gradient has the wrong sign", "csrc/cpu/residuals.h", "-piece.predictions[i]", "piece.predictions[i]", WEIGHTS),
     Mutant("residuals: rows of targets with gaps are read as contiguous", "csrc/cpu/residuals.h",
            "view.row_stride == targets", "true", GAPS),
     Mutant("residuals: rows of a set of targets are written side by side", "csrc/cpu/residuals.h",
