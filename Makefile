@@ -86,8 +86,10 @@ sanitize: ## run the CPU kernels under AddressSanitizer, UBSan and ThreadSanitiz
 versions: ## install other versions of Python and torch, and run the tests under them; ARGS='3.12:2.11' selects
 	$(PYTHON) tests/versions.py $(ARGS)
 
-cuda-compile: ## compile the CUDA kernels for every architecture, and report registers and spills (needs only nvcc)
-	$(PYTHON) tests/cuda_compile.py $(ARGS)
+cuda-compile: $(VENV)/.torch ## compile the CUDA kernels for every architecture, and check their machine code (needs nvcc)
+	@$(RUN) -c 'import sys; sys.path.insert(0, "tests"); import cuda_compile as c; sys.exit(not c.find_nvdisasm())' || \
+		$(RUN) $(PIP) nvidia-cuda-nvdisasm
+	$(RUN) tests/cuda_compile.py $(ARGS)
 
 gpu-check: $(VENV)/.torch ## on a machine with a GPU, build for it, test, sanitize and measure, within ten minutes
 	$(RUN) -m benchmarks.gpu_check $(ARGS)

@@ -22,7 +22,7 @@ except ImportError as error:
     ) from None
 
 ROOT = Path(__file__).parent.resolve()
-ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names others
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # without TORCH_CUDA_ARCH_LIST and a GPU
 SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".py")  # of files that an sdist needs
 GIGABYTES_PER_JOB = 4  # of memory for a compiler with torch's headers
 ISOLATED = ("pip-build-env-", "build-env-", "builds-v0")  # in the paths of isolated builds by pip, build and uv
@@ -72,6 +72,14 @@ def use_cuda() -> tuple[bool, str]:
     return not missing, " and ".join(missing) or f"torch for CUDA {torch.version.cuda} and {cpp_extension.CUDA_HOME}"
 
 
+def architectures() -> str:
+    """Those of the visible GPUs; if there are none, all."""
+    if not torch.cuda.is_available():
+        return ARCHITECTURES
+    found = {torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+
+
 def bound_jobs() -> None:
     """Limit MAX_JOBS to what fits in memory, unless the user has set it."""
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -94,7 +102,7 @@ def extension() -> Extension:
     cuda, why = use_cuda()
     print(f"linreg_ext: building {'with' if cuda else 'without'} CUDA: {why}", flush=True)
     if cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
     cpu_sources = runpy.run_path(str(ROOT / "csrc" / "instruction_sets.py"))["cpu_sources"]
     sources = [
         *cpu_sources(ROOT / "build" / "cpu"),

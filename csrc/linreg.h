@@ -157,17 +157,37 @@ int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Pa
 // workspace. Each returns nullptr or the CUDA runtime's error message. Nothing waits for the device.
 namespace cuda {
 
-const char* loss_workspace(const Problem& problem, const Gradients& gradients, size_t& bytes);
-const char* sgd_workspace(const Problem& problem, size_t& bytes);
+// How a pass lays its tiles of rows over threads and shared memory (cuda/tiles.cuh).
+struct Layout {
+  int tiles = 0, rows = 0;  // of a tile
+  int chain_tiles = 1;      // after which sums go on in double
+  int lanes_log = 0;        // of the lanes that share a row's dot products
+  int parts_log = 0;        // of the warps that do
+  int part_columns = 0;     // of each
+  int targets_log = 0;      // of the targets, and a few more that do not exist
+  int owned = 0, span = 1;  // sets of columns of some targets, and the threads that own one or several each
+  int groups = 1;           // of threads that own the same, each for other rows
+  int dots_at = 0, ring_at = 0, stage_bytes = 0, y_at = 0, v_at = 0;  // in shared memory, in a stage
+};
 
-const char* linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace, void* stream);
+// How a pass is made (cuda/plan.h): made once for a problem, and handed to whoever takes part.
+struct Plan {
+  int64_t product_rows = 0;  // > 0: by matrix products (csrc/torch/products.cpp), of so many rows at a time
+  bool vectors = false;      // of columns, whatever the alignment
+  Layout layout;
+  int threads = 0, blocks = 0, shared_bytes = 0;
+  int64_t line_stride = 0, partials = 0;  // of the workspace, in doubles
+  size_t workspace = 0;                   // in bytes
+};
+const char* plan(const Problem& problem, Plan& plan);
 
-const char* sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
-                     const Skip& skip, void* loss, void* workspace, void* stream);
+// A pass that is not by matrix products, with its plan.
+const char* linear_loss(const Problem& problem, const Plan& plan, const Gradients& gradients, void* loss,
+                        void* workspace, void* stream);
+const char* sgd_step(const Problem& problem, const Plan& plan, const Sgd& sgd, const Parameter& weight,
+                     const Parameter& bias, const Skip& skip, void* loss, void* workspace, void* stream);
 
-// For a pass by matrix products (csrc/torch/products.cpp): whether a problem should use them, the kernel between the
-// products, and the one after them.
-const char* by_products(const Problem& problem, const Gradients& gradients, bool& yes);
+// For a pass by matrix products: the kernel between the products, and the one after them.
 const char* residuals_workspace(const Problem& rows, size_t& bytes);
 const char* residuals(const Problem& rows, const Residuals& wanted, void* workspace, void* stream);
 const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, const Gradients& gradients, void* loss,

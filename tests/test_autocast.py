@@ -61,7 +61,9 @@ def test_losses_are_those_of_plain_pytorch_under_autocast(loss, data, dtype, dev
         )
         exact = oracle(rounded(problem, dtype), loss, 0.5, reduction, 0.3)
         for name, value in theirs.items():
-            assert_as_accurate(name, ours[name], value, exact[name])
+            # Also a float32 gradient has passed through the lower precision, and been rounded there twice.
+            allowing = torch.finfo(dtype).eps * abs(exact[name].value)
+            assert_as_accurate(name, ours[name], value, exact[name], allowing=allowing)
 
 
 @pytest.mark.parametrize("dtype", LOWER, ids=str)

@@ -16,7 +16,8 @@ KERNELS = {path.name: path.read_text() for path in sorted((CSRC / "cuda").iterdi
 # The runtime functions that device.cu and device.cuh may call: none that allocates, copies, clears or waits.
 RUNTIME = {
     "cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaGetDevice", "cudaGetErrorString", "cudaGetLastError",
-    "cudaGetSymbolAddress", "cudaLaunchKernelEx", "cudaStreamGetCaptureInfo", "cudaThreadExchangeStreamCaptureMode",
+    "cudaGetSymbolAddress", "cudaGraphRetainUserObject", "cudaLaunchKernelEx", "cudaStreamGetCaptureInfo",
+    "cudaThreadExchangeStreamCaptureMode", "cudaUserObjectCreate",
 }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_the_device_is_the_tensors_and_the_stream_the_current_one(name):
     for called in re.findall(r"(?<!c10::)\bcuda::(\w+)\(", body):
         arguments = re.search(rf"(?<!c10::)\bcuda::{called}\((.*?)\);", body, re.S)[1]
         assert ("c10::cuda::getCurrentCUDAStream()" in arguments) == (called in on_a_stream), called
-        assert re.search(rf"check\((call\.)?op, cuda::{called}\(", body), (
+        assert re.search(rf"check\((call\.)?op,\s+cuda::{called}\(", body), (
             f"what {called} says is wrong is not looked at"
         )
 

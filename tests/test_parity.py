@@ -10,17 +10,14 @@ import torch
 from accuracy import (
     DTYPES,
     LOSSES,
-    SEEDS,
+    Exact,
     Problem,
     assert_as_accurate,
-    assert_as_accurate_over_seeds,
     assert_same_wherever,
-    extended,
     loss_and_grads,
     option,
     oracle,
     plain_loss,
-    residuals,
 )  # fmt: skip
 from conftest import cases, crossed
 
@@ -85,50 +82,22 @@ def test_float32_targets_beside_16_bit_rows(name, weight, device):
             check(problem, loss, 0.75, reduction)
             assert fused_loss(problem, loss, 0.75, reduction).dtype == torch.float32
         exact = oracle(problem, "mse", 1.0, "mean")
+        plain = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem)
         w, b = problem.linear_weight.clone(), problem.linear_bias.clone()
         options = {"linear_bias": b, "weight": problem.weight, "lr": 1.0}
         value = linreg_ext.sgd_step_(problem.input, w, problem.target, **options)
-        torch.testing.assert_close(value.double().item(), float(exact["loss"].value), rtol=1e-6, atol=0)
-        for ours, before, part in (
-            (w, problem.linear_weight, exact["linear_weight"]),
-            (b, problem.linear_bias, exact["linear_bias"]),
-        ):
-            stepped = before.double().cpu() - torch.from_numpy(part.value.astype("float64"))
-            eps = torch.finfo(ours.dtype).eps
-            torch.testing.assert_close(ours.double().cpu(), stepped, rtol=8 * eps, atol=8 * eps)
+        assert_as_accurate("loss of a step", value, plain["loss"], exact["loss"])
+        for part, ours in (("linear_weight", w), ("linear_bias", b)):
+            before, grad = getattr(problem, part), exact[part]
+            start = before.double().cpu().numpy()
+            stepped = Exact(start - grad.value, abs(start) + grad.terms)
+            assert_as_accurate(f"{part} after a step", ours, (before - plain[part]).to(ours.dtype), stepped)
 
 
 @crossed(3, shape=[(300, 4, 1), (300, 16, 1), (300, 128, 2), (4000, 31, 3), (4000, 31, 9)], noise=NOISES, dtypes=DTYPES)
 def test_near_convergence(shape, noise, dtypes, device):
     """The residual is the small difference of large numbers, so nothing may be rounded before the subtraction."""
     check(Problem.random(*shape, dtypes, noise=noise, device=device))
-
-
-@pytest.mark.products
-@crossed(3, noise=NOISES, dtypes=DTYPES)
-def test_near_convergence_by_products(noise, dtypes, device):
-    """A float32 product rounds the prediction itself, as PyTorch's does; which of the two is closer is chance."""
-    ours, plain, exact = [], [], []
-    for seed in range(SEEDS):
-        torch.manual_seed(seed)
-        # Two chunks of rows, two groups of targets.
-        problem = Problem.random(300, 12, 40, dtypes, noise=noise, device=device)
-        if noise == 0.0 and dtypes[0] == torch.float64:  # PyTorch's product cannot judge itself
-            nearest = extended(problem)[2] + residuals(problem)[0]
-            problem.target = torch.from_numpy(nearest.astype("float64")).to(device)
-        ours.append(
-            {
-                (of, name): value
-                for of in ("", "linear_")  # every gradient, and those of a training step alone
-                for name, value in loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem, of=of).items()
-            }
-        )
-        plain.append(loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem))
-        exact.append(oracle(problem, "mse", 1.0, "mean"))
-    for of, name in ours[0]:
-        assert_as_accurate_over_seeds(
-            name, [r[of, name] for r in ours], [r[name] for r in plain], [r[name] for r in exact]
-        )
 
 
 @pytest.mark.parametrize("dtypes", [DTYPES[name] for name in DTYPES if "16" in name], ids=lambda d: f"{d[0]} {d[1]}")
@@ -167,12 +136,10 @@ def test_several_blocks_of_rows_by_products(device):
     ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem)
     plain = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem)
     exact = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), in_double)
-    for (
-        name,
-        value,
-    ) in exact.items():  # the accuracy rule in double, since this many numbers take too long in long double
-        allowed = 2 * (plain[name] - value).norm() + 8 * torch.finfo(torch.float32).eps * value.norm()
-        assert (ours[name] - value).norm() <= allowed, name
+    for name, value in exact.items():  # in double, since this many numbers take too long in long double
+        rms, rms_of_plain = ((results[name] - value).square().mean().sqrt() for results in (ours, plain))
+        count = min(len(problem.input), value.numel())
+        assert rms <= (1.1 + 4 / count**0.5) * rms_of_plain, name
 
 
 def test_many_rows_far_from_zero(device):
@@ -185,13 +152,14 @@ def test_many_rows_far_from_zero(device):
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_a_large_row_hides_few_others_from_a_sum(k, device):
-    """float32, in which only blocks of up to 128 rows are summed, loses a 1 next to 2²⁴."""
+    """float32, in which only blocks of up to 128 rows are summed, loses a 1, and the sum of a block of 1s, next to 2³⁰."""
+    large = 2.0**30
     x, y = torch.ones(30_000, 9, device=device), -torch.ones(30_000, k, device=device)
-    y[0] = -(2.0**24)
+    y[0] = -large
     w = torch.zeros(k, 9, device=device, requires_grad=True)
     linreg_ext.linear_mse_loss(x, w, y, reduction="sum").backward()
-    exact = torch.full((k, 9), 2 * (2.0**24 + 29_999), dtype=torch.float64)
-    torch.testing.assert_close(w.grad.double().cpu(), exact, rtol=128 / 2**24, atol=0)
+    exact = torch.full((k, 9), 2 * (large + 29_999), dtype=torch.float64)
+    torch.testing.assert_close(w.grad.double().cpu(), exact, rtol=(128 + 64) / large, atol=0)  # and half a unit
 
 
 @pytest.mark.parametrize("k", [1, 5, pytest.param(16, marks=pytest.mark.products)])
@@ -395,11 +363,6 @@ def test_special_values_where_only_sums_are_wanted(value, device):
             assert torch.equal(ours[name].isinf(), plain[name].isinf()), (name, shape, loss, where)
 
 
-def test_what_overflows_only_in_between_does_not_overflow(device):
-    x, w, y = (torch.tensor([[value]], device=device) for value in (3e38, 2.0, 3e38))
-    assert linreg_ext.linear_l1_loss(x, w, y).item() == torch.tensor(3e38).item()
-
-
 @pytest.mark.parametrize(("d", "k"), [(1, 1), (500, 40)])
 def test_a_weight_of_zero_does_not_hide_a_nan(d, k, device):
     x, w, y = torch.ones(2, d, device=device), torch.ones(k, d, device=device), torch.zeros(2, k, device=device)
@@ -468,12 +431,15 @@ def test_every_16_bit_number_is_read_and_written_as_it_is(dtype, d, device):
 
 
 def test_a_result_is_rounded_to_16_bits_once(device):
-    """1 + 2⁻¹¹ is a tie in float16, 1 + 2⁻⁸ in bfloat16; 2⁻³⁸, added to break the tie, is lost in float32."""
+    """1 + 2⁻¹¹ is a tie in float16, 1 + 2⁻⁸ in bfloat16. What breaks the tie is lost in 16 bits, and that of a mean,
+    which is a sum in float64, in float32."""
     for dtype, half in ((torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)):
-        x = torch.tensor([[1.0, half, 2.0**-24]], device=device).to(dtype)
-        w = torch.tensor([[1.0, 1.0, 2.0**-14]], device=device).to(dtype)
+        x = torch.tensor([[1.0, half, 2.0**-10]], device=device).to(dtype)
+        w = torch.tensor([[1.0, 1.0, 2.0**-10]], device=device).to(dtype)
         y = torch.zeros(1, 1, device=device).to(dtype)
         assert linreg_ext.linear_l1_loss(x, w, y).item() == 1 + 2 * half
         assert linreg_ext.linear_l1_loss(x[:, :2], w[:, :2].contiguous(), y).item() == 1.0
+        rows = torch.tensor([[2.0, 2 * half, 0.0], [0.0, 2.0**-24, 0.0]], device=device).to(dtype)
+        assert linreg_ext.linear_l1_loss(rows, w, y.expand(2, 1)).item() == 1 + 2 * half
         w[0, 1] = 3  # from an odd number up
         assert linreg_ext.linear_l1_loss(x[:, :2], w[:, :2].contiguous(), y).item() == 1 + 4 * half

@@ -2,12 +2,10 @@
 // Few features: rows turned into columns, so that lanes run along rows.
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
 #include "convert.h"
-#include "plan.h"
-#include "vector.h"
+#include "tiles.h"
 
 namespace linreg::cpu {
 namespace {
@@ -54,34 +52,68 @@ LINREG_INLINE void to_columns(V (&v)[D]) {
 
 // columns[j · ld + i] = x[i, j] for whole vectors of rows of D features without gaps; how many rows that were.
 template <class V, int D, class E>
-inline int64_t load_whole_columns(const E* x, int64_t rows, double* columns, int64_t ld) {
+inline int64_t load_whole_columns(const E* x, int64_t rows, NumberOf<V>* columns, int64_t ld) {
   constexpr int lanes = lanes_of<V>;
+  Prefetcher ahead(x + kAhead / int64_t(sizeof(E)));
   int64_t i = 0;
   for (; i + lanes <= rows; i += lanes) {
     V vectors[D];
-#pragma GCC unroll 8
+    LINREG_UNROLL
     for (int m = 0; m < D; ++m) vectors[m] = load_vec<V>(x + i * D + m * lanes);
+    ahead.prefetch<D * lanes * int64_t(sizeof(E))>();
     to_columns(vectors);
-#pragma GCC unroll 8
-    for (int c = 0; c < D; ++c) store_widened(columns + c * ld + i, vectors[c]);
+    LINREG_UNROLL
+    for (int c = 0; c < D; ++c) store_vec<V>(columns + c * ld + i, vectors[c]);
   }
   return i;
 }
 
-// columns[j · ld + i] = x[first + i, j], for any rows.
-template <class E>
-inline void load_columns(const View& x, int64_t d, int64_t first, int64_t rows, double* columns, int64_t ld) {
-  using V = std::conditional_t<sizeof(E) == 8, Wide, Narrow>;
+// columns[j · ld + i] = x[first + i, j], for any rows, and zeros behind them up to a whole vector.
+template <class V, class E>
+inline void load_columns(const View& x, int64_t d, int64_t first, int64_t rows, NumberOf<V>* columns, int64_t ld) {
   int64_t done = 0;
   if (x.row_stride == d) {
     const E* const from = static_cast<const E*>(at(x, first));
-    const auto whole = [&]<int... D>(std::integer_sequence<int, D...>) {
+    [&]<int... D>(std::integer_sequence<int, D...>) {
       ((d == D + 1 ? void(done = load_whole_columns<V, D + 1>(from, rows, columns, ld)) : void()), ...);
-    };
-    whole(std::make_integer_sequence<int, kColumnsMaxD>());
+    }(std::make_integer_sequence<int, kColumnsMaxD>());
   }
-  for (int64_t j = 0; j < d && done < rows; ++j)
+  for (int64_t j = 0; j < d && done < rows; ++j) {
     load(at(x, first + done, j), x.row_stride, x.dtype, rows - done, columns + j * ld + done);
+    for (int64_t i = rows; i % lanes_of<V> != 0; ++i) columns[j * ld + i] = 0;
+  }
+}
+
+// p[i] = Σ_j columns[j, i] w[j]; whole vectors are written.
+template <class V>
+inline void predict_columns(const NumberOf<V>* columns, int64_t ld, int64_t d, int64_t rows, const NumberOf<V>* w,
+                            NumberOf<V>* p) {
+  const auto some = [=]<int N>(int64_t i, std::integral_constant<int, N>) __attribute__((always_inline)) {
+    V sums[N] = {};
+    for (int64_t j = 0; j < d; ++j) LINREG_UNROLL
+    for (int m = 0; m < N; ++m) sums[m] += load_vec<V>(columns + j * ld + i + m * lanes_of<V>) * w[j];
+    LINREG_UNROLL
+    for (int m = 0; m < N; ++m) store_vec<V>(p + i + m * lanes_of<V>, sums[m]);
+  };
+  int64_t i = 0;
+  for (; i + 4 * lanes_of<V> <= rows; i += 4 * lanes_of<V>) some(i, std::integral_constant<int, 4>());
+  for (; i < rows; i += lanes_of<V>) some(i, std::integral_constant<int, 1>());
+}
+
+// sums[j, lane] += Σ g[i] columns[j, i]; whole vectors are read.
+template <class V>
+inline void add_columns(const NumberOf<V>* columns, int64_t ld, int64_t d, int64_t rows, const NumberOf<V>* g,
+                        NumberOf<V>* sums) {
+  constexpr int lanes = lanes_of<V>;
+  for (int64_t j = 0; j < d; ++j) {
+    const NumberOf<V>* const x = columns + j * ld;
+    V parts[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * lanes <= rows; i += 4 * lanes) LINREG_UNROLL
+    for (int m = 0; m < 4; ++m) parts[m] += load_vec<V>(g + i + m * lanes) * load_vec<V>(x + i + m * lanes);
+    for (; i < rows; i += lanes) parts[0] += load_vec<V>(g + i) * load_vec<V>(x + i);
+    store_vec<V>(sums + j * lanes, load_vec<V>(sums + j * lanes) + ((parts[0] + parts[1]) + (parts[2] + parts[3])));
+  }
 }
 
 }  // namespace

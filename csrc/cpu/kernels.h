@@ -7,21 +7,18 @@
 namespace linreg::cpu {
 
 // Chunks [begin, end) of a pass, on one thread (rows.cpp).
-using RunRows = void(const Problem& problem, const PassOutputs& outputs, const Plan& plan, double scale,
+using RunRows = void(const Problem& problem, const PassOutputs& outputs, const Plan& plan, const Scale& scale,
                      char* workspace, int64_t thread, int64_t begin, int64_t end);
-
-// Sums and their compensations (math/sum.h).
-struct CompensatedSums {
-  double *sums, *compensation;
-};
 
 // Rows [first, first + rows) and targets [target, target + targets), between their two products.
 struct ResidualBlock {
   int64_t first, rows, target, targets;
-  void* predictions;                   // X Wᵀ, [rows, targets]; replaced by G = scale · v ℓ'(R)
-  Dtype dtype;                         // of the predictions
-  const double* bias;                  // [targets]
-  CompensatedSums losses, dloss_sums;  // Σ ℓ and Σ G, [targets], added to
+  void* predictions;   // X Wᵀ, [rows, targets]; replaced by G
+  Dtype dtype;         // of the predictions
+  const double* bias;  // [targets]
+  void* line;          // memory for two lines of the dtype
+  double* loss;        // Σ ℓ by lanes, then compensations: [2 kMaxLanes], added to
+  double* slope_sums;  // Σ G by the place in a line, then compensations: [2, line], added to
 };
 
 // What surrounds the matrix products (product_rows.cpp). Where a function takes the dtype of its numbers, it is float32
@@ -29,11 +26,13 @@ struct ResidualBlock {
 struct ProductRows {
   // to[i, j] = from(first + i, j), [rows, columns], converted.
   void (*convert)(const View& from, int64_t first, int64_t rows, int64_t columns, Dtype dtype, void* to);
-  void (*residuals)(const Problem& problem, const PassOutputs& outputs, double scale, const ResidualBlock& block);
-  // to[i] = Σ_part from[part · stride + i], in order, for i in [begin, end).
-  void (*add)(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double* to);
-  // to[first + i] = from[i], rounded once.
-  void (*store_converted)(const void* from, Dtype dtype, int64_t count, Dtype to_dtype, int64_t first, void* to);
+  void (*residuals)(const Problem& problem, const PassOutputs& outputs, const Scale& scale, const ResidualBlock& block);
+  // to[i] = Σ_part from[part · stride + i] / divisor, in order, for i in [begin, end).
+  void (*add)(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double divisor,
+              double* to);
+  // to[first + i] = from[i] / divisor, rounded once.
+  void (*store_converted)(const void* from, Dtype dtype, int64_t count, double divisor, Dtype to_dtype, int64_t first,
+                          void* to);
 };
 
 // The steps of a run, as cpu::sgd_run takes them: writes losses [end - begin], returns how many steps were taken
@@ -67,8 +66,8 @@ const Kernels& kernels();
 // bits are the same.
 constexpr int64_t kSmallFeatures = 8;
 constexpr int64_t kSmallTargets = 8;
-constexpr int64_t kSmallNumbers = 2048;  // of X and Y, 16 KB as doubles
-constexpr int64_t kSmallPadding = 4;     // lanes of the widest instruction set that has a kernel for them
+constexpr int64_t kSmallNumbers = 2048;  // of X and Y, 8 or 16 KB
+constexpr int64_t kSmallPadding = 8;     // floats in a register of the instruction set that has a kernel for them
 
 // Whether Kernels::small_steps takes steps on batches of `rows` rows.
 inline bool is_small(const Problem& problem, int64_t rows) {

@@ -6,15 +6,15 @@
 // The second use of a row, for the gradient, finds it in cache because rows go through in groups of few bytes. Nothing
 // of size n is written unless asked for.
 //
-// Accuracy: near convergence a residual is the small difference of large numbers. So predictions, residuals, losses and
-// the sums of derivatives are in double whatever the data: in float32 the error of a single number would be as large as
-// PyTorch's and as often larger. A gradient sums in float the terms of kBlockRows float rows, and the blocks in double.
+// Accuracy: float32 and 16-bit rows are computed in float32, in which no chain of additions is longer than kChain; what
+// lies across such blocks is added in double. float64 rows are computed in float64.
 //
 // Deterministic: the rows are cut into chunks by the problem's sizes alone. A chunk has its own sums, a thread takes
 // whole chunks, and the chunks' sums are added in their order.
 #include "pass.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "../math/reduction.h"
 #include "../math/sum.h"
@@ -25,21 +25,11 @@
 namespace linreg::cpu {
 namespace {
 
-template <class T>
-void load_weights(const Problem& p, int64_t ldw, T* to) {
-  for (int64_t t = 0; t < p.k; ++t) {
-    load(at(p.w, t), p.w.col_stride, p.w.dtype, p.d, to + t * ldw);
-    std::fill_n(to + t * ldw + p.d, ldw - p.d, T(0));
-  }
-}
-
-// W in rows of whole vectors, of float or double, which hold it exactly.
-void load_weights(const Problem& problem, const Plan& plan, void* to) {
-  if (problem.x.dtype == Dtype::float64) {
-    load_weights(problem, plan.ldw, static_cast<double*>(to));
-  } else {
-    load_weights(problem, plan.ldw, static_cast<float*>(to));
-  }
+Scale scale_of(double divisor) {
+  if (!std::isnormal(divisor)) return {1 / divisor, 1};
+  // Beyond float32's range, in which the kernels multiply, no gradient is finite or different from 0.
+  const double power = std::exp2(std::clamp(-std::ilogb(divisor), -120, 120));
+  return {power, divisor * power};
 }
 
 // Four chains, so that an addition need not wait for the one before it.
@@ -56,10 +46,10 @@ double sum(const double* values, int64_t count) {
 double weight_sum(const Problem& p) {
   const int64_t rows = p.k == 1 ? 1 : p.n, columns = p.k == 1 ? p.n : p.k;
   const int64_t stride = p.k == 1 ? p.v.row_stride : p.v.col_stride;
-  double total = 0, compensation = 0, part[kGroupRows];
+  double total = 0, compensation = 0, part[kBlockRows];
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; j += kGroupRows) {
-      const int64_t count = std::min(kGroupRows, columns - j);
+    for (int64_t j = 0; j < columns; j += kBlockRows) {
+      const int64_t count = std::min(kBlockRows, columns - j);
       load(p.k == 1 ? at(p.v, j) : at(p.v, i, j), stride, p.v.dtype, count, part);
       two_sum(sum(part, count), total, compensation);
     }
@@ -73,28 +63,26 @@ size_t pass_workspace(const Problem& problem, const PassOutputs& outputs) {
   return size_t(Plan(problem, outputs).bytes);
 }
 
-PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace) {
+PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double divisor, void* workspace) {
+  const Scale scale = scale_of(divisor);
   if (by_products(problem, outputs)) return run_products(problem, outputs, scale, workspace);
   const Plan plan(problem, outputs);
-  char* bytes = static_cast<char*>(workspace);
-  load_weights(problem, plan, bytes + plan.weights);
-  double* biases = reinterpret_cast<double*>(bytes + plan.biases);
-  std::fill_n(biases, plan.ldk, 0.0);
-  if (problem.b.data) load(at(problem.b, 0), problem.b.col_stride, problem.b.dtype, problem.k, biases);
-
+  char* const bytes = static_cast<char*>(workspace);
   run_threaded(plan.threads, [&](int64_t thread, int64_t threads) {
     kernels().run_rows(problem, outputs, plan, scale, bytes, thread, plan.chunks * thread / threads,
                        plan.chunks * (thread + 1) / threads);
   });
 
-  double* sums = reinterpret_cast<double*>(bytes);
-  pairwise_sum(sums, plan.chunks, plan.sums_stride / int64_t(sizeof(double)), Plan::sum_count(problem, outputs));
+  double* const sums = reinterpret_cast<double*>(bytes);
+  const int64_t count = Plan::sum_count(problem, outputs);
+  pairwise_sum(sums, plan.chunks, plan.sums_stride / int64_t(sizeof(double)), count);
+  for (int64_t i = 1; i < count; ++i) sums[i] /= scale.rest;
   return {sums[0], sums + 1 + problem.k, sums + 1};
 }
 
-double reduction_scale(const Problem& problem) {
-  if (problem.reduction != Reduction::mean || !problem.v.data) return reduction_scale(problem, 0);
-  return reduction_scale(problem, weight_sum(problem));
+double reduction_divisor(const Problem& problem) {
+  if (problem.reduction != Reduction::mean || !problem.v.data) return reduction_divisor(problem, 0);
+  return reduction_divisor(problem, weight_sum(problem));
 }
 
 }  // namespace linreg::cpu

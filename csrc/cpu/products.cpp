@@ -25,21 +25,17 @@ constexpr int64_t kLeastWork = 1 << 15;  // multiplications, where both take 9 Â
 
 // Two threads on 16384 Ã— 1024 with 64 targets, whose two products alone take 22.4 ms: 21.1 ms in blocks of 256 or 512
 // rows, 24.5 of 1024, 25.3 of 2048. Fewer rows pack the weights for the product more often.
-constexpr int64_t kBlockRows = 512, kMinBlockRows = 64;
+constexpr int64_t kRows = 512, kMinBlockRows = 64;
 constexpr int64_t kBlockBytes = 4 << 20;  // of X and the predictions in a block
 
 // Tasks of a problem that is large enough, at least: on more threads it gains nothing. With 1024 targets and features
 // half as many would save 2 %, since fewer targets of a task pack its rows for the product more often.
 constexpr int64_t kTasks = 8;
-constexpr int64_t kMinChunkRows = 256, kMaxChunkRows = 2048, kMaxChunks = 64;
+constexpr int64_t kMinChunkRows = 256, kMaxChunkRows = 2048, kMostChunks = 64;
 constexpr int64_t kMinGroupTargets = 32;
-constexpr int64_t kSumsBytes = 16 << 20;    // of all chunks' sums: malloc keeps that much for the next step
+constexpr int64_t kPartsBytes = 16 << 20;   // of all chunks' sums: malloc keeps that much for the next step
 constexpr int64_t kTaskWork = 1 << 18;      // multiplications: less does not pay for waking a thread
 constexpr int64_t kSumsOfThread = 1 << 15;  // the same of the sums over chunks
-constexpr int64_t kAlign = 64;              // a cache line, so that threads do not write to each other's
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign; }
 
 // Whether a product reads a matrix as it lies; what it does not is packed. The bits of MKL's products depend on the
 // distance between rows and on the alignment of the first, so every product is given rows without gaps from a cache
@@ -58,7 +54,7 @@ struct ProductPlan {
   int64_t chunk_rows, chunks, group_targets, groups, block_rows, threads;
   // Bytes from the start of the workspace, and for the parts that each thread has its own of, from its scratch.
   int64_t lines, line_stride, weight_sums, parts, part_stride, w, bias, scratch, scratch_stride, bytes;
-  int64_t predictions, x, input_gradient, compensation;
+  int64_t predictions, x, input_gradient, loss, slopes, line;
 
   ProductPlan(const Problem& p, const PassOutputs& outputs) {
     dtype = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
@@ -68,9 +64,9 @@ struct ProductPlan {
 
     // An input's gradient is a sum over all targets, so these stay together.
     const int64_t by_memory =
-        std::max<int64_t>(outputs.input_gradient ? kTasks / 2 : 1, kSumsBytes / (p.k * p.d * size));
+        std::max<int64_t>(outputs.input_gradient ? kTasks / 2 : 1, kPartsBytes / (p.k * p.d * size));
     const int64_t rows = std::clamp(ceil_div(p.n, kTasks), kMinChunkRows, kMaxChunkRows);
-    const int64_t wanted = std::min({ceil_div(p.n, rows), kMaxChunks, by_memory});
+    const int64_t wanted = std::min({ceil_div(p.n, rows), kMostChunks, by_memory});
     chunk_rows = ceil_div(ceil_div(p.n, wanted), kMinBlockRows) * kMinBlockRows;
     chunks = ceil_div(p.n, chunk_rows);
     const int64_t more = chunks >= kTasks || outputs.input_gradient ? 1 : ceil_div(kTasks, chunks);
@@ -78,9 +74,10 @@ struct ProductPlan {
     groups = ceil_div(p.k, group_targets);
     group_targets = std::min(group_targets, p.k);
     const int64_t fitting = kBlockBytes / ((p.d + group_targets) * size);
-    block_rows = std::clamp(fitting / kMinBlockRows * kMinBlockRows, kMinBlockRows, kBlockRows);
+    block_rows = std::clamp(fitting / kMinBlockRows * kMinBlockRows, kMinBlockRows, kRows);
     threads = std::clamp<int64_t>(p.n * p.k * p.d / kTaskWork, 1, std::min<int64_t>(p.threads, chunks * groups));
 
+    const int64_t most_of_line = std::max(line_of(group_targets), line_of(kLineRows - 1));
     int64_t end = 0;
     const auto take = [&end](int64_t bytes) {
       const int64_t begin = end;
@@ -90,11 +87,13 @@ struct ProductPlan {
     predictions = take(block_rows * group_targets * size);
     x = take(block_rows * p.d * size);
     input_gradient = take(outputs.input_gradient ? block_rows * p.d * size : 0);
-    compensation = take(2 * group_targets * int64_t(sizeof(double)));
+    loss = take(2 * kMaxLanes * int64_t(sizeof(double)));
+    slopes = take(2 * most_of_line * int64_t(sizeof(double)));
+    line = take(2 * most_of_line * size);
     scratch_stride = end;
 
     end = 0;
-    line_stride = 2 * p.k;
+    line_stride = p.k + groups;
     lines = take(chunks * line_stride * int64_t(sizeof(double)));
     part_stride = outputs.weight_sum ? p.k * p.d : 0;
     weight_sums = take(part_stride * int64_t(sizeof(double)));
@@ -110,7 +109,7 @@ View transposed(const View& view) { return {view.data, view.col_stride, view.row
 
 class Products {
  public:
-  Products(const Problem& problem, const PassOutputs& outputs, double scale, char* workspace)
+  Products(const Problem& problem, const PassOutputs& outputs, const Scale& scale, char* workspace)
       : p_(problem), outputs_(outputs), scale_(scale), plan_(problem, outputs), workspace_(workspace) {}
 
   PassSums run() {
@@ -131,13 +130,14 @@ class Products {
     const int64_t adders = std::clamp<int64_t>(count / kSumsOfThread, 1, plan_.threads);
     run_threaded(adders, [&](int64_t thread, int64_t threads) {
       rows_.add(workspace_ + plan_.parts, plan_.dtype, plan_.chunks, count, count * thread / threads,
-                count * (thread + 1) / threads, weight);
+                count * (thread + 1) / threads, scale_.rest, weight);
     });
     double* const line = reinterpret_cast<double*>(workspace_ + plan_.lines);
     pairwise_sum(line, plan_.chunks, plan_.line_stride, plan_.line_stride);
-    double loss = 0, compensation = 0;
-    for (int64_t t = 0; t < p_.k; ++t) two_sum(line[t], loss, compensation);
-    return {total_of(loss, compensation), weight, line + p_.k};
+    for (int64_t t = 0; t < p_.k; ++t) line[t] /= scale_.rest;
+    double loss = 0;
+    for (int64_t group = 0; group < plan_.groups; ++group) loss += line[p_.k + group];
+    return {loss, weight, line};
   }
 
  private:
@@ -149,11 +149,12 @@ class Products {
   void task(int64_t chunk, int64_t group, char* scratch) const {
     const int64_t target = group * plan_.group_targets, targets = std::min(plan_.group_targets, p_.k - target);
     const int64_t first = chunk * plan_.chunk_rows, last = std::min(p_.n, first + plan_.chunk_rows);
-    double* const line = reinterpret_cast<double*>(workspace_ + plan_.lines) + chunk * plan_.line_stride + target;
-    double* const compensation = reinterpret_cast<double*>(scratch + plan_.compensation);
-    const CompensatedSums losses = {line, compensation}, dloss_sums = {line + p_.k, compensation + targets};
-    for (double* sums : {losses.sums, losses.compensation, dloss_sums.sums, dloss_sums.compensation})
-      std::fill_n(sums, targets, 0.0);
+    double* const line = reinterpret_cast<double*>(workspace_ + plan_.lines) + chunk * plan_.line_stride;
+    double* const loss = reinterpret_cast<double*>(scratch + plan_.loss);
+    double* const slopes = reinterpret_cast<double*>(scratch + plan_.slopes);
+    const int64_t length = line_of(targets);
+    std::fill_n(loss, 2 * kMaxLanes, 0.0);
+    std::fill_n(slopes, 2 * length, 0.0);
 
     const View w = {at(w_, target), p_.d, 1, plan_.dtype};
     const Rows weight = {workspace_ + plan_.parts + (chunk * plan_.part_stride + target * p_.d) * plan_.size, p_.d,
@@ -166,23 +167,26 @@ class Products {
       View x = {at(p_.x, row), p_.d, 1, plan_.dtype};
       if (plan_.copy_x) x = copied(p_.x, row, rows, scratch + plan_.x);
       p_.multiply(rows, p_.d, targets, x, transposed(w), dlosses, false);
-      rows_.residuals(p_, outputs_, scale_,
-                      {row, rows, target, targets, dlosses.data, plan_.dtype,
-                       reinterpret_cast<const double*>(workspace_ + plan_.bias) + target, losses, dloss_sums});
+      rows_.residuals(
+          p_, outputs_, scale_,
+          {row, rows, target, targets, dlosses.data, plan_.dtype,
+           reinterpret_cast<const double*>(workspace_ + plan_.bias) + target, scratch + plan_.line, loss, slopes});
       if (outputs_.weight_sum) p_.multiply(targets, rows, p_.d, transposed(factor), x, weight, row > first);
       if (outputs_.input_gradient) {
         p_.multiply(rows, targets, p_.d, factor, w, input_gradient, false);
-        rows_.store_converted(input_gradient.data, plan_.dtype, rows * p_.d, gradient_dtype(p_.x.dtype), row * p_.d,
-                              outputs_.input_gradient);
+        rows_.store_converted(input_gradient.data, plan_.dtype, rows * p_.d, scale_.rest, gradient_dtype(p_.x.dtype),
+                              row * p_.d, outputs_.input_gradient);
       }
     }
-    for (const auto& [sums, compensation] : {losses, dloss_sums})
-      for (int64_t t = 0; t < targets; ++t) sums[t] = total_of(sums[t], compensation[t]);
+    sum_places(loss, loss + kMaxLanes, kMaxLanes, 1);
+    sum_places(slopes, slopes + length, length, targets);
+    line[p_.k + group] = *loss;
+    std::copy_n(slopes, targets, line + target);
   }
 
   const Problem& p_;
   const PassOutputs& outputs_;
-  const double scale_;
+  const Scale scale_;
   const ProductPlan plan_;
   char* const workspace_;
   const ProductRows& rows_ = *kernels().product_rows;
@@ -199,7 +203,7 @@ size_t products_workspace(const Problem& problem, const PassOutputs& outputs) {
   return size_t(ProductPlan(problem, outputs).bytes);
 }
 
-PassSums run_products(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace) {
+PassSums run_products(const Problem& problem, const PassOutputs& outputs, const Scale& scale, void* workspace) {
   return Products(problem, outputs, scale, static_cast<char*>(workspace)).run();
 }
 

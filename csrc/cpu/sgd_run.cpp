@@ -11,17 +11,13 @@
 namespace linreg::cpu {
 namespace {
 
-constexpr size_t kAlign = 64;
-
-size_t aligned(int64_t bytes) { return (size_t(bytes) + kAlign - 1) / kAlign * kAlign; }
-
 // How many numbers a row of `view` holds, given how many it stands for.
 int64_t columns_of(const View& view, int64_t columns) {
   return !view.data ? 0 : view.col_stride == 0 ? std::min<int64_t>(1, columns) : columns;
 }
 
 size_t gathered_bytes(const View& view, int64_t columns, int64_t rows) {
-  return aligned(rows * columns_of(view, columns) * int64_t(size_of(view.dtype)));
+  return size_t(aligned(rows * columns_of(view, columns) * int64_t(size_of(view.dtype))));
 }
 
 template <class T>

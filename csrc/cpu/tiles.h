@@ -1,52 +1,34 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The two products of a group of rows, X Wᵀ and Gᵀ X, in tiles of rows and targets small enough for registers.
+// The two products of a group of rows, X Wᵀ and Gᵀ X, in tiles small enough for registers.
 //
-// Rows are read as they lie in memory, E: float, double or 16-bit. W and dW have rows of whole vectors, zeros behind
-// the last feature. Targets are planes: of target t, row r is at t · ld + r.
+// Rows are whole vectors long, in memory or packed. Predictions, which G replaces, lie in rows of targets, as Y does.
+// For X Wᵀ the lanes hold T targets of F features: W is interleaved so, and F features of a row come from memory
+// repeated T times, which a load does by itself. For Gᵀ X lanes run along features, and the sums of a few columns stay
+// in registers for all rows of the group.
+//
+// No chain of additions is longer than kChain; what lies beyond is added in double.
 #pragma once
 
-#include "../math/sum.h"
 #include "plan.h"
 #include "vector.h"
 
 namespace linreg::cpu {
 namespace {
 
-// Compensated sums over many rows in memory: kMaxLanes numbers, one per lane, then their compensations (math/sum.h).
-//
-// The losses and derivatives of a few rows are summed in registers, then added to these: PyTorch also sums them in
-// short chains. Gᵀ X is summed in longer chains, as in a matrix product.
-LINREG_INLINE void add_to(double* sum, Wide value) {
-  Wide lanes = load_vec<Wide>(sum), compensation = load_vec<Wide>(sum + kMaxLanes);
-  two_sum(value, lanes, compensation);
-  store_vec<Wide>(sum, lanes);
-  store_vec<Wide>(sum + kMaxLanes, compensation);
-}
-
-// To the first lane.
-LINREG_INLINE void add_to(double* sum, double value) { two_sum(value, sum[0], sum[kMaxLanes]); }
-
-LINREG_INLINE double total_of(const double* sum) {
-  return linreg::total_of(sum_lanes(load_vec<Wide>(sum)), sum_lanes(load_vec<Wide>(sum + kMaxLanes)));
-}
-
 // Tiles live in registers only if the loops over them are gone before arrays are.
-#define LINREG_UNROLL _Pragma("GCC unroll 8")
+#define LINREG_UNROLL _Pragma("GCC unroll 16")
 
-// Rows of E that are read side by side from left to right.
-template <class E>
+// Rows that are read side by side from left to right.
+template <class Number>
 class RowsAt {
  public:
-  LINREG_INLINE RowsAt(const E* x, int64_t ldx)
-      : at_(reinterpret_cast<const char*>(x)), stride_(ldx * int64_t(sizeof(E))) {}
+  LINREG_INLINE RowsAt(const Number* x, int64_t ldx)
+      : at_(reinterpret_cast<const char*>(x)), stride_(ldx * int64_t(sizeof(Number))) {}
 
-  // Row r, `bytes` after where it stands.
-  LINREG_INLINE const E* row(int r, int64_t bytes = 0) const {
-    return reinterpret_cast<const E*>(at_ + r * stride_ + bytes);
-  }
+  LINREG_INLINE const Number* row(int r) const { return reinterpret_cast<const Number*>(at_ + r * stride_); }
 
   LINREG_INLINE void advance(int64_t count) {
-    at_ += count * int64_t(sizeof(E));
+    at_ += count * int64_t(sizeof(Number));
     // Or GCC would keep a pointer for every row, and run out of registers for them.
     asm("" : "+r"(at_), "+r"(stride_));
   }
@@ -76,120 +58,140 @@ class Prefetcher {
   const char* at_;
 };
 
-// p[t, r] = x[r] · w[t] for R rows and T targets, summed in double; R T chains of additions in flight hide their
-// latency. Prefetches half as many bytes as it reads.
-template <int R, int T, class E, class W>
-LINREG_INLINE void dots(const E* x, int64_t ldx, const W* w, int64_t ldw, int64_t d, double* p, int64_t ld,
-                        Prefetcher ahead) {
-  constexpr int lanes = kLanes;
-  RowsAt<E> rows(x, ldx);
-  Wide chains[T][R], sums[T][R] = {};
-  const auto step = [&](int64_t j, auto load) __attribute__((always_inline)) {
-    Wide wj[T];
+// Calls with<T>(first target) for sets of T targets, at most kMost of them.
+template <int kMost, class With>
+LINREG_INLINE void for_target_sets(int64_t k, With with, int64_t t = 0) {
+  for (; t + kMost <= k; t += kMost) with.template operator()<kMost>(t);
+  if constexpr (kMost > 1) for_target_sets<kMost / 2>(k, with, t);
+}
+
+// W of T targets as dots reads it: of each F features the first target's, the second's, ….
+template <int T, class V>
+inline void interleave(const NumberOf<V>* w, int64_t ldw, NumberOf<V>* to) {
+  constexpr int F = lanes_of<V> / T;
+  for (int64_t j = 0; j < ldw; j += F)
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t f = 0; f < F; ++f) *to++ = w[t * ldw + j + f];
+}
+
+// In a chain of a dot product. With several targets fewer lanes share the features: chains half as long have the errors
+// of MKL's products of few rows, whole ones 1.4 times those for 300 features and 9 targets.
+template <int T>
+constexpr int64_t kDotChain = T == 1 ? kChain : kChain / 2;
+
+template <class V, int R, int T>
+constexpr int kSetsOfChains = R == 1                 ? 4
+                              : kLanes == 8 && T > 1 ? 2
+                                                     : 1;  // so that an addition need not wait for another
+
+// sums[r, t] = x[r] · w[t] for R rows and T targets, in chains of at most kChain additions. Prefetches half as many
+// bytes as it reads.
+template <class V, int R, int T>
+LINREG_INLINE void dots(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w, int64_t width, NumberOf<V>* sums,
+                        Prefetcher& given) {
+  constexpr int lanes = lanes_of<V>, F = lanes / T, sets = kSetsOfChains<V, R, T>;
+  constexpr int read = R * F * int(sizeof(NumberOf<V>)), steps = read * sets >= 128 ? sets : 128 / read;  // a prefetch
+  Prefetcher ahead = given;
+  RowsAt<NumberOf<V>> rows(x, ldx);
+  V chains[sets][R] = {};
+  const auto step = [&](int set) __attribute__((always_inline)) {
+    const V wj = load_vec<V>(w);
     LINREG_UNROLL
-    for (int t = 0; t < T; ++t) wj[t] = load_vec<Wide>(w + t * ldw + j);
-    LINREG_UNROLL
-    for (int r = 0; r < R; ++r) {
-      Wide xj;
-      load(rows.row(r), xj);
-      LINREG_UNROLL
-      for (int t = 0; t < T; ++t) chains[t][r] += xj * wj[t];
-    }
-    rows.advance(lanes);
+    for (int r = 0; r < R; ++r) chains[set][r] += repeated<V, F>(rows.row(r)) * wj;
+    w += lanes;
+    rows.advance(F);
   };
-  const auto whole = [](const E* from, Wide& to) __attribute__((always_inline)) { to = load_vec<Wide>(from); };
   int64_t j = 0;
-  do {
+  for (; j + steps * F <= width; j += steps * F) {
+    if constexpr (R > 1) ahead.prefetch<steps * read / 2>();
     LINREG_UNROLL
-    for (int t = 0; t < T; ++t) LINREG_UNROLL
-    for (int r = 0; r < R; ++r) chains[t][r] = Wide{};
-    const int64_t end = d - j < kChain * lanes ? d : j + kChain * lanes;
-    for (; j + 2 * lanes <= end; j += 2 * lanes) {
-      ahead.prefetch<R * lanes * int64_t(sizeof(E))>();
-      step(j, whole);
-      step(j + lanes, whole);
+    for (int s = 0; s < steps; ++s) step(s % sets);
+  }
+  for (; j < width; j += F) step(0);
+  LINREG_UNROLL
+  for (int set = 1; set < sets; ++set) LINREG_UNROLL
+  for (int r = 0; r < R; ++r) chains[0][r] += chains[set][r];
+  fold<T, F, R>(chains[0]);
+  LINREG_UNROLL
+  for (int i = 0; i < (R * T + lanes - 1) / lanes; ++i) store_vec<V>(sums + i * lanes, chains[0][i]);
+  given = ahead;
+}
+
+// p[r, t] = x[r] · w[t]; p has rows of ldp. What is longer than a chain of additions is added in double.
+template <class V, int R, int T>
+inline void predict(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w, int64_t width, NumberOf<V>* p, int64_t ldp,
+                    Prefetcher& ahead) {
+  using Number = NumberOf<V>;
+  constexpr int count = R * T;
+  constexpr int64_t most = kDotChain<T> * kSetsOfChains<V, R, T> * lanes_of<V> / T;
+  alignas(64) Number sums[count < lanes_of<V> ? lanes_of<V> : count];
+  if (width <= most) {
+    dots<V, R, T>(x, ldx, w, width, sums, ahead);
+  } else {
+    double totals[count] = {};
+    for (int64_t j = 0; j < width; j += most) {
+      dots<V, R, T>(x + j, ldx, w + j * T, width - j < most ? width - j : most, sums, ahead);
+      for (int i = 0; i < count; ++i) totals[i] += double(sums[i]);
     }
-    if (j + lanes <= end) {
-      step(j, whole);
-      j += lanes;
-    }
-    if (j < end) {
-      step(j, [&](const E* from, Wide& to) __attribute__((always_inline)) { to = load_first<Wide>(from, d - j); });
-      j = d;
-    }
-    LINREG_UNROLL
-    for (int t = 0; t < T; ++t) LINREG_UNROLL
-    for (int r = 0; r < R; ++r) sums[t][r] += chains[t][r];
-  } while (j < d);
-  constexpr int folds = kLanes;
-  if constexpr (R * T % folds == 0) {
-    double all[T][R];
-    LINREG_UNROLL
-    for (int i = 0; i < R * T; i += folds) store_vec<Wide>(&all[0][0] + i, sums_of_lanes<folds / 2>(&sums[0][0] + i));
-    LINREG_UNROLL
-    for (int t = 0; t < T; ++t) std::memcpy(p + t * ld, all[t], sizeof(all[t]));
+    for (int i = 0; i < count; ++i) sums[i] = Number(totals[i]);
+  }
+  if (ldp == T) {
+    std::memcpy(p, sums, count * sizeof(Number));
   } else {
     LINREG_UNROLL
-    for (int t = 0; t < T; ++t) LINREG_UNROLL
-    for (int r = 0; r < R; ++r) p[t * ld + r] = sum_lanes(sums[t][r]);
+    for (int r = 0; r < R; ++r) std::memcpy(p + r * ldp, sums + r * T, T * sizeof(Number));
   }
 }
 
-// dw[t] += Σ_r g[t, r] x[r] for R rows and T targets. Prefetches like dots.
-template <class V, int R, int T, class E>
-LINREG_INLINE void add_rows(const E* x, int64_t ldx, const NumberOf<V>* g, int64_t ld, int64_t d, NumberOf<V>* dw,
-                            int64_t ldw, Prefetcher ahead) {
+constexpr int kMostSums = kLanes == 8 ? 16 : 8;  // in registers, which leaves some for the rest
+
+// dw[t, j] += Σ_r g[r, t] x[r, j] for T targets and C vectors of columns, over `count` rows. Prefetches like dots.
+template <class V, int T, int C>
+LINREG_INLINE void add_columns(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* g, int64_t ldg, int64_t count,
+                               NumberOf<V>* dw, int64_t ldw, Prefetcher& ahead) {
   constexpr int lanes = lanes_of<V>;
-  RowsAt<E> rows(x, ldx);
-  V gs[T][R];
+  // Of sums, so that an addition need not wait for another; and chains of 64 rows have 1.3 times the errors of MKL's
+  // products for AVX2.
+  constexpr int sets = T * C >= kMostSums ? 1 : T * C >= kMostSums / 2 ? 2 : 4;
+  V sums[sets][T][C] = {};
+  const auto row = [&](int set) __attribute__((always_inline)) {
+    V xr[C];
+    LINREG_UNROLL
+    for (int c = 0; c < C; ++c) xr[c] = load_vec<V>(x + c * lanes);
+    LINREG_UNROLL
+    for (int t = 0; t < T; ++t) {
+      const V gt = broadcast<V>(g[t]);
+      LINREG_UNROLL
+      for (int c = 0; c < C; ++c) sums[set][t][c] += gt * xr[c];
+    }
+    x += ldx;
+    g += ldg;
+  };
+  int64_t r = 0;
+  for (; r + sets <= count; r += sets) {
+    ahead.prefetch<sets * C * int64_t(sizeof(V)) / 2>();
+    LINREG_UNROLL
+    for (int set = 0; set < sets; ++set) row(set);
+  }
+  for (; r < count; ++r) row(0);
   LINREG_UNROLL
   for (int t = 0; t < T; ++t) LINREG_UNROLL
-  for (int r = 0; r < R; ++r) gs[t][r] = broadcast<V>(g[t * ld + r]);
-  const auto step = [&](int64_t j, auto load) __attribute__((always_inline)) {
-    V sums[T];
+  for (int c = 0; c < C; ++c) {
+    V sum = sums[0][t][c];
     LINREG_UNROLL
-    for (int t = 0; t < T; ++t) sums[t] = load_vec<V>(dw + t * ldw + j);
-    LINREG_UNROLL
-    for (int r = 0; r < R; ++r) {
-      V xj;
-      load(rows.row(r), xj);
-      LINREG_UNROLL
-      for (int t = 0; t < T; ++t) sums[t] += xj * gs[t][r];
-    }
-    LINREG_UNROLL
-    for (int t = 0; t < T; ++t) store_vec<V>(dw + t * ldw + j, sums[t]);
-    rows.advance(lanes);
-  };
-  int64_t j = 0;
-  for (; j + lanes <= d; j += lanes) {
-    ahead.prefetch<R * lanes * int64_t(sizeof(E)) / 2>();
-    step(j, [](const E* from, V& to) __attribute__((always_inline)) { to = load_vec<V>(from); });
+    for (int set = 1; set < sets; ++set) sum += sums[set][t][c];
+    store_vec<V>(dw + t * ldw + c * lanes, load_vec<V>(dw + t * ldw + c * lanes) + sum);
   }
-  if (j < d) step(j, [&](const E* from, V& to) __attribute__((always_inline)) { to = load_first<V>(from, d - j); });
 }
 
-// Calls tile<rows, targets>(first row, first target) over a group: 8 rows at a time for one target, 4 by 4 or 4 by 2
-// for several.
-template <class Tile>
-LINREG_INLINE void for_tiles(int64_t rows, int64_t k, Tile tile) {
-  int64_t t = 0;
-  if constexpr (kLanes == 8) {  // 32 registers hold 16 sums
-    for (; t + 4 <= k; t += 4) {
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4) tile.template operator()<4, 4>(r, t);
-      for (; r < rows; ++r) tile.template operator()<1, 4>(r, t);
-    }
-  }
-  for (; t + 2 <= k; t += 2) {
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) tile.template operator()<4, 2>(r, t);
-    for (; r < rows; ++r) tile.template operator()<1, 2>(r, t);
-  }
-  if (t < k) {
-    int64_t r = 0;
-    for (; r + 8 <= rows; r += 8) tile.template operator()<8, 1>(r, t);
-    for (; r < rows; ++r) tile.template operator()<1, 1>(r, t);
-  }
+// The same for all columns.
+template <class V, int T, int C = kMostSums / T < 8 ? kMostSums / T : 8>
+inline void add_gradient(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* g, int64_t ldg, int64_t count,
+                         int64_t width, NumberOf<V>* dw, int64_t ldw, Prefetcher& ahead) {
+  constexpr int columns = C * lanes_of<V>;
+  int64_t j = 0;
+  for (; j + columns <= width; j += columns) add_columns<V, T, C>(x + j, ldx, g, ldg, count, dw + j, ldw, ahead);
+  if constexpr (C > 1) add_gradient<V, T, C / 2>(x + j, ldx, g, ldg, count, width - j, dw + j, ldw, ahead);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Vectors as GCC's vector extension: arithmetic is written with operators and lowered to whatever the instruction set
-// has. A Wide holds doubles, a Narrow as many bytes of floats.
+// has. A Wide holds doubles, a Narrow as many bytes of floats; V is the one that a pass computes in.
 #pragma once
 
 #include <cstdint>
@@ -42,12 +42,6 @@ struct Lanes<Narrow> {
   typedef uint32_t Words __attribute__((vector_size(kFloats * sizeof(uint32_t))));
   typedef uint16_t Shorts __attribute__((vector_size(kFloats * sizeof(uint16_t))));
 };
-template <>
-struct Lanes<HalfNarrow> {
-  using Number = float;
-  typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-  typedef uint16_t Shorts __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-};
 template <class V>
 using NumberOf = typename Lanes<V>::Number;
 template <class V>
@@ -78,12 +72,6 @@ LINREG_INLINE Wide widened(HalfNarrow v) {
 #endif
 }
 
-LINREG_INLINE void store_narrowed(double* to, Wide v) { store_vec<Wide>(to, v); }
-LINREG_INLINE void store_narrowed(float* to, Wide v) {
-  const HalfNarrow narrowed = __builtin_convertvector(v, HalfNarrow);
-  std::memcpy(to, &narrowed, sizeof(narrowed));
-}
-
 template <class V>
 LINREG_INLINE V broadcast(NumberOf<V> number) {
   return [number]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
@@ -91,27 +79,22 @@ LINREG_INLINE V broadcast(NumberOf<V> number) {
   }(std::make_integer_sequence<int, lanes_of<V>>());
 }
 
-// Float vectors of as many 16-bit numbers.
-template <class F>
-LINREG_INLINE F floats_at(const Bfloat16* from) {
-  using Words = typename Lanes<F>::Words;
-  const Words words = __builtin_convertvector(bits_at<typename Lanes<F>::Shorts>(from), Words) << 16;
-  return bits_at<F>(&words);
+LINREG_INLINE Narrow floats_at(const Bfloat16* from) {
+  using Words = Lanes<Narrow>::Words;
+  const Words words = __builtin_convertvector(bits_at<Lanes<Narrow>::Shorts>(from), Words) << 16;
+  return bits_at<Narrow>(&words);
 }
 
-template <class F>
-LINREG_INLINE F floats_at(const Float16* from) {
-  F floats;
+LINREG_INLINE Narrow floats_at(const Float16* from) {
 #if LINREG_LANES == 8
-  if constexpr (sizeof(F) == 64) floats = F(_mm512_cvtph_ps(bits_at<__m256i>(from)));
-  if constexpr (sizeof(F) == 32) floats = F(_mm256_cvtph_ps(bits_at<__m128i>(from)));
+  return Narrow(_mm512_cvtph_ps(bits_at<__m256i>(from)));
 #elif LINREG_LANES == 4
-  if constexpr (sizeof(F) == 32) floats = F(_mm256_cvtph_ps(bits_at<__m128i>(from)));
-  if constexpr (sizeof(F) == 16) floats = F(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  return Narrow(_mm256_cvtph_ps(bits_at<__m128i>(from)));
 #else
-  for (size_t i = 0; i < sizeof(F) / sizeof(float); ++i) floats[i] = from_float16(from[i].bits);
-#endif
+  Narrow floats;
+  for (int i = 0; i < kFloats; ++i) floats[i] = from_float16(from[i].bits);
   return floats;
+#endif
 }
 
 // A vector of numbers from memory, converted.
@@ -127,11 +110,7 @@ LINREG_INLINE V load_vec(const float* from) {
 template <class V, class E>
   requires(sizeof(E) == 2)
 LINREG_INLINE V load_vec(const E* from) {
-  if constexpr (lanes_of<V> == kLanes) {
-    return widened(floats_at<HalfNarrow>(from));
-  } else {
-    return floats_at<Narrow>(from);
-  }
+  return floats_at(from);
 }
 
 // The first `count` numbers, fewer than a vector has, and zeros; what lies behind them is not touched.
@@ -140,38 +119,31 @@ LINREG_INLINE V load_first(const E* from, int64_t count) {
 #if LINREG_LANES == 8
   const unsigned mask = (1u << count) - 1;
   if constexpr (sizeof(E) == 8) return V(_mm512_maskz_loadu_pd(__mmask8(mask), from));
-  if constexpr (sizeof(E) == 4 && lanes_of<V> == 16) return V(_mm512_maskz_loadu_ps(__mmask16(mask), from));
-  if constexpr (sizeof(E) == 4 && lanes_of<V> == 8)
-    return widened(HalfNarrow(_mm256_maskz_loadu_ps(__mmask8(mask), from)));
+  if constexpr (sizeof(E) == 4) return V(_mm512_maskz_loadu_ps(__mmask16(mask), from));
 #endif
   E all[lanes_of<V>] = {};
   for (int64_t i = 0; i < count; ++i) all[i] = from[i];
   return load_vec<V>(all);
 }
 
-template <class V>
-LINREG_INLINE double sum_lanes(V v) {
-  for (int half = lanes_of<V> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
-}
-
-// Part kPart of a vector's numbers, as many as a Wide holds.
-template <int kPart>
-LINREG_INLINE Wide part(Wide v) {
+// kCount numbers from memory, over and over.
+template <class V, int kCount>
+LINREG_INLINE V repeated(const NumberOf<V>* from) {
+  [[maybe_unused]] constexpr int bytes = kCount * int(sizeof(NumberOf<V>));
+  if constexpr (kCount == lanes_of<V>) return load_vec<V>(from);
+  if constexpr (kCount == 1) return broadcast<V>(*from);
+#if LINREG_LANES == 8
+  if constexpr (bytes == 8) return V(_mm512_set1_pd(bits_at<double>(from)));
+  if constexpr (bytes == 16) return V(_mm512_broadcast_f32x4(bits_at<__m128>(from)));
+  return V(_mm512_broadcast_f64x4(bits_at<__m256d>(from)));
+#elif LINREG_LANES == 4
+  if constexpr (bytes == 8) return V(_mm256_set1_pd(bits_at<double>(from)));
+  return V(_mm256_broadcastsi128_si256(bits_at<__m128i>(from)));
+#else
+  V v;
+  for (int i = 0; i < lanes_of<V>; ++i) v[i] = from[i % kCount];
   return v;
-}
-template <int kPart>
-LINREG_INLINE Wide part(Narrow v) {
-  return [v]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-    return widened(__builtin_shufflevector(v, v, (I + kPart * kLanes)...));
-  }(std::make_integer_sequence<int, kLanes>());
-}
-
-LINREG_INLINE void store_widened(double* to, Wide v) { store_vec<Wide>(to, v); }
-LINREG_INLINE void store_widened(double* to, Narrow v) {
-  store_vec<Wide>(to, part<0>(v));
-  store_vec<Wide>(to + kLanes, part<1>(v));
+#endif
 }
 
 // A choice of lanes of two vectors, by the positions that `choose` gives the lanes, known when this is compiled.
@@ -195,15 +167,28 @@ LINREG_INLINE V hadd(V a, V b) {
   return permute(a, b, low) + permute(a, b, high);
 }
 
-// The sums over the lanes of as many vectors as they have lanes, one a lane; the vectors are used up.
-template <int kHalf, class V>
-LINREG_INLINE V sums_of_lanes(V* v) {
+// Of R vectors with T sums of F neighbouring lanes each to make, the R · T sums, row by row.
+template <int T, int F, int R, class V>
+LINREG_INLINE void fold(V* v) {
+  if constexpr (F > 1 && T == 1 && R > F) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kHalf; ++i) v[i] = hadd<kHalf>(v[i], v[i + kHalf]);
-  if constexpr (kHalf == 1) {
-    return v[0];
-  } else {
-    return sums_of_lanes<kHalf / 2>(v);
+    for (int i = 0; i < R / F; ++i) {
+      fold<T, F, F>(v + i * F);
+      v[i] = v[i * F];
+    }
+  } else if constexpr (F > 1) {
+    constexpr auto even = [](int i) constexpr { return i * 2; };  // of the lanes of both
+    constexpr auto odd = [](int i) constexpr { return i * 2 + 1; };
+#pragma GCC unroll 8
+    for (int i = 0; i < (R + 1) / 2; ++i) {
+      if constexpr (T == 1 && R > 1) {  // AVX2 has shuffles for this order, and none for the other
+        v[i] = hadd<F / 2>(v[i], v[i + R / 2]);
+      } else {
+        const V a = v[2 * i], b = v[R == 1 ? 0 : 2 * i + 1];
+        v[i] = permute(a, b, even) + permute(a, b, odd);
+      }
+    }
+    fold<T, F / 2, (R + 1) / 2>(v);
   }
 }
 

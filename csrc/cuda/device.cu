@@ -1,19 +1,70 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What is asked of the CUDA runtime beside launching: the device's limits, and counters for its launches.
+#include <deque>
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <vector>
 
 #include "device.cuh"
 
 namespace linreg::cuda {
 namespace {
 
-constexpr int kSlots = 4096;
+constexpr int kSlots = 16384;
 constexpr int kMaxDevices = 64;
 
 // Zero from the moment the module is loaded, so that no launch has to clear them.
 __device__ unsigned counter_slots[kSlots][kCounters];
+
+// Who has a slot: the device, the stream, the thread if that is its own default stream, and the capture or 0.
+using Owner = std::tuple<int, cudaStream_t, const void*, unsigned long long>;
+
+// The slots of a device that are free, and those that are not. Never destroyed: a graph may outlive it.
+struct Slots {
+  std::mutex mutex;
+  std::map<Owner, int> owned;
+  void* base[kMaxDevices] = {};       // counter_slots
+  std::deque<int> free[kMaxDevices];  // the longest free one comes first: its last launch ended long ago
+  int used[kMaxDevices] = {};
+};
+Slots& slots() {
+  static Slots& slots = *new Slots;
+  return slots;
+}
+
+void give_back(const Owner& owner) {
+  Slots& all = slots();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.owned.find(owner);
+  if (found == all.owned.end()) return;
+  all.free[std::get<0>(owner)].push_back(found->second);
+  all.owned.erase(found);
+}
+
+// Gives a thread's slots back when the thread ends, and its default streams with it.
+struct ThreadSlots {
+  std::vector<Owner> owners;
+  ~ThreadSlots() {
+    for (const Owner& owner : owners) give_back(owner);
+  }
+};
+thread_local ThreadSlots thread_slots;
+
+// Gives the slot back when the graph and all that was instantiated from it are gone.
+const char* follow(cudaGraph_t graph, const Owner& owner) {
+  const auto destroy = [](void* owner) {
+    give_back(*static_cast<Owner*>(owner));
+    delete static_cast<Owner*>(owner);
+  };
+  auto* const kept = new Owner(owner);
+  cudaUserObject_t object;
+  if (const char* error = message(cudaUserObjectCreate(&object, kept, destroy, 1, cudaUserObjectNoDestructorSync))) {
+    delete kept;
+    return error;
+  }
+  return message(cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove));
+}
 
 // While it lives, calls that a stream capture of this thread would refuse are allowed: those below do nothing that a
 // graph could miss.
@@ -26,74 +77,59 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// What never changes of a device.
-struct Known {
-  Limits limits;
-  unsigned* slots = nullptr;  // [kSlots, kCounters]
-};
-
-const char* find(int device, Known& found) {
-  const RelaxedCapture relaxed;
-  Limits& limits = found.limits;
-  void* slots = nullptr;
-  for (const cudaError_t error :
-       {cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        cudaGetSymbolAddress(&slots, counter_slots)})
-    if (error != cudaSuccess) return message(error);
-  found.slots = static_cast<unsigned*>(slots);
-  return nullptr;
-}
-
-const char* current_device(int& device, const Known*& known) {
-  static std::mutex mutex;
-  static Known devices[kMaxDevices];
-  if (const char* error = message(cudaGetDevice(&device))) return error;
-  if (device >= kMaxDevices) return "more devices than linreg_ext counts on";
-  const std::lock_guard<std::mutex> lock(mutex);
-  Known& entry = devices[device];
-  if (!entry.slots) {
-    Known found;
-    if (const char* error = find(device, found)) return error;
-    entry = found;
-  }
-  known = &entry;
-  return nullptr;
-}
-
 }  // namespace
 
 const char* limits(Limits& limits) {
   int device = 0;
-  const Known* known = nullptr;
-  if (const char* error = current_device(device, known)) return error;
-  limits = known->limits;
+  if (const char* error = message(cudaGetDevice(&device))) return error;
+  for (const cudaError_t error :
+       {cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        cudaDeviceGetAttribute(&limits.cache_bytes, cudaDevAttrL2CacheSize, device)})
+    if (error != cudaSuccess) return message(error);
   return nullptr;
 }
 
 // Launches on one stream follow each other, so they share a slot; so do those that one capture records of a stream,
-// which follow each other in every replay of its graph, beside whatever else runs then.
+// which follow each other in every replay of its graph, beside whatever else runs then. The slot of a graph comes back
+// with its end, and that of a stream that was destroyed goes to the stream that gets its handle.
 const char* counters(void* stream, unsigned*& counters) {
-  using Owner = std::tuple<int, void*, unsigned long long>;  // the device, the stream, the capture or 0
-  static std::mutex mutex;
-  static int used[kMaxDevices] = {};
-  static std::map<Owner, unsigned*> owned;
+  const auto queue = static_cast<cudaStream_t>(stream);
   int device = 0;
-  const Known* known = nullptr;
-  if (const char* error = current_device(device, known)) return error;
+  if (const char* error = message(cudaGetDevice(&device))) return error;
+  if (device >= kMaxDevices) return "more devices than linreg_ext counts on";
   cudaStreamCaptureStatus status;
   unsigned long long capture = 0;
-  if (const char* error = message(cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &capture)))
-    return error;
-  if (status != cudaStreamCaptureStatusActive) capture = 0;
+  cudaGraph_t graph = nullptr;
+  if (const char* error = message(cudaStreamGetCaptureInfo(queue, &status, &capture, &graph))) return error;
+  const bool captured = status == cudaStreamCaptureStatusActive, of_thread = queue == cudaStreamPerThread && !captured;
+  const Owner owner{device, queue, of_thread ? &thread_slots : nullptr, captured ? capture : 0};
 
-  const std::lock_guard<std::mutex> lock(mutex);
-  unsigned*& slot = owned[{device, stream, capture}];
-  if (!slot) {
-    if (used[device] == kSlots) return "too many streams and CUDA graphs have used linreg_ext (4096 in all)";
-    slot = known->slots + int64_t(used[device]++) * kCounters;
+  Slots& all = slots();
+  std::unique_lock<std::mutex> lock(all.mutex);
+  if (!all.base[device]) {
+    const RelaxedCapture relaxed;
+    if (const char* error = message(cudaGetSymbolAddress(&all.base[device], counter_slots))) return error;
   }
-  counters = slot;
+  counters = static_cast<unsigned*>(all.base[device]);
+  const auto found = all.owned.find(owner);
+  int slot = found == all.owned.end() ? -1 : found->second;
+  if (slot < 0) {
+    auto& free = all.free[device];
+    if (free.empty() && all.used[device] == kSlots) return "linreg_ext has 16384 CUDA graphs and streams at a time";
+    slot = free.empty() ? all.used[device]++ : free.front();
+    if (!free.empty()) free.pop_front();
+    all.owned[owner] = slot;
+    if (of_thread) thread_slots.owners.push_back(owner);
+    if (captured) {
+      lock.unlock();  // a graph that ends while this one is told of its slot gives its own back
+      if (const char* error = follow(graph, owner)) {
+        give_back(owner);
+        return error;
+      }
+    }
+  }
+  counters += int64_t(slot) * kCounters;
   return nullptr;
 }
 

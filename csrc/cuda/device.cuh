@@ -30,6 +30,7 @@ LINREG_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(
 
 // The value of lane `lane`; all 32 lanes call it.
 LINREG_DEVICE double shuffle(double value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+LINREG_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // The block's dynamic shared memory, 16-byte aligned, undefined at first.
 LINREG_DEVICE void* shared_memory() {
@@ -60,36 +61,43 @@ struct Words<2> {
   uint16_t bits;
 };
 
-// kBytes from an address that is a multiple of kBytes, in memory that nothing writes while the kernel runs. Whole
-// 16 bytes are read once and not kept in the first-level cache; narrower neighbours share its lines.
+// Starts to copy 4, 8 or 16 bytes, of which both addresses are multiples, to shared memory; 16 bypass the first-level
+// cache. Copies that are committed together are there after copy_wait, in the thread that made them. Before sm_80 a
+// copy goes through a register, and is there at once.
 template <int kBytes>
-LINREG_DEVICE Words<kBytes> load_once(const void* from) {
-  Words<kBytes> words;
+LINREG_DEVICE void copy_async(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+  const auto shared = unsigned(__cvta_generic_to_shared(to));
   if constexpr (kBytes == 16) {
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words.bits.x), "=r"(words.bits.y), "=r"(words.bits.z), "=r"(words.bits.w)
-                 : "l"(from));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
   } else {
-    words.bits = __ldg(static_cast<const decltype(words.bits)*>(from));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(kBytes) : "memory");
   }
-  return words;
+#else
+  *static_cast<Words<kBytes>*>(to) = *static_cast<const Words<kBytes>*>(from);
+#endif
 }
 
-// Makes the compiler take a number for a new one, so that what it made of it before is not kept in registers, where
-// a number converted to double takes two to four times the room, but made again: that costs less than a spill.
-LINREG_DEVICE void forget(uint32_t& bits) { asm volatile("" : "+r"(bits)); }
-LINREG_DEVICE void forget(uint16_t& bits) { asm volatile("" : "+h"(bits)); }
-LINREG_DEVICE void forget(float& number) { asm volatile("" : "+f"(number)); }
-LINREG_DEVICE void forget(double&) {}
-LINREG_DEVICE void forget(uint2& bits) { forget(bits.x), forget(bits.y); }
-LINREG_DEVICE void forget(uint4& bits) { forget(bits.x), forget(bits.y), forget(bits.z), forget(bits.w); }
+LINREG_DEVICE void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all commits but the latest kPending.
+template <int kPending>
+LINREG_DEVICE void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
 
 // What one block leaves for another: past the first-level caches, which are not coherent.
 LINREG_DEVICE void store_cg(double* to, double value) { __stcg(to, value); }
 LINREG_DEVICE double load_cg(const double* from) { return __ldcg(from); }
 
 // What this thread, and those it has synchronised with, wrote before is seen by whoever sees what it writes after.
-LINREG_DEVICE void fence() { __threadfence(); }
+LINREG_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // Counts to `count` and starts again at 0; true for the last arrival.
 LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count) { return atomicInc(counter, count - 1) == count - 1; }
@@ -102,15 +110,16 @@ LINREG_DEVICE float half_bits_to_float(uint16_t bits) { return __half2float(__us
 struct Limits {
   int multiprocessors = 0;
   int shared_bytes = 0;  // that a block may have
+  int cache_bytes = 0;   // of the second level
 };
 
-constexpr int kCounters = 256;
+constexpr int kCounters = 64;
 constexpr int kMaxThreads = 512;  // of a block of these kernels
 
 // For the current device; nullptr, or what the CUDA runtime says is wrong.
 const char* limits(Limits& limits);
 
-// kCounters zeros that no launch which may run at the same time has; arrive_last leaves them at zero.
+// kCounters zeros that no launch that may run at the same time has; arrive_last leaves them at zero.
 const char* counters(void* stream, unsigned*& counters);
 
 struct Launch {

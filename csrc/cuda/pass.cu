@@ -14,8 +14,6 @@ namespace linreg::cuda {
 // Σ v on its own, for gradients that a pass writes row by row and that a weighted mean divides by it. One reading of v.
 // Deterministic: fixed rows a thread, sums in fixed order.
 
-constexpr int kWeightsThreads = 256;
-
 // Adds `mine` over the threads of the block into shared[0], in fixed order, for thread 0.
 LINREG_DEVICE void sum_block(double mine, double* shared) {
   const double sum = sum_lanes(mine, 1, kWarp);
@@ -40,72 +38,57 @@ weights_kernel(LINREG_PARAMETER Problem p, double* const partials, unsigned* con
 }
 namespace {
 
-Plan plan_for(const Pass& pass, const Limits& limits) {
-  const Problem& p = pass.problem;
-  // Elements by the reduction: when workspace is asked for, there is no place for them yet.
-  const Wishes wishes{pass.input_gradient != nullptr, p.reduction == Reduction::none || pass.target_gradient};
-  return plan_of(p, reinterpret_cast<uintptr_t>(p.x.data), wishes, limits);
-}
-
 bool needs_weighted_scale(const Pass& pass) {
   const Problem& p = pass.problem;
   return p.v.data && p.reduction == Reduction::mean && (pass.input_gradient || pass.target_gradient);
 }
 
-int weights_blocks(const Problem& p, const Limits& limits) {
-  const int64_t tiles = ceil_div(p.n, kWeightsThreads);
-  return int(tiles < 1 ? 1 : tiles < limits.multiprocessors ? tiles : limits.multiprocessors);
-}
-
-LaunchPass* launch_for(Dtype x, Dtype w) {
+LaunchPass* launch_for(Dtype x) {
   switch (x) {
     case Dtype::float32:
       return launch_float32;
     case Dtype::float64:
       return launch_float64;
     case Dtype::bfloat16:
-      return w == Dtype::float32 ? launch_bfloat16_with_float32 : launch_bfloat16;
+      return launch_bfloat16;
     default:
-      return w == Dtype::float32 ? launch_float16_with_float32 : launch_float16;
+      return launch_float16;
   }
 }
 
-}  // namespace
-
-const char* pass_workspace(const Pass& pass, size_t& bytes) {
-  Limits device;
-  if (const char* error = limits(device)) return error;
-  const Plan plan = plan_for(pass, device);
-  const int64_t weights = needs_weighted_scale(pass) ? weights_blocks(pass.problem, device) : 0;
-  bytes = sizeof(double) * size_t(plan.partials + plan.scratch + weights);
-  return nullptr;
-}
-
-const char* run_pass(Pass pass, void* workspace, void* stream) {
+// Completes the pass (all that is wanted is set, its memory is not) and launches it on the stream.
+const char* run_pass(Pass pass, const Plan& plan, void* workspace, void* stream) {
   const Problem& p = pass.problem;
-  Limits device;
-  if (const char* error = limits(device)) return error;
-  if (const char* error = counters(stream, pass.counters)) return error;
-  const Plan plan = plan_for(pass, device);
+  const bool weighted_scale = needs_weighted_scale(pass);
+  if (plan.blocks > 1 || weighted_scale)
+    if (const char* error = counters(stream, pass.counters)) return error;
   pass.layout = plan.layout;
   pass.partials = static_cast<double*>(workspace);
   pass.line_stride = plan.line_stride;
-  pass.scratch = pass.partials + plan.partials;
   pass.scale = reduction_scale(p, 0);
-  if (needs_weighted_scale(pass)) {
-    double* const totals = pass.scratch + plan.scratch;
+  if (weighted_scale) {
+    Limits device;
+    if (const char* error = limits(device)) return error;
+    double* const totals = pass.partials + plan.partials;
     const Launch how{weights_blocks(p, device), kWeightsThreads, int(sizeof(double)) * kWeightsThreads / kWarp, stream};
     if (const char* error = launch(weights_kernel, how, p, totals, pass.counters)) return error;
     pass.weighted_scale = totals;
   }
-  return launch_for(p.x.dtype, p.w.dtype)(plan, pass, stream);
+  return launch_for(p.x.dtype)(plan, pass, stream);
 }
 
-// ---- The loss, and the gradients that are wanted -------------------------------------------------------------------
+}  // namespace
 
-namespace {
+const char* plan(const Problem& problem, Plan& plan) {
+  Limits device;
+  if (const char* error = limits(device)) return error;
+  plan = plan_of(problem, device);
+  return nullptr;
+}
 
-Pass loss_pass(const Problem& problem, const Gradients& gradients, void* loss) {
+// The loss, and the gradients that are wanted.
+const char* linear_loss(const Problem& problem, const Plan& plan, const Gradients& gradients, void* loss,
+                        void* workspace, void* stream) {
   Pass pass;
   pass.problem = problem;
   pass.weight_sum = gradients.weight != nullptr;
@@ -116,45 +99,22 @@ Pass loss_pass(const Problem& problem, const Gradients& gradients, void* loss) {
   pass.elements_dtype = loss_dtype(problem);
   pass.finish.loss = elements ? nullptr : loss;
   pass.finish.gradients = gradients;
-  return pass;
+  return run_pass(pass, plan, workspace, stream);
 }
 
-}  // namespace
-
-const char* loss_workspace(const Problem& problem, const Gradients& gradients, size_t& bytes) {
-  return pass_workspace(loss_pass(problem, gradients, nullptr), bytes);
-}
-
-const char* linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace, void* stream) {
-  return run_pass(loss_pass(problem, gradients, loss), workspace, stream);
-}
-
-// ---- One SGD step: the last block applies the rule to every number of the parameters, in double, rounded once
-// --------
-
-namespace {
-
-Pass step_pass(const Problem& problem) {
+// One SGD step: the last block applies the rule in double, and rounds once.
+const char* sgd_step(const Problem& problem, const Plan& plan, const Sgd& sgd, const Parameter& weight,
+                     const Parameter& bias, const Skip& skip, void* loss, void* workspace, void* stream) {
   Pass pass;
   pass.problem = problem;
   pass.weight_sum = true;
   pass.finish.step = true;
-  return pass;
-}
-
-}  // namespace
-
-const char* sgd_workspace(const Problem& problem, size_t& bytes) { return pass_workspace(step_pass(problem), bytes); }
-
-const char* sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
-                     const Skip& skip, void* loss, void* workspace, void* stream) {
-  Pass pass = step_pass(problem);
   pass.finish.loss = loss;
   pass.finish.sgd = sgd;
   pass.finish.weight = weight;
   pass.finish.bias = bias;
   pass.finish.skip = skip;
-  return run_pass(pass, workspace, stream);
+  return run_pass(pass, plan, workspace, stream);
 }
 
 }  // namespace linreg::cuda

@@ -17,15 +17,6 @@ struct Finish {
   Skip skip;
 };
 
-// How rows are laid over lanes, warps and blocks (rows.cuh); chosen by plan.h.
-struct Layout {
-  int lanes = 32;     // of a warp, for one row
-  int warp_rows = 1;  // of a warp at a time, 32 / lanes
-  int row_warps = 1;  // of a block, for one row
-  int groups = 1;     // of targets; each has its own warps, which read the same rows
-  int workers = 1;    // of a block: row_warps · groups warps each
-};
-
 struct Pass {
   Problem problem;
   ProductSums products;                    // of a pass by matrix products, whose weight sums are not in a line
@@ -38,7 +29,6 @@ struct Pass {
   const double* weighted_scale = nullptr;  // in its place: 1 / Σ v, where the gradients above must know it
   Finish finish;
   Layout layout;
-  double* scratch = nullptr;   // of streamed.cuh
   double* partials = nullptr;  // a line for each block, line_stride apart
   int64_t line_stride = 0;
   unsigned* counters = nullptr;
@@ -52,11 +42,5 @@ LINREG_MATH constexpr int64_t weight_sums(const Problem& p) { return 3 * p.k; }
 LINREG_MATH constexpr int64_t sum_count(const Problem& p, bool weight_sum) {
   return weight_sums(p) + (weight_sum ? p.k * p.d : 0);
 }
-
-// Bytes of workspace; nullptr, or what the CUDA runtime says is wrong.
-const char* pass_workspace(const Pass& pass, size_t& bytes);
-
-// Completes the pass (all that is wanted is set, its memory is not) and launches it on the stream.
-const char* run_pass(Pass pass, void* workspace, void* stream);
 
 }  // namespace linreg::cuda

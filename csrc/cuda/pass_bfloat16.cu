@@ -1,3 +1,3 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "launch.cuh"
-LINREG_LAUNCH_PASS(bfloat16, bfloat16, bfloat16)
+LINREG_LAUNCH_PASS(bfloat16)

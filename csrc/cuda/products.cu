@@ -16,6 +16,7 @@ namespace linreg::cuda {
 // residuals_kernel reads P = X Wᵀ, Y and v once, n·k each, and writes v ℓ'(R) once, in P's place where they have its
 // dtype. A thread has one target at a time, so neighbours read neighbours, and sums it over the rows of its block.
 // finish_kernel scales the second product or applies the rule to it, each block some columns.
+// Both compute in the type of the products, with sums of at most kChain rows before they go on in double.
 // Deterministic: rows and columns of a thread follow from the sizes, and sums are combined in fixed order.
 
 constexpr int kProductThreads = 256;
@@ -27,29 +28,35 @@ LINREG_MATH constexpr int target_lanes(int64_t k) {
   return lanes;
 }
 
+template <class T>
 LINREG_KERNEL(kProductThreads, 2)
 residuals_kernel(LINREG_PARAMETER Pass pass, LINREG_PARAMETER Residuals wanted) {
   const Problem& p = pass.problem;
   double* const shared = static_cast<double*>(shared_memory());  // [3, threads]
   double* const line = pass.partials + block_index() * pass.line_stride;
-  const double scale = pass_scale(pass);
   const int lanes = target_lanes(p.k), lane = thread_index() % lanes, worker = thread_index() / lanes;
-  const int64_t workers = thread_count() / lanes;
+  const int64_t workers = thread_count() / lanes, step = block_count() * workers;
+  const T scale = T(pass_scale(pass));
   for (int64_t first = 0; first < p.k; first += lanes) {
     const int64_t t = first + lane;
-    ResidualSums sums;
-    const double b = p.b.data && t < p.k ? load_number(p.b, 0, t) : 0;
-    for (int64_t i = block_index() * workers + worker; i < p.n && t < p.k; i += block_count() * workers) {
-      const double product = load_number(wanted.products, wanted.products_dtype, i * p.k + t);
-      const double v = p.v.data ? load_number(p.v, i, t) : 1;
-      const Residual of = residual(p, product + b - load_number(p.y, i, t), v);
-      sums.add(of, v);
-      write_residual(pass, scale, i, t, of);
-      if (wanted.dlosses) store_number(wanted.dlosses, wanted.dlosses_dtype, i * p.k + t, of.dloss);
+    double totals[3] = {};  // the loss, Σ v and Σ v ℓ'
+    const T b = p.b.data && t < p.k ? load_as<T>(p.b, 0, t) : T(0);
+    for (int64_t i = block_index() * workers + worker; i < p.n && t < p.k;) {
+      T sums[3] = {};
+      for (int row = 0; row < kChain && i < p.n; ++row, i += step) {
+        const T product = static_cast<const T*>(wanted.products)[i * p.k + t];
+        const T v = p.v.data ? load_as<T>(p.v, i, t) : T(1);
+        const Residual<T> of = residual(p, product + b - load_as<T>(p.y, i, t), v);
+        sums[0] += of.loss;
+        sums[1] += v;
+        sums[2] += of.dloss;
+        write_residual(pass, scale, i, t, of);
+        if (wanted.dlosses) store_number(wanted.dlosses, wanted.dlosses_dtype, i * p.k + t, of.dloss);
+      }
+      for (int s = 0; s < 3; ++s) totals[s] += double(sums[s]);
     }
     sync_block();  // the sums of the targets before have been added
-    const double mine[] = {sums.loss, sums.weight_total, sums.dloss};
-    for (int s = 0; s < 3; ++s) shared[s * kProductThreads + thread_index()] = mine[s];
+    for (int s = 0; s < 3; ++s) shared[s * kProductThreads + thread_index()] = totals[s];
     sync_block();  // all workers' sums are there
     for (int s = worker; s < 3 && t < p.k; s += int(workers)) {
       double sum = 0;
@@ -95,14 +102,6 @@ const char* launch_finish(const Pass& pass, void* stream) {
 
 }  // namespace
 
-const char* by_products(const Problem& problem, const Gradients& gradients, bool& yes) {
-  Limits device;
-  if (const char* error = limits(device)) return error;
-  yes = plan_of(problem, reinterpret_cast<uintptr_t>(problem.x.data), {gradients.input != nullptr, false}, device)
-            .by_products;
-  return nullptr;
-}
-
 const char* residuals_workspace(const Problem& rows, size_t& bytes) {
   Limits device;
   if (const char* error = limits(device)) return error;
@@ -123,7 +122,9 @@ const char* residuals(const Problem& rows, const Residuals& wanted, void* worksp
   pass.partials = static_cast<double*>(workspace);
   pass.line_stride = weight_sums(rows);
   const int shared_bytes = 3 * kProductThreads * int(sizeof(double));
-  return launch(residuals_kernel, {residual_blocks(rows, device), kProductThreads, shared_bytes, stream}, pass, wanted);
+  const Launch how{residual_blocks(rows, device), kProductThreads, shared_bytes, stream};
+  return wanted.products_dtype == Dtype::float64 ? launch(residuals_kernel<double>, how, pass, wanted)
+                                                 : launch(residuals_kernel<float>, how, pass, wanted);
 }
 
 const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, const Gradients& gradients, void* loss,

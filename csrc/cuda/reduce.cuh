@@ -24,16 +24,16 @@ LINREG_DEVICE T sum_lanes(T value, int from, int to) {
 // The sums over the lanes of a row of each of kCount numbers, each of which ends in lanes / kCount neighbouring lanes:
 // the first of them in lane 0, and so on. Half of the numbers go at each exchange, where a sum of each over all
 // lanes would send all of them: 15 exchanges and one for 16 numbers in 32 lanes, not 80.
-template <int kCount>
-LINREG_DEVICE double scatter_sums(const double (&numbers)[kCount], int lanes) {
+template <class T, int kCount>
+LINREG_DEVICE T scatter_sums(const T (&numbers)[kCount], int lanes) {
   if constexpr (kCount == 1) {
     return sum_lanes(numbers[0], 1, lanes);
   } else {
     const bool upper = thread_index() & lanes / 2;
-    double half[kCount / 2];
+    T half[kCount / 2];
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) {
-      const double send = upper ? numbers[i] : numbers[i + kCount / 2];
+      const T send = upper ? numbers[i] : numbers[i + kCount / 2];
       half[i] = (upper ? numbers[i + kCount / 2] : numbers[i]) + shuffle_xor(send, lanes / 2);
     }
     return scatter_sums(half, lanes / 2);
@@ -50,13 +50,15 @@ LINREG_MATH constexpr int team_size(int blocks) {
 // Counters that a reduction over so many blocks needs: one for each team and one for the teams.
 LINREG_MATH constexpr int counters_for(int blocks) { return (blocks + team_size(blocks) - 1) / team_size(blocks) + 1; }
 
-// True in all threads of the last of `count` arrivals, which then sees what the others have published.
+// True in all threads of the last of `count` arrivals, which then sees what the others have stored.
 LINREG_DEVICE bool last_to_arrive(unsigned* counter, int count, int* flag) {
-  fence();       // this thread's sums, before the arrival that thread 0 makes for all
-  sync_block();  // all threads have published, and none still reads the flag of before
-  if (thread_index() == 0) *flag = arrive_last(counter, unsigned(count));
+  sync_block();  // all threads have stored, and none still reads the flag of before
+  if (thread_index() == 0) {
+    fence();  // of what the block has stored, before the arrival
+    *flag = arrive_last(counter, unsigned(count));
+    if (*flag) fence();  // reads after this see what was stored before the arrivals
+  }
   sync_block();  // the flag is written
-  fence();       // reads after this see what was published before the arrivals
   return *flag;
 }
 
@@ -74,6 +76,10 @@ LINREG_DEVICE void add_lines(double* lines, int rows, int64_t stride, int64_t co
 // finds the sums of all at partials; the others are done.
 LINREG_DEVICE bool reduce_blocks(double* partials, int64_t stride, int64_t count, unsigned* counters, int* flag) {
   const int index = block_index(), blocks = block_count();
+  if (blocks == 1) {
+    sync_block();  // every thread may read every sum
+    return true;
+  }
   const int size = team_size(blocks), teams = (blocks + size - 1) / size;
   const int team = index / size, first = team * size;
   const int members = first + size < blocks ? size : blocks - first;

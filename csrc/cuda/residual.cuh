@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loss of a residual and its derivative, their sums, and what is written of them.
+// The loss of a residual and its derivative, and what is written of them.
 #pragma once
 
 #include "../math/with_loss.h"
@@ -9,41 +9,33 @@
 namespace linreg::cuda {
 
 // v ℓ(r) and v ℓ'(r) of a residual.
+template <class T>
 struct Residual {
-  double loss, dloss;
+  T loss, dloss;
 };
 
-template <Loss kLoss>
-LINREG_DEVICE Residual residual(double r, double v, double delta) {
+template <Loss kLoss, class T>
+LINREG_DEVICE Residual<T> residual(T r, T v, T delta) {
   return {v * loss_value<kLoss>(r, delta), v * dloss<kLoss>(r, delta)};
 }
 
-LINREG_DEVICE Residual residual(const Problem& p, double r, double v) {
-  Residual of;
-  with_loss(p.loss, [&]<Loss kLoss>() { of = residual<kLoss>(r, v, p.delta); });
+template <class T>
+LINREG_DEVICE Residual<T> residual(const Problem& p, T r, T v) {
+  Residual<T> of;
+  with_loss(p.loss, [&]<Loss kLoss>() { of = residual<kLoss>(r, v, T(p.delta)); });
   return of;
 }
 
-// The sums over the residuals of one target that a thread keeps.
-struct ResidualSums {
-  double loss = 0, weight_total = 0, dloss = 0;
-
-  LINREG_DEVICE void add(const Residual& of, double v) {
-    loss += of.loss;
-    weight_total += v;
-    dloss += of.dloss;
-  }
-};
+// What the gradients that a pass writes are multiplied by.
+LINREG_DEVICE double pass_scale(const Pass& pass) { return pass.weighted_scale ? *pass.weighted_scale : pass.scale; }
 
 // What is written of the residual of row i and target t.
-LINREG_DEVICE void write_residual(const Pass& pass, double scale, int64_t i, int64_t t, const Residual& of) {
+template <class T>
+LINREG_DEVICE void write_residual(const Pass& pass, T scale, int64_t i, int64_t t, const Residual<T>& of) {
   const Problem& p = pass.problem;
   if (pass.elements) store_number(pass.elements, pass.elements_dtype, i * p.k + t, of.loss);
   if (pass.target_gradient)
     store_number(pass.target_gradient, gradient_dtype(p.y.dtype), i * p.k + t, -(scale * of.dloss));
 }
-
-// What the gradients that a pass writes are multiplied by.
-LINREG_DEVICE double pass_scale(const Pass& pass) { return pass.weighted_scale ? *pass.weighted_scale : pass.scale; }
 
 }  // namespace linreg::cuda

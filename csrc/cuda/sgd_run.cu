@@ -5,7 +5,7 @@
 #include "../math/losses.h"
 #include "number.cuh"
 #include "reduce.cuh"
-#include "run_resident.cuh"
+#include "run.cuh"
 
 namespace linreg::cuda {
 
@@ -116,43 +116,19 @@ GatheredRows rows_of(const View& from, const View& to, int64_t columns) {
   return rows;
 }
 
-// Calls `work` with the shape of a problem of which a thread has so many columns.
-template <Dtype kX, Dtype kW, class Work>
-const char* with_columns(int columns, const Work& work) {
-  switch (columns) {
-    case 1:
-      return work.template operator()<RunShape<kX, kW, 1>>();
-    case 2:
-      return work.template operator()<RunShape<kX, kW, 2>>();
-    case 4:
-      return work.template operator()<RunShape<kX, kW, 4>>();
-    default:
-      return work.template operator()<RunShape<kX, kW, 8>>();
-  }
-}
-
-template <class Work>
-const char* with_shape(const Problem& p, int columns, const Work& work) {
-  const bool same = p.w.dtype == p.x.dtype;
-  switch (p.x.dtype) {
-    case Dtype::float32:
-      return with_columns<Dtype::float32, Dtype::float32>(columns, work);
-    case Dtype::float64:
-      return with_columns<Dtype::float64, Dtype::float64>(columns, work);
-    case Dtype::bfloat16:
-      return same ? with_columns<Dtype::bfloat16, Dtype::bfloat16>(columns, work)
-                  : with_columns<Dtype::bfloat16, Dtype::float32>(columns, work);
-    default:
-      return same ? with_columns<Dtype::float16, Dtype::float16>(columns, work)
-                  : with_columns<Dtype::float16, Dtype::float32>(columns, work);
-  }
-}
-
+template <class T>
 const char* launch_once(const ResidentRun& call, void* stream) {
-  const ResidentLayout& l = call.layout;
-  const Launch how{1, l.warps * kWarp, l.shared_bytes, stream};
-  return with_shape(call.problem, l.columns_of_thread,
-                    [&]<class S>() { return launch(resident_kernel<S>, how, call); });
+  const Launch how{1, call.layout.warps * kWarp, call.layout.shared_bytes, stream};
+  switch (call.layout.columns_of_thread) {
+    case 1:
+      return launch(resident_kernel<RunShape<T, 1>>, how, call);
+    case 2:
+      return launch(resident_kernel<RunShape<T, 2>>, how, call);
+    case 4:
+      return launch(resident_kernel<RunShape<T, 4>>, how, call);
+    default:
+      return launch(resident_kernel<RunShape<T, 8>>, how, call);
+  }
 }
 
 const char* take_launches(ResidentRun call, void* stream) {
@@ -164,7 +140,9 @@ const char* take_launches(ResidentRun call, void* stream) {
     call.run.end = run.end - begin < most ? run.end : begin + most;
     if (run.lr) call.run.lr = run.lr + (begin - run.begin);
     call.losses = losses + (begin - run.begin) * size;
-    if (const char* error = launch_once(call, stream)) return error;
+    const bool doubles = call.problem.x.dtype == Dtype::float64;
+    if (const char* error = doubles ? launch_once<double>(call, stream) : launch_once<float>(call, stream))
+      return error;
     call.weight.first_step = call.bias.first_step = false;
     call.before = losses + (call.run.end - 1 - run.begin) * size;
   }

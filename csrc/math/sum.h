@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Compensated and pairwise summation, whose error does not grow with the number of addends. Chains of plain additions
-// are short: equal addends make equal rounding errors, which accumulate along a chain.
+// Compensated and pairwise summation, whose error does not grow with the number of addends.
+// Equal addends make equal rounding errors, which accumulate along a chain of plain additions.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,6 @@
 #include "inline.h"
 
 namespace linreg {
-
-constexpr int64_t kChain = 32;  // the most plain additions in a row
 
 // Adds a number or a vector to sum + compensation; the compensation collects the rounding errors.
 template <class T>
@@ -30,6 +28,13 @@ LINREG_MATH void pairwise_sum(double* rows, int64_t parts, int64_t stride, int64
       const double* const from = to + apart * stride;
       for (int64_t i = 0; i < count; ++i) to[i] += from[i];
     }
+}
+
+// The compensated sums of a line's places, of which place i belongs to number i % count: pairwise into the first
+// `count`. One after the other, 16 places of a sum in float64 had 1.3 times PyTorch's error.
+LINREG_MATH void sum_places(double* sums, const double* compensations, int64_t places, int64_t count) {
+  for (int64_t i = 0; i < places; ++i) sums[i] = total_of(sums[i], compensations[i]);
+  if (count > 0) pairwise_sum(sums, places / count, count, count);
 }
 
 }  // namespace linreg

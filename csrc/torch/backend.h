@@ -27,18 +27,22 @@ struct RunCall {
   at::Tensor done;               // 0-dim int64: the number of steps taken
 };
 
+using cuda::Plan;
+
 struct Backend {
   // A contiguous tensor on the device, uninitialised.
   at::Tensor (*empty)(at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device);
   // Makes the rule read a 1-element tensor on the device.
   void (*set_lr)(Sgd& sgd, const at::Tensor& lr);
   // linear_loss and sgd_step of linreg.h, on the device's current stream, with their workspace.
-  void (*linear_loss)(const char* op, c10::Device device, Problem& problem, const Gradients& gradients, void* loss);
-  void (*sgd_step)(const char* op, c10::Device device, Problem& problem, const Sgd& sgd, const Parameter& weight,
-                   const Parameter& bias, const Skip& skip, void* loss);
+  void (*linear_loss)(const char* op, c10::Device device, Problem& problem, const Plan& plan,
+                      const Gradients& gradients, void* loss);
+  void (*sgd_step)(const char* op, c10::Device device, Problem& problem, const Plan& plan, const Sgd& sgd,
+                   const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss);
   void (*sgd_run)(RunCall& call);
-  // For products.h, as in linreg.h; nullptr if the entries above make their own products.
-  bool (*by_products)(const char* op, c10::Device device, const Problem& problem, const Gradients& gradients) = nullptr;
+  // How a pass is made; nullptr if the entries above find that out.
+  Plan (*plan)(const char* op, c10::Device device, const Problem& problem) = nullptr;
+  // For products.h, as in linreg.h.
   void (*residuals)(const char* op, c10::Device device, const Problem& rows, const Residuals& wanted) = nullptr;
   void (*finish_linear_loss)(const char* op, c10::Device device, const Problem& problem, const ProductSums& sums,
                              const Gradients& gradients, void* loss) = nullptr;

@@ -75,14 +75,14 @@ void set_lr(Sgd& sgd, const at::Tensor& lr) {
   sgd.lr = lr.scalar_type() == at::kDouble ? *lr.const_data_ptr<double>() : double(*lr.const_data_ptr<float>());
 }
 
-void linear_loss(const char*, c10::Device, Problem& problem, const Gradients& gradients, void* loss) {
+void linear_loss(const char*, c10::Device, Problem& problem, const Plan&, const Gradients& gradients, void* loss) {
   problem.threads = at::get_num_threads();
   problem.multiply = multiply;
   Workspace workspace(cpu::loss_workspace(problem, gradients));
   cpu::linear_loss(problem, gradients, loss, workspace.get());
 }
 
-void sgd_step(const char*, c10::Device, Problem& problem, const Sgd& sgd, const Parameter& weight,
+void sgd_step(const char*, c10::Device, Problem& problem, const Plan&, const Sgd& sgd, const Parameter& weight,
               const Parameter& bias, const Skip& skip, void* loss) {
   problem.threads = at::get_num_threads();
   problem.multiply = multiply;

@@ -27,28 +27,26 @@ void set_lr(Sgd& sgd, const at::Tensor& lr) {
   sgd.lr_dtype = dtype_of(lr);
 }
 
-void linear_loss(const char* op, c10::Device device, Problem& problem, const Gradients& gradients, void* loss) {
+Plan plan(const char* op, c10::Device device, const Problem& problem) {
   const c10::cuda::CUDAGuard guard(device);
-  size_t bytes = 0;
-  check(op, cuda::loss_workspace(problem, gradients, bytes));
-  const c10::DataPtr memory = workspace(bytes);
-  check(op, cuda::linear_loss(problem, gradients, loss, memory.get(), c10::cuda::getCurrentCUDAStream()));
+  Plan plan;
+  check(op, cuda::plan(problem, plan));
+  return plan;
 }
 
-void sgd_step(const char* op, c10::Device device, Problem& problem, const Sgd& sgd, const Parameter& weight,
-              const Parameter& bias, const Skip& skip, void* loss) {
+void linear_loss(const char* op, c10::Device device, Problem& problem, const Plan& plan, const Gradients& gradients,
+                 void* loss) {
   const c10::cuda::CUDAGuard guard(device);
-  size_t bytes = 0;
-  check(op, cuda::sgd_workspace(problem, bytes));
-  const c10::DataPtr memory = workspace(bytes);
-  check(op, cuda::sgd_step(problem, sgd, weight, bias, skip, loss, memory.get(), c10::cuda::getCurrentCUDAStream()));
+  const c10::DataPtr memory = workspace(plan.workspace);
+  check(op, cuda::linear_loss(problem, plan, gradients, loss, memory.get(), c10::cuda::getCurrentCUDAStream()));
 }
 
-bool by_products(const char* op, c10::Device device, const Problem& problem, const Gradients& gradients) {
+void sgd_step(const char* op, c10::Device device, Problem& problem, const Plan& plan, const Sgd& sgd,
+              const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss) {
   const c10::cuda::CUDAGuard guard(device);
-  bool yes = false;
-  check(op, cuda::by_products(problem, gradients, yes));
-  return yes;
+  const c10::DataPtr memory = workspace(plan.workspace);
+  check(op,
+        cuda::sgd_step(problem, plan, sgd, weight, bias, skip, loss, memory.get(), c10::cuda::getCurrentCUDAStream()));
 }
 
 void residuals(const char* op, c10::Device device, const Problem& rows, const Residuals& wanted) {
@@ -98,9 +96,9 @@ void take_many_steps(const RunCall& call, const Run& run, const void* before, vo
 
 void sgd_run(RunCall& call);
 
-constexpr Backend kBackend = {empty,       set_lr,           linear_loss,        sgd_step,        sgd_run,
-                              by_products, residuals,        finish_linear_loss, finish_sgd_step, gather,
-                              end_run,     takes_many_steps, take_many_steps};
+constexpr Backend kBackend = {empty,   set_lr,           linear_loss,        sgd_step,        sgd_run,
+                              plan,    residuals,        finish_linear_loss, finish_sgd_step, gather,
+                              end_run, takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) {
   const c10::cuda::CUDAGuard guard(call.device);

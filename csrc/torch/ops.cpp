@@ -19,14 +19,18 @@ namespace {
 
 std::string op_name(std::string_view loss) { return "linear_" + std::string(loss) + "_loss"; }
 
+Plan plan_of(const char* op, const Backend& backend, c10::Device device, const Problem& problem) {
+  return backend.plan ? backend.plan(op, device, problem) : Plan{};
+}
+
 }  // namespace
 
 void compute_loss(const char* op, const Backend& backend, c10::Device device, Problem& problem,
                   const Gradients& gradients, void* loss) {
-  if (!Products::apply(op, backend, device, problem, gradients))
-    return backend.linear_loss(op, device, problem, gradients, loss);
+  const Plan plan = plan_of(op, backend, device, problem);
+  if (plan.product_rows == 0) return backend.linear_loss(op, device, problem, plan, gradients, loss);
   const bool elements = problem.reduction == Reduction::none;
-  const Products products(op, backend, device, problem, gradients, elements ? loss : nullptr);
+  const Products products(op, backend, device, problem, plan, gradients, elements ? loss : nullptr);
   if (!elements) backend.finish_linear_loss(op, device, problem, products.sums(), gradients, loss);
 }
 
@@ -73,11 +77,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> linear_loss_grads(const Operands
 
 void take_step(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Sgd& sgd,
                const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss) {
-  Gradients gradients;
-  gradients.weight = loss;  // not nullptr: wanted
-  if (!Products::apply(op, backend, device, problem, gradients))
-    return backend.sgd_step(op, device, problem, sgd, weight, bias, skip, loss);
-  const Products products(op, backend, device, problem, sgd, weight, skip.nonfinite);
+  const Plan plan = plan_of(op, backend, device, problem);
+  if (plan.product_rows == 0) return backend.sgd_step(op, device, problem, plan, sgd, weight, bias, skip, loss);
+  const Products products(op, backend, device, problem, plan, sgd, weight, skip.nonfinite);
   Parameter rest = weight;
   rest.frozen |= products.weight_updated();
   backend.finish_sgd_step(op, device, problem, products.sums(), sgd, rest, bias, skip, loss);

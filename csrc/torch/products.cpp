@@ -14,11 +14,6 @@
 namespace linreg::torch_ops {
 namespace {
 
-// The bytes of X and the predictions in a block: the second product should find both in the GPU's cache, of whose 50 MB
-// about half is usable.
-constexpr int64_t kBlockBytes = 20 << 20;
-constexpr int64_t kMinRows = 1024;  // fewer do not fill a GPU's matrix products
-
 const void* rows_from(const View& view, int64_t first) {
   return view.data ? static_cast<const char*>(view.data) + first * view.row_stride * int64_t(size_of(view.dtype))
                    : nullptr;
@@ -51,37 +46,27 @@ void multiply(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, bool ad
   }
 }
 
-int64_t block_rows(const Problem& p, Dtype factor, Dtype wide) {
-  const int64_t row_bytes = int64_t(size_of(factor)) * p.d + int64_t(size_of(wide)) * p.k;
-  return std::max(kMinRows, kBlockBytes / row_bytes);
-}
-
 }  // namespace
 
-bool Products::apply(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
-                     const Gradients& gradients) {
-  return backend.by_products && backend.by_products(op, device, problem, gradients);
-}
-
-Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
+Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Plan& plan,
                    const Gradients& gradients, void* elements) {
-  run(op, backend, device, problem, gradients, elements);
+  run(op, backend, device, problem, plan, gradients, elements);
 }
 
-Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& p, const Sgd& sgd,
-                   const Parameter& weight, bool skip_nonfinite) {
+Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& p, const Plan& plan,
+                   const Sgd& sgd, const Parameter& weight, bool skip_nonfinite) {
   const bool same_dtype = p.w.dtype == p.x.dtype && (p.w.dtype == Dtype::float32 || p.w.dtype == Dtype::float64);
   if (same_dtype && !weight.frozen && sgd.momentum == 0 && !sgd.lr_on_device && !skip_nonfinite && !p.v.data &&
-      p.n <= block_rows(p, p.x.dtype, p.x.dtype)) {
+      p.n > 0 && p.n <= plan.product_rows) {
     update_ = {matrix(weight.value.data, weight.value.dtype, p.k, p.d, weight.value.row_stride, device),
                1 - sgd.lr * sgd.weight_decay, (sgd.maximize ? sgd.lr : -sgd.lr) * reduction_scale(p, 0)};
   }
   Gradients gradients;
   gradients.weight = weight.value.data;  // not nullptr: wanted; nothing is written there
-  run(op, backend, device, p, gradients, nullptr);
+  run(op, backend, device, p, plan, gradients, nullptr);
 }
 
-void Products::run(const char* op, const Backend& backend, c10::Device device, const Problem& p,
+void Products::run(const char* op, const Backend& backend, c10::Device device, const Problem& p, const Plan& plan,
                    const Gradients& gradients, void* elements) {
   const Dtype wide = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
   // A GPU multiplies bfloat16 into float32. It is widened first on the CPU and with float32 parameters, and float16
@@ -90,9 +75,13 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
   const auto factors = scalar_type_of(factor), sums = scalar_type_of(wide);
   const at::Tensor w = matrix(p.w.data, p.w.dtype, p.k, p.d, p.w.row_stride, device).to(factors);
 
-  const int64_t rows = std::min(p.n, block_rows(p, factor, wide));
+  const int64_t rows = std::min(p.n, plan.product_rows);
   sums_ = backend.empty({3, p.k}, at::kDouble, device);
   if (gradients.weight && !update_) weight_ = backend.empty({p.k, p.d}, sums, device);
+  if (p.n == 0) {
+    sums_.zero_();
+    if (weight_.defined()) weight_.zero_();
+  }
   at::Tensor predictions = backend.empty({rows, p.k}, sums, device);
   at::Tensor dlosses = factor == wide ? predictions : backend.empty({rows, p.k}, factors, device);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The pass over many targets, for which PyTorch's matrix products are fastest: row blocks stay in cache between the
-// product for the predictions and the one for the gradient, with a kernel between the two.
+// A GPU's pass over many targets or very wide rows, for which PyTorch's matrix products are fastest: blocks of rows,
+// with a kernel between the product for the predictions and the one for the gradient. The device's plan chooses the
+// blocks.
 #pragma once
 
 #include <optional>
@@ -12,18 +13,14 @@ namespace linreg::torch_ops {
 
 class Products {
  public:
-  // Whether a problem should use matrix products.
-  static bool apply(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
-                    const Gradients& gradients);
-
   // Reads the rows and writes per-row results: gradients.input and .target, and `elements`, v ℓ(R). The sums over rows
   // are then in sums(), with the weight's gradient if gradients.weight is not nullptr.
-  Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
+  Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Plan& plan,
            const Gradients& gradients, void* elements);
 
   // For a step: if the rule is W ← β W + α Gᵀ X with β and α known here, the second product updates W itself.
-  Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Sgd& sgd,
-           const Parameter& weight, bool skip_nonfinite);
+  Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Plan& plan,
+           const Sgd& sgd, const Parameter& weight, bool skip_nonfinite);
 
   ProductSums sums() const;
   bool weight_updated() const { return update_.has_value(); }
@@ -34,7 +31,7 @@ class Products {
     double beta, alpha;
   };
 
-  void run(const char* op, const Backend& backend, c10::Device device, const Problem& problem,
+  void run(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Plan& plan,
            const Gradients& gradients, void* elements);
 
   std::optional<Update> update_;

@@ -35,23 +35,20 @@ void set_lr(Sgd& sgd, const at::Tensor& lr) {
   sgd.lr_dtype = dtype_of(lr);
 }
 
-void linear_loss(const char* op, c10::Device, Problem& problem, const Gradients& gradients, void* loss) {
-  size_t bytes = 0;
-  check(op, cuda::loss_workspace(problem, gradients, bytes));
-  check(op, cuda::linear_loss(problem, gradients, loss, workspace(bytes).get(), nullptr));
+Plan plan(const char* op, c10::Device, const Problem& problem) {
+  Plan plan;
+  check(op, cuda::plan(problem, plan));
+  return plan;
 }
 
-void sgd_step(const char* op, c10::Device, Problem& problem, const Sgd& sgd, const Parameter& weight,
-              const Parameter& bias, const Skip& skip, void* loss) {
-  size_t bytes = 0;
-  check(op, cuda::sgd_workspace(problem, bytes));
-  check(op, cuda::sgd_step(problem, sgd, weight, bias, skip, loss, workspace(bytes).get(), nullptr));
+void linear_loss(const char* op, c10::Device, Problem& problem, const Plan& plan, const Gradients& gradients,
+                 void* loss) {
+  check(op, cuda::linear_loss(problem, plan, gradients, loss, workspace(plan.workspace).get(), nullptr));
 }
 
-bool by_products(const char* op, c10::Device, const Problem& problem, const Gradients& gradients) {
-  bool yes = false;
-  check(op, cuda::by_products(problem, gradients, yes));
-  return yes;
+void sgd_step(const char* op, c10::Device, Problem& problem, const Plan& plan, const Sgd& sgd,
+              const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss) {
+  check(op, cuda::sgd_step(problem, plan, sgd, weight, bias, skip, loss, workspace(plan.workspace).get(), nullptr));
 }
 
 void residuals(const char* op, c10::Device, const Problem& rows, const Residuals& wanted) {
@@ -94,9 +91,11 @@ void take_many_steps(const RunCall& call, const Run& run, const void* before, vo
 
 void sgd_run(RunCall& call);
 
-constexpr Backend kBackend = {empty,       set_lr,           linear_loss,        sgd_step,        sgd_run,
-                              by_products, residuals,        finish_linear_loss, finish_sgd_step, gather,
-                              end_run,     takes_many_steps, take_many_steps};
+constexpr Backend kBackend = {empty,     set_lr,
+                              linear_loss, sgd_step,
+                              sgd_run,   plan,
+                              residuals, finish_linear_loss,
+                              finish_sgd_step, gather, end_run, takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) { take_steps(kBackend, call); }
 

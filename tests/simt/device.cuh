@@ -43,6 +43,10 @@ LINREG_DEVICE double shuffle(double value, int lane, simt::Place place = simt::P
   return simt::shuffle(value, lane, "shuffle", place);
 }
 
+LINREG_DEVICE float shuffle(float value, int lane, simt::Place place = simt::Place::current()) {
+  return float(shuffle(double(value), lane, place));
+}
+
 LINREG_DEVICE void* shared_memory() { return simt::shared_memory(); }
 
 LINREG_DEVICE void sync_block(simt::Place place = simt::Place::current()) { simt::sync_block(place); }
@@ -69,17 +73,15 @@ struct Words<2> {
 };
 
 template <int kBytes>
-LINREG_DEVICE Words<kBytes> load_once(const void* from, simt::Place place = simt::Place::current()) {
-  static_assert(sizeof(Words<kBytes>) == kBytes);
-  if (reinterpret_cast<uintptr_t>(from) % kBytes != 0) simt::fail("misaligned load_once", place);
-  Words<kBytes> words;
-  std::memcpy(&words, from, kBytes);
-  return words;
+LINREG_DEVICE void copy_async(void* to, const void* from, simt::Place place = simt::Place::current()) {
+  static_assert(sizeof(Words<kBytes>) == kBytes && kBytes >= 4);
+  simt::copy_async(to, from, kBytes, place);
 }
-
-// Only matters to nvcc, to keep it from holding values in registers.
-template <class T>
-LINREG_DEVICE void forget(T&) {}
+LINREG_DEVICE void copy_commit() { simt::copy_commit(); }
+template <int kPending>
+LINREG_DEVICE void copy_wait() {
+  simt::copy_wait(kPending);
+}
 
 LINREG_DEVICE void store_cg(double* to, double value) { simt::store_cg(to, value); }
 LINREG_DEVICE double load_cg(const double* from, simt::Place place = simt::Place::current()) {
@@ -104,9 +106,10 @@ LINREG_DEVICE float half_bits_to_float(uint16_t bits) {
 struct Limits {
   int multiprocessors = 0;
   int shared_bytes = 0;
+  int cache_bytes = 0;
 };
 
-constexpr int kCounters = 256;
+constexpr int kCounters = 64;
 constexpr int kMaxThreads = 512;
 constexpr int kSharedUnasked = 48 << 10;
 
@@ -119,6 +122,7 @@ struct Launch {
 inline const char* limits(Limits& limits) {
   limits.multiprocessors = simt::settings().multiprocessors;
   limits.shared_bytes = simt::kSharedBytes;
+  limits.cache_bytes = simt::kCacheBytes;
   return nullptr;
 }
 

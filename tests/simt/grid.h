@@ -17,6 +17,14 @@ struct Store {
   double value;
 };
 
+// An asynchronous copy, of the commit with this number.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  int commit;
+};
+
 struct Thread;
 struct Block;
 struct Warp;
@@ -30,6 +38,8 @@ struct Thread {
   Place place;
   std::vector<Store> pending;  // stores that no other thread sees yet
   const double* polled = nullptr;
+  std::vector<Copy> copies;  // that it has not waited for
+  int commits = 0;
 };
 
 struct Warp {

@@ -36,6 +36,28 @@ void fail(const char* what, Place place) {
 
 void* shared_memory() { return current_thread().block->shared.get(); }
 
+void copy_async(void* to, const void* from, int bytes, Place place) {
+  Thread& t = current_thread();
+  if (reinterpret_cast<uintptr_t>(to) % unsigned(bytes) != 0 || reinterpret_cast<uintptr_t>(from) % unsigned(bytes) != 0)
+    fail("misaligned copy_async", place);
+  note_access(to, size_t(bytes), true);
+  std::memset(to, 0xff, size_t(bytes));  // nan in every floating-point type
+  t.copies.push_back({to, from, size_t(bytes), t.commits});
+}
+
+void copy_commit() { ++current_thread().commits; }
+
+void copy_wait(int pending) {
+  Thread& t = current_thread();
+  std::erase_if(t.copies, [&](const Copy& copy) {
+    if (copy.commit >= t.commits - pending) return false;
+    note_access(copy.from, copy.bytes, false);
+    note_access(copy.to, copy.bytes, true);
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    return true;
+  });
+}
+
 void store_cg(double* to, double value) {
   Thread& t = current_thread();
   note_access(to, sizeof(double), true);

@@ -24,6 +24,7 @@ enum class Fault : int {
   wrong_count,  // the counter does not return to zero
   deadlock,     // polls for a value that no thread publishes
   misaligned,
+  missing_wait,  // for an asynchronous copy
 };
 
 struct Sum {
@@ -41,15 +42,19 @@ LINREG_DEVICE double warp_sum(double value) {
   return value;
 }
 
-// The sum of a thread's share of x, read in words of four.
+// Shared memory behind the words that the threads copy to.
+LINREG_DEVICE double* shared_numbers() { return static_cast<double*>(shared_memory()) + 2 * thread_count(); }
+
+// The sum of a thread's share of x, copied in words of four.
 LINREG_DEVICE double thread_sum(const Sum& p, int64_t begin, int64_t stride) {
+  float* const four = static_cast<float*>(shared_memory()) + 4 * thread_index();
   const int64_t n = p.fault == Fault::missing_bound ? p.n + 1 : p.n;
   double sum = 0;
   int64_t i = begin * 4;
   for (; i + 4 <= n; i += stride * 4) {
-    const Words<16> words = load_once<16>(p.x + i + (p.fault == Fault::misaligned));
-    float four[4];
-    std::memcpy(four, &words, 16);
+    copy_async<16>(four, p.x + i + (p.fault == Fault::misaligned));
+    copy_commit();
+    if (p.fault != Fault::missing_wait) copy_wait<0>();
     sum += (double(four[0]) + double(four[1])) + (double(four[2]) + double(four[3]));
   }
   for (; i < n; ++i) sum += double(p.x[i]);
@@ -79,7 +84,7 @@ LINREG_DEVICE double block_sum(const Sum& p, double value, double* shared) {
 
 // Each block sums all of x by itself.
 LINREG_KERNEL(1024, 1) sum_in_blocks(LINREG_PARAMETER Sum p) {
-  double* shared = static_cast<double*>(shared_memory());
+  double* shared = shared_numbers();
   double sum = 0;
   for (int round = 0; round < p.rounds; ++round)
     sum += block_sum(p, (round + 1) * thread_sum(p, thread_index(), thread_count()), shared);
@@ -92,7 +97,7 @@ LINREG_KERNEL(1024, 1) sum_in_blocks(LINREG_PARAMETER Sum p) {
 // All blocks sum x together; the last to arrive adds the numbers that the others published, one per warp.
 LINREG_KERNEL(1024, 1) sum_in_grid(LINREG_PARAMETER Sum p) {
   const int thread = thread_index(), threads = thread_count(), warps = threads / 32;
-  double* shared = static_cast<double*>(shared_memory());
+  double* shared = shared_numbers();
   bool* last = reinterpret_cast<bool*>(shared + warps);
   const int64_t stride = int64_t(block_count()) * threads;
   const double sum = warp_sum(thread_sum(p, int64_t(block_index()) * threads + thread, stride));

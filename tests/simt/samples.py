@@ -40,7 +40,7 @@ class Samples:
         if seed is not None:
             self.library.simt_seed(seed)
         if shared_bytes is None:
-            shared_bytes = 8 * (threads // 32) + 8 * (kernel != "blocks")
+            shared_bytes = 16 * threads + 8 * (threads // 32) + 8 * (kernel != "blocks")
         x = (ctypes.c_float * n)(*range(n))
         nan = float("nan")
         partial = (ctypes.c_double * (blocks * threads // 32))(*[nan] * (blocks * threads // 32))

@@ -3,7 +3,8 @@
 // must wait, in an order that depends on the seed.
 //
 // The memory model is as weak as permitted. A store_cg is visible to the block after a barrier, and to all after a
-// fence by a thread that sees it or at the end of the grid; until then others read nan.
+// fence by a thread that sees it or at the end of the grid; until then others read nan. An asynchronous copy takes place
+// when its thread waits for it; until then all read nan.
 //
 // Not modelled: plain stores to global memory, which all threads see at once (races.h detects unordered ones); reads
 // that are too early because a fence after an arrival is missing; the bounds in LINREG_KERNEL; registers and time.
@@ -25,6 +26,7 @@ struct Shape {
 const char* run_grid(const Shape& shape, const std::function<void()>& thread);
 
 constexpr int kSharedBytes = 96 << 10;  // for a block, and for all blocks of a multiprocessor
+constexpr int kCacheBytes = 1 << 20;    // of the second level: small, so that products take several blocks of rows
 
 struct Settings {
   uint64_t seed;        // SIMT_SEED; with the number of launches since, it determines everything random
@@ -45,6 +47,9 @@ extern const Position* here;
 double shuffle(double value, int from_lane, const char* name, Place place);
 void sync_block(Place place);
 void* shared_memory();
+void copy_async(void* to, const void* from, int bytes, Place place);
+void copy_commit();
+void copy_wait(int pending);
 void store_cg(double* to, double value);
 double load_cg(const double* from, Place place);
 void fence(Place place);

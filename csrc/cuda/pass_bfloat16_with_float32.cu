@@ -1,3 +1,0 @@
-// SPDX-License-Identifier: BSD-3-Clause
-#include "launch.cuh"
-LINREG_LAUNCH_PASS(bfloat16_with_float32, bfloat16, float32)
