@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a pass kernel is told, and the order of the sums that its blocks leave for the last of them.
+// What a pass kernel is told, what it makes of a residual, and the order of the sums that its blocks leave for the last
+// of them.
 #pragma once
 
 #include "../linreg.h"
-#include "../math/inline.h"
+#include "../math/with_loss.h"
+#include "number.cuh"
 
 namespace linreg::cuda {
 
@@ -41,6 +43,43 @@ LINREG_MATH constexpr int64_t bias_sums(const Problem& p) { return 2 * p.k; }
 LINREG_MATH constexpr int64_t weight_sums(const Problem& p) { return 3 * p.k; }
 LINREG_MATH constexpr int64_t sum_count(const Problem& p, bool weight_sum) {
   return weight_sums(p) + (weight_sum ? p.k * p.d : 0);
+}
+
+// X Wᵀ + b − Y. The target comes before the bias: it is near the prediction, so that their difference is small. A bias
+// that is added to a large prediction is rounded alike in many rows, an error that adds up in its gradient.
+template <class T>
+LINREG_DEVICE T difference(T product, T bias, T target) {
+  return product - target + bias;
+}
+
+// v ℓ(r) and v ℓ'(r) of a residual.
+template <class T>
+struct Residual {
+  T loss, dloss;
+};
+
+template <Loss kLoss, class T>
+LINREG_DEVICE Residual<T> residual(T r, T v, T delta) {
+  return {v * loss_value<kLoss>(r, delta), v * dloss<kLoss>(r, delta)};
+}
+
+template <class T>
+LINREG_DEVICE Residual<T> residual(const Problem& p, T r, T v) {
+  Residual<T> of;
+  with_loss(p.loss, [&]<Loss kLoss>() { of = residual<kLoss>(r, v, T(p.delta)); });
+  return of;
+}
+
+// What the gradients that a pass writes are multiplied by.
+LINREG_DEVICE double pass_scale(const Pass& pass) { return pass.weighted_scale ? *pass.weighted_scale : pass.scale; }
+
+// What is written of the residual of row i and target t.
+template <class T>
+LINREG_DEVICE void write_residual(const Pass& pass, T scale, int64_t i, int64_t t, const Residual<T>& of) {
+  const Problem& p = pass.problem;
+  if (pass.elements) store_number(pass.elements, pass.elements_dtype, i * p.k + t, of.loss);
+  if (pass.target_gradient)
+    store_number(pass.target_gradient, gradient_dtype(p.y.dtype), i * p.k + t, -(scale * of.dloss));
 }
 
 }  // namespace linreg::cuda

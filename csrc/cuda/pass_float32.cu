@@ -1,3 +1,3 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "launch.cuh"
+#include "tiles.cuh"
 LINREG_LAUNCH_PASS(float32)

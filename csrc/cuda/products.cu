@@ -5,7 +5,6 @@
 #include "pass.cuh"
 #include "plan.h"
 #include "reduce.cuh"
-#include "residual.cuh"
 
 namespace linreg::cuda {
 

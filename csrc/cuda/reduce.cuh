@@ -47,9 +47,6 @@ LINREG_MATH constexpr int team_size(int blocks) {
   return size;
 }
 
-// Counters that a reduction over so many blocks needs: one for each team and one for the teams.
-LINREG_MATH constexpr int counters_for(int blocks) { return (blocks + team_size(blocks) - 1) / team_size(blocks) + 1; }
-
 // True in all threads of the last of `count` arrivals, which then sees what the others have stored.
 LINREG_DEVICE bool last_to_arrive(unsigned* counter, int count, int* flag) {
   sync_block();  // all threads have stored, and none still reads the flag of before

@@ -14,7 +14,6 @@
 #include "number.cuh"
 #include "plan.h"
 #include "reduce.cuh"
-#include "residual.cuh"
 
 namespace linreg::cuda {
 

@@ -13,18 +13,19 @@
 #include "finish.cuh"
 #include "plan.h"
 #include "reduce.cuh"
-#include "residual.cuh"
 
 namespace linreg::cuda {
 
 // Copies a tile of rows into shared memory, densely: element (i, j) is at tile_shift() + (i · columns + j) · size.
 struct TileRows {
   const View& view;
-  int64_t n;
+  const Problem& of;
   int columns;
 
   LINREG_DEVICE int size() const { return int(size_of(view.dtype)); }
-  LINREG_DEVICE bool flat() const { return view.row_stride == columns && (view.col_stride == 1 || columns == 1); }
+  LINREG_DEVICE bool flat() const {
+    return !of.order && view.row_stride == columns && (view.col_stride == 1 || columns == 1);
+  }
   LINREG_DEVICE const char* row(int64_t i) const {
     return static_cast<const char*>(view.data) + i * view.row_stride * size();
   }
@@ -57,7 +58,7 @@ struct TileRows {
   LINREG_DEVICE void copy_flat(int64_t first, int rows, char* to) const {
     const char* const begin = row(first) - shift(first);
     const int bytes = shift(first) + rows * columns * size();
-    const char *const lowest = row(0), *const end = row(n);
+    const char *const lowest = row(0), *const end = row(of.n);
     for (int at = thread_index() * 16; at < bytes; at += thread_count() * 16) {
       const char* const from = begin + at;
       if (from >= lowest && from + 16 <= end) {
@@ -69,25 +70,30 @@ struct TileRows {
     }
   }
 
-  // Rows with gaps, in words if every row is some, else number by number.
+  // Rows with gaps or in an order, in words if every row is some, else number by number.
   LINREG_DEVICE void copy_apart(int64_t first, int rows, char* to) const {
     const int64_t row_step = view.row_stride * size();
     const bool words = view.col_stride == 1 && columns * size() % 16 == 0 && row_step % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
     const int bytes = words ? 16 : size(), pieces = columns * size() / bytes;
-    const int64_t step = words ? 16 : view.col_stride * size();
+    const int64_t piece_step = words ? 16 : view.col_stride * size();
     int lanes = 1;
     while (lanes < pieces && lanes < kWarp) lanes *= 2;
-    for (int i = thread_index() / lanes; i < rows; i += thread_count() / lanes)
+    for (int i = thread_index() / lanes; i < rows; i += thread_count() / lanes) {
+      const int64_t index = of.order ? of.order[first + i] : first + i;
+      const bool there = !of.order || (0 <= index && index < of.rows);
       for (int piece = thread_index() % lanes; piece < pieces; piece += lanes) {
-        const char* const from = row(first) + i * row_step + piece * step;
+        const char* const from = row(index) + piece * piece_step;
         char* const at = to + (i * pieces + piece) * bytes;
-        if (words) {
+        if (!there) {
+          memset(at, 0xff, bytes);  // a nan of any dtype
+        } else if (words) {
           copy_async<16>(at, from);
         } else {
           copy_number(at, from);
         }
       }
+    }
   }
 };
 
@@ -101,7 +107,6 @@ struct TileShape {
   static constexpr int kRows = kRowsAtOnce;                                     // of a thread, for dot products
   static constexpr int kChunks = thread_sums(kX) / (kColumns * kTargets);       // of columns that a thread may own
   static constexpr int kDots = kRows * kTargets;
-  static constexpr int kSet = kDots;  // dot products that lanes sum together
 };
 
 template <class S>
@@ -197,9 +202,9 @@ class TilesPass {
   LINREG_DEVICE int lanes() const { return 1 << l_.lanes_log; }
   LINREG_DEVICE int targets_there() const { return 1 << l_.targets_log; }
 
-  LINREG_DEVICE TileRows x_rows() const { return {p_.x, p_.n, columns_}; }
-  LINREG_DEVICE TileRows y_rows() const { return {p_.y, p_.n, targets_}; }
-  LINREG_DEVICE TileRows v_rows() const { return {p_.v, p_.n, p_.v.col_stride == 0 ? 1 : targets_}; }
+  LINREG_DEVICE TileRows x_rows() const { return {p_.x, p_, columns_}; }
+  LINREG_DEVICE TileRows y_rows() const { return {p_.y, p_, targets_}; }
+  LINREG_DEVICE TileRows v_rows() const { return {p_.v, p_, p_.v.col_stride == 0 ? 1 : targets_}; }
 
   LINREG_DEVICE int64_t first_row(int tile) const { return int64_t(tile) * l_.rows; }
   LINREG_DEVICE int rows_of(int tile) const {
@@ -278,22 +283,16 @@ class TilesPass {
   // Sums over the lanes of a row, each of which one lane puts.
   template <class Put>
   LINREG_DEVICE void leave_dots(const T (&dot)[S::kDots], int in_row, const Put& put) const {
-    if (lanes() < S::kSet) {
+    if (lanes() < S::kDots) {
 #pragma unroll
       for (int i = 0; i < S::kDots; ++i) {
         const T sum = sum_lanes(dot[i], 1, lanes());
         if (in_row == 0) put(i, sum);
       }
-      return;
-    }
-    const int share = lanes() / S::kSet;
-#pragma unroll
-    for (int set = 0; set < S::kDots; set += S::kSet) {
-      T numbers[S::kSet];
-#pragma unroll
-      for (int i = 0; i < S::kSet; ++i) numbers[i] = dot[set + i];
-      const T sum = scatter_sums(numbers, lanes());
-      if (in_row % share == 0) put(set + in_row / share, sum);
+    } else {
+      const int share = lanes() / S::kDots;
+      const T sum = scatter_sums(dot, lanes());
+      if (in_row % share == 0) put(in_row / share, sum);
     }
   }
 
@@ -453,7 +452,6 @@ class TilesPass {
   T* const w_;          // [targets, d]
   T* const dots_;       // [parts, rows, targets], of which the first part becomes v ℓ'(r)
   const int group_;     // whose rows this thread adds
-  T bias_;              // of this thread's target
   T sums_[S::kChunks][S::kTargets][S::kColumns] = {};
   double totals_[S::kChunks][S::kTargets][S::kColumns] = {};
 };
@@ -467,4 +465,27 @@ tiles_kernel(LINREG_PARAMETER Pass pass) {
   finish_last(pass);
 }
 
+// Launches the kernel of a plan. The instances for each dtype of X are compiled on their own (pass_*.cu).
+using LaunchPass = const char*(const Plan&, const Pass&, void* stream);
+
+template <Dtype kX>
+const char* launch_pass(const Plan& plan, const Pass& pass, void* stream) {
+  const Launch how{plan.blocks, plan.threads, plan.shared_bytes, stream};
+  const auto kernel = [&]<int kTargets>() {
+    if constexpr (vector_columns(kX, kTargets) > 1)
+      if (plan.vectors) return launch(tiles_kernel<TileShape<kX, true, kTargets>>, how, pass);
+    return launch(tiles_kernel<TileShape<kX, false, kTargets>>, how, pass);
+  };
+  return pass.problem.k == 1 ? kernel.template operator()<targets_at_once(1)>()
+                             : kernel.template operator()<targets_at_once(2)>();
+}
+
+LaunchPass launch_float32, launch_float64, launch_bfloat16, launch_float16;
+
 }  // namespace linreg::cuda
+
+// In each of pass_*.cu.
+#define LINREG_LAUNCH_PASS(dtype)                                                              \
+  const char* linreg::cuda::launch_##dtype(const Plan& plan, const Pass& pass, void* stream) { \
+    return launch_pass<Dtype::dtype>(plan, pass, stream);                                      \
+  }
