@@ -1,24 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A pass is one launch: what it is told of a loss or a step, and the instance for the dtype of X.
 #include "../math/reduction.h"
-#include "tiles.cuh"
+#include "plan.h"
 
 namespace linreg::cuda {
-
 namespace {
-
-LaunchPass* launch_for(Dtype x) {
-  switch (x) {
-    case Dtype::float32:
-      return launch_float32;
-    case Dtype::float64:
-      return launch_float64;
-    case Dtype::bfloat16:
-      return launch_bfloat16;
-    default:
-      return launch_float16;
-  }
-}
 
 // Completes the pass (all that is wanted is set, its memory is not) and launches it on the stream.
 const char* run_pass(Pass pass, const Plan& plan, void* workspace, void* stream) {
@@ -27,7 +13,16 @@ const char* run_pass(Pass pass, const Plan& plan, void* workspace, void* stream)
   pass.layout = plan.layout;
   pass.partials = static_cast<double*>(workspace);
   pass.line_stride = plan.line_stride;
-  return launch_for(pass.problem.x.dtype)(plan, pass, stream);
+  switch (pass.problem.x.dtype) {
+    case Dtype::float32:
+      return launch_pass<Dtype::float32>(plan, pass, stream);
+    case Dtype::float64:
+      return launch_pass<Dtype::float64>(plan, pass, stream);
+    case Dtype::bfloat16:
+      return launch_pass<Dtype::bfloat16>(plan, pass, stream);
+    default:
+      return launch_pass<Dtype::float16>(plan, pass, stream);
+  }
 }
 
 }  // namespace
@@ -52,8 +47,7 @@ const char* linear_loss(const Problem& problem, const Plan& plan, const Gradient
   const bool elements = problem.reduction == Reduction::none;
   pass.elements = elements ? loss : nullptr;
   pass.elements_dtype = loss_dtype(problem);
-  pass.finish.loss = elements ? nullptr : loss;
-  pass.finish.gradients = gradients;
+  pass.finish = {elements ? nullptr : loss, false, gradients, {}, {}, {}, {}};
   return run_pass(pass, plan, workspace, stream);
 }
 
@@ -63,12 +57,7 @@ const char* sgd_step(const Problem& problem, const Plan& plan, const Sgd& sgd, c
   Pass pass;
   pass.problem = problem;
   pass.weight_sum = true;
-  pass.finish.step = true;
-  pass.finish.loss = loss;
-  pass.finish.sgd = sgd;
-  pass.finish.weight = weight;
-  pass.finish.bias = bias;
-  pass.finish.skip = skip;
+  pass.finish = {loss, true, {}, sgd, weight, bias, skip};
   return run_pass(pass, plan, workspace, stream);
 }
 

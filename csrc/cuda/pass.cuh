@@ -12,7 +12,7 @@ namespace linreg::cuda {
 // What the block that finishes does with the sums: hands out gradients, or applies the rule.
 struct Finish {
   void* loss = nullptr;  // 0-dim, of its loss_dtype; nullptr: every element was written by the pass
-  bool step = false;
+  bool step = false;     // the rule is wanted, not gradients
   Gradients gradients;
   Sgd sgd;
   Parameter weight, bias;
@@ -35,6 +35,11 @@ struct Pass {
   int64_t line_stride = 0;
   unsigned* counters = nullptr;
 };
+
+// Launches the kernel of a plan (tiles.cuh). Each dtype of X is compiled on its own (pass_*.cu).
+template <Dtype kX>
+const char* launch_pass(const Plan& plan, const Pass& pass, void* stream);
+using LaunchPass = const char*(const Plan&, const Pass&, void*);
 
 // A block's line of sums: of each target the loss, Σ v and Σ G, [3, k]; then, where it is wanted, Gᵀ X [k, d].
 LINREG_MATH constexpr int64_t loss_sums(const Problem&) { return 0; }
@@ -61,13 +66,6 @@ struct Residual {
 template <Loss kLoss, class T>
 LINREG_DEVICE Residual<T> residual(T r, T v, T delta) {
   return {v * loss_value<kLoss>(r, delta), v * dloss<kLoss>(r, delta)};
-}
-
-template <class T>
-LINREG_DEVICE Residual<T> residual(const Problem& p, T r, T v) {
-  Residual<T> of;
-  with_loss(p.loss, [&]<Loss kLoss>() { of = residual<kLoss>(r, v, T(p.delta)); });
-  return of;
 }
 
 // What the gradients that a pass writes are multiplied by.

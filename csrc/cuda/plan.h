@@ -3,9 +3,7 @@
 // sizes and dtypes of the problem and from the device.
 #pragma once
 
-#include "../math/convert.h"
 #include "pass.cuh"
-#include "reduce.cuh"
 
 namespace linreg::cuda {
 
@@ -132,8 +130,6 @@ constexpr Plan plan_of(const Problem& p, const Limits& limits) {
   return plan;
 }
 
-// ---- Runs -----------------------------------------------------------------------------------------------------------
-//
 // How the steps of a run are taken: many in one launch where all rows fit in the shared memory of one block, else
 // launched one by one. The layout follows from the problem and the device, not from how many steps a call takes:
 // steps in two calls are the steps of one.
