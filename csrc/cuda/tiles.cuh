@@ -3,12 +3,11 @@
 //
 // Read once: X, Y and v, or their rows in an order, by asynchronous copies into a ring of kStages tiles in shared
 // memory, flat, so that any width and alignment is read alike. Written: what is wanted, and a line of sums a block.
-// Launch: blocks that take every block_count()-th tile. A tile goes through three phases with a barrier
-// between: dot products (some lanes share a row, warps share what is left), residuals (a thread has one target),
-// gradients (a thread owns some columns of kTargets targets, for every groups-th row). float32 and 16-bit rows are
-// computed in float, in which a thread adds at most kChain rows before it goes on in double; what is added across
-// threads and blocks is double. Deterministic: which thread adds which rows follows from the plan, and sums are
-// combined in fixed order.
+// Launch: blocks that take every block_count()-th tile. A tile goes through three phases with a barrier between: dot
+// products (some lanes share a row, warps share what is left), residuals (a thread has one target), gradients (a thread
+// owns some columns of kTargets targets, for every groups-th row). float32 and 16-bit rows are computed in float, in
+// which a thread adds at most kChain rows before it goes on in double; what is added across threads and blocks is
+// double. Deterministic: which thread adds which rows follows from the plan, and sums are combined in fixed order.
 #pragma once
 
 #include "finish.cuh"
