@@ -11,6 +11,7 @@ namespace linreg::simt {
 
 Grid* grid = nullptr;
 const Position* here = nullptr;
+Position position() { return *here; }
 
 namespace {
 
@@ -101,7 +102,6 @@ void Grid::retire_blocks() {
     }
     for (Thread& thread : block.threads) release_fiber(thread.fiber, false);
     note_freed(block.shared.get(), size_t(shape.shared_bytes));
-    note_freed(block.threads.data(), block.threads.size() * sizeof(Thread));  // holds thread_index
     final_.insert(final_.end(), block.known.begin(), block.known.end());
     for (Thread* t : block.publishers) final_.insert(final_.end(), t->pending.begin(), t->pending.end());
     std::swap(resident_[i], resident_.back());

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "races.h"
 
-#include <array>
+#include <pthread.h>
+
+#include <algorithm>
+#include <iterator>
+#include <memory>
 #include <unordered_map>
 
 #include "grid.h"
@@ -9,7 +13,8 @@
 namespace linreg::simt {
 namespace {
 
-constexpr int kMany = -1;  // threads of a block
+constexpr int kMany = -1;   // threads of a block
+constexpr int kHalves = 8;  // of a chunk
 
 // The progress of a block. An epoch lies between two of its barriers.
 struct Clock {
@@ -25,15 +30,55 @@ struct Access {
   Place after;  // the thread's latest synchronising call
 };
 
-// 2 bytes of memory, the smallest number that kernels write.
+// The accesses to some bytes that matter to later ones.
 struct Cell {
-  Access write;
-  std::vector<Access> reads;  // the latest of each block
+  Access write, read;           // the latest; a read of the block that read last
+  std::vector<Access> earlier;  // the latest reads of other blocks, since the write
 };
-using Chunk = std::array<Cell, 8>;
+
+// 16 bytes of memory, as one cell until an access is narrower, then as cells of `grain` times 2 bytes, which is the
+// smallest number that kernels write.
+struct Chunk {
+  int grain = kHalves;
+  Cell whole;
+  std::unique_ptr<Cell[]> parts;
+
+  Cell& cell(int half) { return grain == kHalves ? whole : parts[half]; }
+
+  void split(int into) {
+    if (!parts) parts = std::make_unique<Cell[]>(kHalves);
+    for (int half = kHalves - into; half >= 0; half -= into) parts[half] = cell(half / grain * grain);
+    grain = into;
+  }
+};
 
 bool instrumented = false;
+struct Stack {
+  const char* begin = nullptr;
+  size_t bytes = 0;
+};
+
+// Kept, since the system reads a file to find it.
+const Stack& stack_of_this_thread() {
+  static thread_local const Stack stack = [] {
+    pthread_attr_t attributes;
+    void* begin = nullptr;
+    size_t bytes = 0;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+      pthread_attr_getstack(&attributes, &begin, &bytes);
+      pthread_attr_destroy(&attributes);
+    }
+    return Stack{static_cast<const char*>(begin), bytes};
+  }();
+  return stack;
+}
+
 std::unordered_map<uintptr_t, Chunk> chunks;
+struct {
+  uintptr_t key = 0;
+  Chunk* chunk = nullptr;
+} recent[1 << 12];          // chunks, by the last bits of their keys
+Stack host_stack;           // of the thread that runs the grid; it has the kernel's parameters, which are constant
 std::vector<Clock> clocks;  // of blocks
 
 // Whether the thread's present access is ordered after an earlier one.
@@ -55,26 +100,36 @@ bool ordered(const Access& a, const Thread& t) {
              (a.block == t.position.block ? ", with no barrier in between" : ", and nothing orders the two blocks"));
 }
 
-void note(Cell& cell, const void* address, bool write, const Thread& t) {
-  const Clock& clock = clocks[size_t(t.position.block)];
-  const Access now = {t.position.block, t.position.thread, clock.epoch,
-                      clock.fences_of_thread[size_t(t.position.thread)], t.place};
+void note(Cell& cell, const void* address, bool write, const Access& now, const Thread& t) {
   if (cell.write.block >= 0 && !ordered(cell.write, t)) race(address, cell.write, true, t, write);
   if (write) {
-    for (const Access& read : cell.reads)
+    if (cell.read.block >= 0 && !ordered(cell.read, t)) race(address, cell.read, false, t, true);
+    for (const Access& read : cell.earlier)
       if (!ordered(read, t)) race(address, read, false, t, true);
-    cell.reads.clear();
-    cell.write = now;
+    cell.write = now, cell.read = {};
+    cell.earlier.clear();
     return;
   }
-  for (Access& read : cell.reads) {
-    if (read.block != now.block) continue;
-    const bool many = read.epoch == now.epoch && read.thread != now.thread;
-    read = now;
-    if (many) read.thread = kMany;
-    return;
+  if (cell.read.block >= 0 && cell.read.block != now.block) {
+    // Those that read lately are likely to read again: many others have ended.
+    const auto own = std::find_if(cell.earlier.rbegin(), cell.earlier.rend(),
+                                  [&](const Access& read) { return read.block == now.block; });
+    if (own == cell.earlier.rend()) {
+      cell.earlier.push_back(cell.read);
+      cell.read = {};
+    } else {
+      std::swap(cell.read, *own);
+    }
   }
-  cell.reads.push_back(now);
+  const bool many = cell.read.block >= 0 && cell.read.epoch == now.epoch && cell.read.thread != now.thread;
+  cell.read = now;
+  if (many) cell.read.thread = kMany;
+}
+
+Chunk& chunk_of(uintptr_t key) {
+  auto& [known, chunk] = recent[key % std::size(recent)];
+  if (!chunk || known != key) known = key, chunk = &chunks[key];
+  return *chunk;
 }
 
 }  // namespace
@@ -84,8 +139,10 @@ bool detects_races() { return instrumented; }
 void note_grid(const Shape& shape) {
   if (!instrumented) return;
   chunks.clear();
+  std::fill(std::begin(recent), std::end(recent), std::decay_t<decltype(*recent)>{});
   clocks.assign(size_t(shape.blocks), {});
   for (Clock& clock : clocks) clock.fences_of_thread.resize(size_t(shape.threads));
+  host_stack = stack_of_this_thread();
 }
 
 void note_access(const void* address, size_t bytes, bool write) {
@@ -93,12 +150,21 @@ void note_access(const void* address, size_t bytes, bool write) {
   const Thread& t = current_thread();
   const char* begin = static_cast<const char*>(address);
   if (size_t(begin - t.fiber.stack) < t.fiber.stack_bytes) return;
+  if (size_t(begin - host_stack.begin) < host_stack.bytes) return;
+  const Clock& clock = clocks[size_t(t.position.block)];
+  const Access now = {t.position.block, t.position.thread, clock.epoch,
+                      clock.fences_of_thread[size_t(t.position.thread)], t.place};
   const uintptr_t first = reinterpret_cast<uintptr_t>(begin) / 2;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes - 1) / 2;
-  Chunk* chunk = nullptr;
-  for (uintptr_t i = first; i <= last; ++i) {
-    if (!chunk || i % 8 == 0) chunk = &chunks[i / 8];
-    note((*chunk)[i % 8], address, write, t);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(begin) + bytes + 1) / 2;
+  for (uintptr_t i = first; i < end;) {
+    Chunk& chunk = chunk_of(i / kHalves);
+    const int from = int(i % kHalves), to = int(std::min<uintptr_t>(kHalves, from + (end - i)));
+    const int fits = 1 << __builtin_ctz(unsigned(from | to | kHalves));
+    if (fits < chunk.grain) chunk.split(fits);
+    for (int half = from; half < to; half += chunk.grain) note(chunk.cell(half), address, write, now, t);
+    if (write && from == 0 && to == kHalves && chunk.grain < kHalves)
+      chunk.whole = {now, {}, {}}, chunk.grain = kHalves;
+    i += uintptr_t(to - from);
   }
 }
 
@@ -118,7 +184,10 @@ void note_fence(const Thread& t) {
 void note_freed(const void* address, size_t bytes) {
   if (!instrumented) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(address);
-  for (uintptr_t i = begin / 16; i <= (begin + bytes) / 16; ++i) chunks.erase(i);
+  for (uintptr_t key = begin / 16; key <= (begin + bytes) / 16; ++key) {
+    recent[key % std::size(recent)].chunk = nullptr;
+    chunks.erase(key);
+  }
 }
 
 }  // namespace linreg::simt

@@ -3,8 +3,8 @@
 // must wait, in an order that depends on the seed.
 //
 // The memory model is as weak as permitted. A store_cg is visible to the block after a barrier, and to all after a
-// fence by a thread that sees it or at the end of the grid; until then others read nan. An asynchronous copy takes place
-// when its thread waits for it; until then all read nan.
+// fence by a thread that sees it or at the end of the grid; until then others read nan. An asynchronous copy takes
+// place when its thread waits for it; until then all read nan.
 //
 // Not modelled: plain stores to global memory, which all threads see at once (races.h detects unordered ones); reads
 // that are too early because a fence after an arrival is missing; the bounds in LINREG_KERNEL; registers and time.
@@ -43,6 +43,7 @@ struct Position {
   int thread, threads, block, blocks;
 };
 extern const Position* here;
+[[gnu::const]] Position position();  // a call: accesses to `here` would be noted as the kernel's
 
 double shuffle(double value, int from_lane, const char* name, Place place);
 void sync_block(Place place);
