@@ -48,6 +48,9 @@ struct Problem {
   Reduction reduction = Reduction::mean;
   int threads = 1;               // for a CPU pass at most; the result does not depend on it
   Multiply* multiply = nullptr;  // for a CPU pass over many targets; nullptr: its own loops
+  // For a pass of a GPU: [n], in place of row i of x, y and v the row order[i] of `rows`; nan if there is no such row.
+  const int64_t* order = nullptr;
+  int64_t rows = 0;
 };
 
 // The dtype of the loss: what those of prediction and target promote to.
@@ -61,10 +64,11 @@ LINREG_MATH constexpr Dtype gradient_dtype(Dtype dtype) { return dtype == Dtype:
 
 // Gradients to write, contiguous, each of its operand's gradient_dtype; nullptr: not wanted.
 struct Gradients {
-  void* input = nullptr;   // [n, d]
-  void* weight = nullptr;  // [k, d]
-  void* bias = nullptr;    // [k]
-  void* target = nullptr;  // [n, k]
+  void* input = nullptr;                   // [n, d]
+  void* weight = nullptr;                  // [k, d]
+  void* bias = nullptr;                    // [k]
+  void* target = nullptr;                  // [n, k]
+  const double* weighted_scale = nullptr;  // on a GPU, of input and target for a weighted mean: 1 / Σ v over all rows
 };
 
 // The kernel between the two matrix products of a pass over many targets, for a block of rows.
@@ -207,12 +211,12 @@ struct Plan {
   bool vectors = false;      // of columns, whatever the alignment
   Layout layout;
   int threads = 0, blocks = 0, shared_bytes = 0;
-  int64_t line_stride = 0, partials = 0;  // of the workspace, in doubles
-  size_t workspace = 0;                   // in bytes
+  int64_t line_stride = 0;  // of the workspace, in doubles
+  size_t workspace = 0;     // in bytes
 };
 const char* plan(const Problem& problem, Plan& plan);
 
-// A pass that is not by matrix products, with its plan.
+// A pass that is not by matrix products, with its plan. Those by matrix products have no order.
 const char* linear_loss(const Problem& problem, const Plan& plan, const Gradients& gradients, void* loss,
                         void* workspace, void* stream);
 const char* sgd_step(const Problem& problem, const Plan& plan, const Sgd& sgd, const Parameter& weight,
@@ -232,10 +236,6 @@ const char* finish_sgd_step(const Problem& problem, const ProductSums& sums, con
 const char* takes_many_steps(const Problem& problem, const Run& run, bool& yes);
 const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                             const Parameter& bias, bool stop_nonfinite, const void* before, void* losses, void* stream);
-
-// For a run whose steps are launched one by one (csrc/torch/run_steps.cpp): gathers the rows of x, y and v at the
-// indices in `order` into the contiguous views of `batch`; an out-of-range index gives a row of nan.
-const char* gather(const Problem& problem, const int64_t* order, const Problem& batch, void* stream);
 
 // As on the CPU, but add_moments does not look for negative weights.
 const char* moments_workspace(const MomentRows& rows, int64_t groups, size_t& bytes);

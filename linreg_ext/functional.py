@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The fused losses and SGD steps as functions of tensors.
 
-The call goes through the operators, `csrc/torch/ops.cpp` (eager losses: `autograd.cpp`), to the passes,
-`csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp` or `csrc/cuda/{pass,sgd_run}.cu`, and to their loops over rows,
-`csrc/cpu/rows.cpp` (small steps: `small_steps.cpp`) or `csrc/cuda/rows.cuh`. The formulas are in `csrc/math/losses.h`.
+A call goes through the operators, `csrc/torch/ops.cpp` (eager losses: `autograd.cpp`), to a pass or a run,
+`csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp` or `csrc/cuda/{pass,sgd_run}.cu`. The CPU multiplies rows and weights in
+`csrc/cpu/tiles.h` (few features: `columns.h`; many targets: `products.cpp`; SGD steps on small batches:
+`small_steps.cpp`) and sums losses in `csrc/cpu/residuals.h`; a GPU does both in `csrc/cuda/tiles.cuh`. The formulas are
+in `csrc/math/losses.h`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-PASS = re.compile(r"tiles_kernel<TileShape<(\w+), (\w+), (\w+)>")
+PASS = re.compile(r"tiles_kernel<(\w+), (\w+), (\w+)>")
 THREAD_SUMS = 16 + 3  # of float: the gradients that a thread owns, and of residuals the loss, Σ v and Σ v ℓ'
 CMAKE_MACROS = "c10/cuda/impl/cuda_cmake_macros.h"  # which a build of torch without CUDA lacks
 RESOURCES = re.compile(

@@ -365,8 +365,8 @@ def test_graph_of_a_run_that_otherwise_waits_for_the_device():
 
 
 def test_a_row_that_an_order_on_the_device_names_and_there_is_not():
-    for n, d in ((50, 3), (3000, 100), (50, 300)):  # of one block, and gathered
-        x, w, y, *_ = vars(make((n, d, 1))).values()
+    for n, d, k in ((50, 3, 1), (3000, 100, 1), (50, 300, 1), (50, 9, 40)):  # of one block, of many, by products
+        x, w, y, *_ = vars(make((n, d, k))).values()
         for wrong in (n, -1, 2**40):
             order = torch.arange(50, device="cuda")
             order[20] = wrong

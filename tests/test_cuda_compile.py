@@ -31,14 +31,13 @@ __global__ void fences(float* p, int n) {
 """
 NARROW = """
 namespace linreg { enum class Dtype : signed char { float32 }; }
-template <linreg::Dtype, bool, int> struct TileShape {};
-template <class S> __global__ void tiles_kernel(float* p, int n, double d) {
+template <linreg::Dtype, bool, int> __global__ void tiles_kernel(float* p, int n, double d) {
   for (int i = 0; i < n; ++i) {
     for (int j = 0; j < 3; ++j) __syncthreads();
     for (int j = 0; j < n; ++j) p[j] = float(p[i] * d + p[j]);
   }
 }
-template __global__ void tiles_kernel<TileShape<linreg::Dtype::float32, true, 1>>(float*, int, double);
+template __global__ void tiles_kernel<linreg::Dtype::float32, true, 1>(float*, int, double);
 """
 WRONG = "int x = ;"
 RIGHT = "__global__ void twice(float* p) { *p *= 2; }"
@@ -77,5 +76,5 @@ def test_nvccs_flags_are_those_of_the_build():
 def test_enumerators_are_named():
     words = cuda_compile.enumerators()
     assert words["Dtype"][:2] == ["float32", "float64"]
-    name = "void linreg::cuda::tiles_kernel<linreg::TileShape<(linreg::Dtype)1, true, 4> >(linreg::cuda::Pass)"
-    assert cuda_compile._shortened(name, words) == "tiles_kernel<TileShape<float64, true, 4> >"
+    name = "void linreg::cuda::tiles_kernel<(linreg::Dtype)1, true, 4>(linreg::cuda::Pass)"
+    assert cuda_compile._shortened(name, words) == "tiles_kernel<float64, true, 4>"

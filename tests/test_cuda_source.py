@@ -39,6 +39,9 @@ VALUES = "near_convergence or far_from_zero or float32_targets"  # of many rows,
 
 
 def test_parity_without_races():
+    """Every instance of the pass for float32 and 16-bit rows; those for float64 are in the next test. Tiles that go round
+    the ring and that do not, of one group of threads and several, of whole and divided rows; loss, gradients of each kind
+    and steps; matrix products. Rows in an order are in the runs."""
     chosen = f"(test_shapes or far_apart) and float32 or (test_shapes or million) and bfloat16 and ({WIDE})"
     values = "far_from_zero or 0.0001 and (float32 or bfloat16) or float32_targets and None"  # others see conversions
     tests = ("tests/test_parity.py", "tests/test_size.py", "-k", f"{chosen} or {values}")

@@ -129,17 +129,18 @@ def test_a_million_rows(dtype, device):
 
 
 @pytest.mark.products
-def test_several_blocks_of_rows_by_products(device):
-    """A GPU multiplies 20 MB of rows and predictions at a time, or 1024 rows."""
-    problem = Problem.random(1030, 5100, 33, DTYPES["float32"], device=device)
+@pytest.mark.parametrize("shape", [(1030, 5100, 33), (2100, 6007, 17)], ids=str)
+def test_several_blocks_of_rows_by_products(shape, device):
+    """A CPU takes blocks of both; a GPU of the second, as many rows as its second-level cache holds twice."""
+    problem = Problem.random(*shape, DTYPES["float32"], device=device)
     in_double = Problem(*(None if t is None else t.double() for t in vars(problem).values()))
     ours = loss_and_grads(lambda p: fused_loss(p, "mse", 1.0, "mean"), problem)
     plain = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), problem)
     exact = loss_and_grads(lambda p: plain_loss(p, "mse", 1.0, "mean"), in_double)
     for name, value in exact.items():  # in double, since this many numbers take too long in long double
         rms, rms_of_plain = ((results[name] - value).square().mean().sqrt() for results in (ours, plain))
-        independent = min(len(problem.input), value.numel())
-        assert rms <= (1.1 + 4 / independent**0.5) * rms_of_plain, name
+        count = min(len(problem.input), value.numel())
+        assert rms <= (1.1 + 4 / count**0.5) * rms_of_plain, name
 
 
 def test_many_rows_far_from_zero(device):

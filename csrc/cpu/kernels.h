@@ -27,11 +27,11 @@ struct ProductRows {
   // to[i, j] = from(first + i, j), [rows, columns], converted.
   void (*convert)(const View& from, int64_t first, int64_t rows, int64_t columns, Dtype dtype, void* to);
   void (*residuals)(const Problem& problem, const PassOutputs& outputs, const Scale& scale, const ResidualBlock& block);
-  // to[i] = factor · Σ_part from[part · stride + i], in order, for i in [begin, end).
-  void (*add)(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double factor,
+  // to[i] = Σ_part from[part · stride + i] / divisor, in order, for i in [begin, end).
+  void (*add)(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double divisor,
               double* to);
-  // to[first + i] = factor · from[i], rounded once.
-  void (*store_converted)(const void* from, Dtype dtype, int64_t count, double factor, Dtype to_dtype, int64_t first,
+  // to[first + i] = from[i] / divisor, rounded once.
+  void (*store_converted)(const void* from, Dtype dtype, int64_t count, double divisor, Dtype to_dtype, int64_t first,
                           void* to);
 };
 

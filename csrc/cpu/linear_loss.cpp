@@ -23,10 +23,10 @@ size_t loss_workspace(const Problem& problem, const Gradients& gradients) {
 }
 
 void linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace) {
-  const double scale = reduction_scale(problem);
+  const double divisor = reduction_divisor(problem);
   const PassOutputs outputs = outputs_for(problem, gradients, loss);
-  const PassSums sums = run_pass(problem, outputs, scale, workspace);
-  const double value = scale * sums.loss;
+  const PassSums sums = run_pass(problem, outputs, divisor, workspace);
+  const double value = sums.loss / divisor;
   const Dtype dtype = gradient_dtype(problem.w.dtype);
   if (problem.reduction != Reduction::none) store(&value, 1, loss_dtype(problem), loss);
   if (gradients.weight) store(sums.weight, problem.k * problem.d, dtype, gradients.weight);

@@ -25,11 +25,11 @@
 namespace linreg::cpu {
 namespace {
 
-Scale split_scale(double scale) {
-  if (!std::isnormal(scale)) return {scale, 1};
+Scale scale_of(double divisor) {
+  if (!std::isnormal(divisor)) return {1 / divisor, 1};
   // Beyond float32's range, in which the kernels multiply, no gradient is finite or different from 0.
-  const double power = std::exp2(std::clamp(std::ilogb(scale), -120, 120));
-  return {power, scale / power};
+  const double power = std::exp2(std::clamp(-std::ilogb(divisor), -120, 120));
+  return {power, divisor * power};
 }
 
 // Four chains, so that an addition need not wait for the one before it.
@@ -63,26 +63,26 @@ size_t pass_workspace(const Problem& problem, const PassOutputs& outputs) {
   return size_t(Plan(problem, outputs).bytes);
 }
 
-PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace) {
-  const Scale split = split_scale(scale);
-  if (by_products(problem, outputs)) return run_products(problem, outputs, split, workspace);
+PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double divisor, void* workspace) {
+  const Scale scale = scale_of(divisor);
+  if (by_products(problem, outputs)) return run_products(problem, outputs, scale, workspace);
   const Plan plan(problem, outputs);
   char* const bytes = static_cast<char*>(workspace);
   run_threaded(plan.threads, [&](int64_t thread, int64_t threads) {
-    kernels().run_rows(problem, outputs, plan, split, bytes, thread, plan.chunks * thread / threads,
+    kernels().run_rows(problem, outputs, plan, scale, bytes, thread, plan.chunks * thread / threads,
                        plan.chunks * (thread + 1) / threads);
   });
 
   double* const sums = reinterpret_cast<double*>(bytes);
   const int64_t count = Plan::sum_count(problem, outputs);
   pairwise_sum(sums, plan.chunks, plan.sums_stride / int64_t(sizeof(double)), count);
-  for (int64_t i = 1; i < count; ++i) sums[i] *= split.rest;
+  for (int64_t i = 1; i < count; ++i) sums[i] /= scale.rest;
   return {sums[0], sums + 1 + problem.k, sums + 1};
 }
 
-double reduction_scale(const Problem& problem) {
-  if (problem.reduction != Reduction::mean || !problem.v.data) return reduction_scale(problem, 0);
-  return reduction_scale(problem, weight_sum(problem));
+double reduction_divisor(const Problem& problem) {
+  if (problem.reduction != Reduction::mean || !problem.v.data) return reduction_divisor(problem, 0);
+  return reduction_divisor(problem, weight_sum(problem));
 }
 
 }  // namespace linreg::cpu

@@ -22,19 +22,19 @@ struct PassSums {
   const double* bias = nullptr;    // [k]
 };
 
-// What the gradients are multiplied by, in two factors: a power of two, which the kernels apply without rounding and
-// which keeps sums over rows in range, and the rest, between 1/2 and 2, for which a sum is rounded once.
+// What the gradients are divided by, in two steps: the kernels multiply by a power of two, which rounds nothing and
+// keeps sums over rows in range; then a sum is divided by the rest, between 1 and 2, for which it is rounded once.
 struct Scale {
   double power = 1, rest = 1;
 };
 
 size_t pass_workspace(const Problem& problem, const PassOutputs& outputs);
 
-// `scale` is what the gradients are multiplied by.
-PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double scale, void* workspace);
+// `divisor` is what the gradients are divided by.
+PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double divisor, void* workspace);
 
-// What the sums are multiplied by: 1 for a sum, 1 / (n k) or 1 / Σ v for a mean.
-double reduction_scale(const Problem& problem);
+// What the sums are divided by: 1 for a sum, n k or Σ v for a mean.
+double reduction_divisor(const Problem& problem);
 
 // The pass over many targets, by matrix products that Problem::multiply makes.
 // Whether this is the way for a problem. It does not depend on threads.

@@ -42,7 +42,7 @@ void residuals(const Problem& problem, const PassOutputs& outputs, const Scale& 
 }
 
 template <class C>
-void add_of(const C* from, int64_t parts, int64_t stride, int64_t begin, int64_t end, double factor, double* to) {
+void add_of(const C* from, int64_t parts, int64_t stride, int64_t begin, int64_t end, double divisor, double* to) {
   for (int64_t first = begin; first < end; first += kSummed) {
     const int64_t count = piece(end - first);
     alignas(64) double sums[kSummed] = {};
@@ -50,23 +50,23 @@ void add_of(const C* from, int64_t parts, int64_t stride, int64_t begin, int64_t
       const C* const numbers = from + part * stride + first;
       for (int64_t i = 0; i < count; ++i) sums[i] += double(numbers[i]);
     }
-    for (int64_t i = 0; i < count; ++i) to[first + i] = factor * sums[i];
+    for (int64_t i = 0; i < count; ++i) to[first + i] = sums[i] / divisor;
   }
 }
 
-void add(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double factor,
+void add(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double divisor,
          double* to) {
-  return dtype == Dtype::float64 ? add_of(static_cast<const double*>(from), parts, stride, begin, end, factor, to)
-                                 : add_of(static_cast<const float*>(from), parts, stride, begin, end, factor, to);
+  return dtype == Dtype::float64 ? add_of(static_cast<const double*>(from), parts, stride, begin, end, divisor, to)
+                                 : add_of(static_cast<const float*>(from), parts, stride, begin, end, divisor, to);
 }
 
-void store_converted(const void* from, Dtype dtype, int64_t count, double factor, Dtype to_dtype, int64_t first,
+void store_converted(const void* from, Dtype dtype, int64_t count, double divisor, Dtype to_dtype, int64_t first,
                      void* to) {
   alignas(64) double numbers[kSummed];
   for (int64_t j = 0; j < count; j += kSummed) {
     const int64_t length = piece(count - j);
     load(static_cast<const char*>(from) + j * int64_t(size_of(dtype)), 1, dtype, length, numbers);
-    for (int64_t i = 0; i < length; ++i) numbers[i] *= factor;
+    for (int64_t i = 0; i < length; ++i) numbers[i] /= divisor;
     store(numbers, length, to_dtype, element(to, to_dtype, first + j));
   }
 }

@@ -134,7 +134,7 @@ class Products {
     });
     double* const line = reinterpret_cast<double*>(workspace_ + plan_.lines);
     pairwise_sum(line, plan_.chunks, plan_.line_stride, plan_.line_stride);
-    for (int64_t t = 0; t < p_.k; ++t) line[t] *= scale_.rest;
+    for (int64_t t = 0; t < p_.k; ++t) line[t] /= scale_.rest;
     double loss = 0;
     for (int64_t group = 0; group < plan_.groups; ++group) loss += line[p_.k + group];
     return {loss, weight, line};
@@ -178,10 +178,10 @@ class Products {
                               row * p_.d, outputs_.input_gradient);
       }
     }
-    double& sum = line[p_.k + group] = 0;
-    for (int64_t lane = 0; lane < kMaxLanes; ++lane) sum += total_of(loss[lane], loss[kMaxLanes + lane]);
-    std::fill_n(line + target, targets, 0.0);
-    for (int64_t i = 0; i < length; ++i) line[target + i % targets] += total_of(slopes[i], slopes[length + i]);
+    sum_places(loss, loss + kMaxLanes, kMaxLanes, 1);
+    sum_places(slopes, slopes + length, length, targets);
+    line[p_.k + group] = *loss;
+    std::copy_n(slopes, targets, line + target);
   }
 
   const Problem& p_;

@@ -103,9 +103,10 @@ inline void residuals_of(const Piece<NumberOf<V>>& piece, const NumberOf<V>* __r
       V loss = loss_value<kLoss>(r, delta), g = dloss<kLoss>(r, delta);
       if constexpr (kWeighted) {
         const V weight = load(v + begin + i);
-        loss *= weight, g *= weight;
+        loss *= weight, g *= weight * power;  // in this order, because a large weight times a slope may overflow
+      } else {
+        g *= power;
       }
-      g *= power;
       sum += loss;
       if (losses) store(losses + begin + i, loss);
       store(p + begin + i, g);
@@ -136,7 +137,7 @@ inline void residuals_of_piece(const Problem& p, const PassOutputs& outputs, con
   });
   if (outputs.elements) store_elements(p, piece, losses, loss_dtype(p), outputs.elements);
   if (outputs.target_gradient) {
-    for (int64_t i = 0; i < piece.rows * piece.targets; ++i) losses[i] = -rest * piece.predictions[i];
+    for (int64_t i = 0; i < piece.rows * piece.targets; ++i) losses[i] = -piece.predictions[i] / rest;
     store_elements(p, piece, losses, gradient_dtype(p.y.dtype), outputs.target_gradient);
   }
 }

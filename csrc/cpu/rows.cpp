@@ -62,8 +62,10 @@ class Worker {
         unflushed = 0;
       }
     }
-    for (int lane = 0; lane < kMaxLanes; ++lane) sums[0] += total_of(loss_[lane], loss_[kMaxLanes + lane]);
-    for (int64_t i = 0; i < line; ++i) sums[1 + i % k] += total_of(slope_sums_[i], slope_sums_[line + i]);
+    sum_places(loss_, loss_ + kMaxLanes, kMaxLanes, 1);
+    sum_places(slope_sums_, slope_sums_ + line, line, k);
+    sums[0] = *loss_;
+    std::memcpy(sums + 1, slope_sums_, k * sizeof(double));
     if (plan_.columns && outputs_.weight_sum)
       for (int64_t i = 0; i < p_.d * kV; ++i) sums[1 + k + i / kV] += column_sums_[i];
   }
@@ -141,11 +143,16 @@ class Worker {
   void write_input_gradient(int64_t first, int64_t rows) {
     const Dtype dtype = gradient_dtype(p_.x.dtype);
     const Number rest = Number(scale_.rest);
+    for (int64_t i = 0; i < rows * p_.k; ++i) predictions_[i] /= rest;
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < plan_.ldw; j += kV) {
-        V sum{};
-        for (int64_t t = 0; t < p_.k; ++t) sum += predictions_[i * p_.k + t] * load_vec<V>(w_ + t * plan_.ldw + j);
-        store_vec<V>(row_ + j, sum * rest);
+        V even{}, odd{};  // one chain of 40 targets has 1.3 times the errors of MKL's products for AVX2
+        const auto term = [&](int64_t t) __attribute__((always_inline)) {
+          return predictions_[i * p_.k + t] * load_vec<V>(w_ + t * plan_.ldw + j);
+        };
+        for (int64_t t = 0; t + 1 < p_.k; t += 2) even += term(t), odd += term(t + 1);
+        if (p_.k % 2 != 0) even += term(p_.k - 1);
+        store_vec<V>(row_ + j, even + odd);
       }
       store(row_, p_.d, dtype, element(outputs_.input_gradient, dtype, (first + i) * p_.d));
     }

@@ -69,9 +69,9 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
     kernels().small_steps(problem, one, sgd, weight, bias, skip_nonfinite, loss);
     return;
   }
-  const double scale = reduction_scale(problem);
-  const PassSums sums = run_pass(problem, outputs_for_step(), scale, workspace);
-  const double value = scale * sums.loss;
+  const double divisor = reduction_divisor(problem);
+  const PassSums sums = run_pass(problem, outputs_for_step(), divisor, workspace);
+  const double value = sums.loss / divisor;
   store(&value, 1, loss_dtype(problem), loss);
   if (skip_nonfinite && !std::isfinite(load_one<double>(loss, loss_dtype(problem)))) return;
   update(weight, problem.k, problem.d, sums.weight, sgd, problem.threads);

@@ -7,6 +7,7 @@
 // that no lane adds up more than kChain floats.
 //
 // Compiled once per instruction set, behind target.h.
+#include "../math/reduction.h"
 #include "../math/with_loss.h"
 #include "convert.h"
 #include "vector.h"
@@ -93,8 +94,9 @@ LINREG_INLINE void sum_rows(const Columns<NumberOf<V>>& batch, const NumberOf<V>
                             double* weight_sums) {
   using Number = NumberOf<V>;
   constexpr int lanes = lanes_of<V>;
-  // With few features several sets of sums, so that an addition need not wait for the one before it.
-  constexpr int sets = kD < 3 ? 2 : 1;
+  // With few features several sets of sums, so that an addition need not wait for the one before it; and so that chains
+  // of float64, which has half the lanes, are no longer than PyTorch's.
+  constexpr int sets = kD < 3 || (kD < 5 && sizeof(Number) == 8) ? 2 : 1;
   V losses[sets] = {}, slopes[sets] = {}, products[sets][kD] = {}, w[kD];
   for (int j = 0; j < kD; ++j) w[j] = weight[j] - V{};
   const V b = bias - V{};
@@ -208,8 +210,8 @@ int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, 
         sum_rows<kLoss, kD, V>(columns, columns.y + t * columns.stride, w.p + t * kD, b.p[t], Number(problem.delta),
                                loss_sum, bias_sums[t], weight_sums + t * kD);
       });
-    const double scale = problem.reduction == Reduction::mean ? 1.0 / (double(columns.n) * double(k)) : 1.0;
-    const Number value = rounded<Number>(scale * loss_sum, loss_dtype(problem));
+    const double divisor = reduction_divisor(problem.reduction, double(columns.n) * double(k)), scale = 1.0 / divisor;
+    const Number value = rounded<Number>(loss_sum / divisor, loss_dtype(problem));
     store(&value, 1, loss_dtype(problem), loss);
     if (stop_nonfinite && !__builtin_isfinite(value)) break;
     if (run.lr) sgd.lr = run.lr[step - run.begin];

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #define LINREG_DEVICE __device__ __forceinline__
 #define LINREG_DEVICE_CALL static __device__ __noinline__  // for what is done once: its registers are not the loop's
@@ -15,14 +16,10 @@
 
 namespace linreg::cuda {
 
-// ---- Where a thread is --------------------------------------------------------------------------------------------
-
 LINREG_DEVICE int thread_index() { return int(threadIdx.x); }
 LINREG_DEVICE int thread_count() { return int(blockDim.x); }
 LINREG_DEVICE int block_index() { return int(blockIdx.x); }
 LINREG_DEVICE int block_count() { return int(gridDim.x); }
-
-// ---- Threads of one warp or block ---------------------------------------------------------------------------------
 
 // The value of the lane whose number differs by `mask`; all 32 lanes call it.
 LINREG_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
@@ -40,25 +37,11 @@ LINREG_DEVICE void* shared_memory() {
 
 LINREG_DEVICE void sync_block() { __syncthreads(); }
 
-// ---- Global memory ------------------------------------------------------------------------------------------------
-
 template <int kBytes>
-struct Words;
-template <>
-struct Words<16> {
-  uint4 bits;
-};
-template <>
-struct Words<8> {
-  uint2 bits;
-};
-template <>
-struct Words<4> {
-  uint32_t bits;
-};
-template <>
-struct Words<2> {
-  uint16_t bits;
+struct Words {
+  std::conditional_t<kBytes == 16, uint4,
+                     std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>
+      bits;
 };
 
 // Starts to copy 4, 8 or 16 bytes, of which both addresses are multiples, to shared memory; 16 bypass the first-level
@@ -104,8 +87,6 @@ LINREG_DEVICE bool arrive_last(unsigned* counter, unsigned count) { return atomi
 
 LINREG_DEVICE float half_bits_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
-// ---- The host's side ----------------------------------------------------------------------------------------------
-
 // What plan.h asks of the current device.
 struct Limits {
   int multiprocessors = 0;
@@ -137,17 +118,6 @@ inline const char* message(cudaError_t error) {
 
 constexpr int kSharedUnasked = 48 << 10;
 
-// More shared memory than this has to be asked for. All that there is: what is asked for is the kernel's from then
-// on, for whoever launches it, and another thread may be about to launch it with more than this one needs.
-template <class... Parameters>
-cudaError_t allow_shared(void (*kernel)(Parameters...), int bytes) {
-  if (bytes <= kSharedUnasked) return cudaSuccess;
-  int device = 0, most = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return error == cudaSuccess ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) : error;
-}
-
 template <class... Parameters>
 const char* launch(void (*kernel)(Parameters...), const Launch& l, const Parameters&... arguments) {
   cudaLaunchConfig_t config = {};
@@ -155,8 +125,15 @@ const char* launch(void (*kernel)(Parameters...), const Launch& l, const Paramet
   config.blockDim = dim3(unsigned(l.threads));
   config.dynamicSmemBytes = size_t(l.shared_bytes);
   config.stream = static_cast<cudaStream_t>(l.stream);
-  const cudaError_t error = allow_shared(kernel, l.shared_bytes);
-  return message(error == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, arguments...) : error);
+  // More has to be asked for. All that there is: what is asked for is the kernel's from then on, for whoever launches
+  // it, and another thread may be about to launch it with more than this one needs.
+  if (l.shared_bytes > kSharedUnasked) {
+    Limits device;
+    if (const char* error = limits(device)) return error;
+    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (const char* error = message(cudaFuncSetAttribute(kernel, attribute, device.shared_bytes))) return error;
+  }
+  return message(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 }  // namespace linreg::cuda

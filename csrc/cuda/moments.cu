@@ -8,9 +8,9 @@
 // read its rows from the second-level cache. merge_kernel adds the units to the moments that there are.
 // gradient_kernel reads the rows twice, the second time from the first-level cache, kStageRows at a time.
 // Deterministic: units follow from the sizes, a unit's rows are added in order, and so are the units.
+#include "finish.cuh"
 #include "number.cuh"
 #include "plan.h"
-#include "reduce.cuh"
 
 namespace linreg::cuda {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Numbers in memory, of any Dtype, to and from the types that a kernel computes with: float32 holds every number of
-// 16 bits.
+// 16 bits. And their sums over the lanes of a warp.
 #pragma once
 
 #include "../math/convert.h"
@@ -9,25 +9,9 @@
 namespace linreg::cuda {
 
 template <Dtype kDtype>
-struct Number {
-  using Stored = uint16_t;
-  using Wide = float;
-};
-template <>
-struct Number<Dtype::float32> {
-  using Stored = float;
-  using Wide = float;
-};
-template <>
-struct Number<Dtype::float64> {
-  using Stored = double;
-  using Wide = double;
-};
-
+using Wide = std::conditional_t<kDtype == Dtype::float64, double, float>;
 template <Dtype kDtype>
-using Stored = typename Number<kDtype>::Stored;
-template <Dtype kDtype>
-using Wide = typename Number<kDtype>::Wide;
+using Stored = std::conditional_t<size_of(kDtype) == 2, uint16_t, Wide<kDtype>>;
 
 template <Dtype kDtype>
 LINREG_DEVICE Wide<kDtype> widen(Stored<kDtype> number) {
@@ -59,17 +43,11 @@ LINREG_DEVICE T load_as(const void* from, Dtype dtype, int64_t index) {
   return dtype == Dtype::bfloat16 ? from_bfloat16(bits) : half_bits_to_float(bits);
 }
 
-LINREG_DEVICE double load_number(const void* from, Dtype dtype, int64_t index) {
-  return load_as<double>(from, dtype, index);
-}
-
 // Element (i, j) of a view.
 template <class T>
 LINREG_DEVICE T load_as(const View& view, int64_t i, int64_t j) {
   return load_as<T>(view.data, view.dtype, i * view.row_stride + j * view.col_stride);
 }
-
-LINREG_DEVICE double load_number(const View& view, int64_t i, int64_t j) { return load_as<double>(view, i, j); }
 
 // The float that rounds to 16 bits as the number does.
 LINREG_DEVICE float before_16_bits(double number) { return to_odd(number); }
@@ -99,6 +77,35 @@ LINREG_DEVICE double round_to(double number, Dtype dtype) {
   if (dtype == Dtype::float32) return float(number);
   const float rounded = before_16_bits(number);
   return dtype == Dtype::bfloat16 ? from_bfloat16(to_bfloat16(rounded)) : half_bits_to_float(to_float16(rounded));
+}
+
+constexpr int kWarp = 32;
+
+// The sum over lanes whose numbers differ in bits from, 2 · from, … below `to`; the same bits in each of them, since
+// both sides of every exchange add the same two numbers.
+template <class T>
+LINREG_DEVICE T sum_lanes(T value, int from, int to) {
+  for (int mask = from; mask < to; mask *= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+// The sums over the lanes of a row of each of kCount numbers, each of which ends in lanes / kCount neighbouring lanes:
+// the first of them in lane 0, and so on. Half of the numbers go at each exchange, where a sum of each over all
+// lanes would send all of them: 15 exchanges and one for 16 numbers in 32 lanes, not 80.
+template <class T, int kCount>
+LINREG_DEVICE T scatter_sums(const T (&numbers)[kCount], int lanes) {
+  if constexpr (kCount == 1) {
+    return sum_lanes(numbers[0], 1, lanes);
+  } else {
+    const bool upper = thread_index() & lanes / 2;
+    T half[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      const T send = upper ? numbers[i] : numbers[i + kCount / 2];
+      half[i] = (upper ? numbers[i + kCount / 2] : numbers[i]) + shuffle_xor(send, lanes / 2);
+    }
+    return scatter_sums(half, lanes / 2);
+  }
 }
 
 }  // namespace linreg::cuda

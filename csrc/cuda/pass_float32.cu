@@ -1,3 +1,3 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "launch.cuh"
-LINREG_LAUNCH_PASS(float32)
+#include "tiles.cuh"
+template linreg::cuda::LaunchPass linreg::cuda::launch_pass<linreg::Dtype::float32>;

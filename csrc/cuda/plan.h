@@ -3,9 +3,7 @@
 // sizes and dtypes of the problem and from the device.
 #pragma once
 
-#include "../math/convert.h"
 #include "pass.cuh"
-#include "reduce.cuh"
 
 namespace linreg::cuda {
 
@@ -18,7 +16,6 @@ constexpr int kFewRows = 4;            // of a tile, that are worth a group of t
 constexpr int64_t kMostTargets = 32;   // of a pass; towards more, matrix products are faster
 constexpr int kSharedReserved = 1024;  // of a block, for the system
 constexpr int kSharedLeast = kMaxThreads / kWarp * int(sizeof(double));  // for finish.cuh
-constexpr int kWeightsThreads = 256;                                     // of the sum of the weights (pass.cu)
 // Of matrix products. Towards many targets they are bound by arithmetic: rows that fill a GPU, and whose predictions do
 // not take more memory than this; towards few, the second product should find its rows in the second-level cache.
 constexpr int64_t kProductRows = 16384, kProductBytes = 64 << 20;
@@ -97,11 +94,6 @@ constexpr int64_t product_rows(const Problem& p, const Limits& limits) {
   return p.k > kMostTargets ? many : few;
 }
 
-constexpr int weights_blocks(const Problem& p, const Limits& limits) {
-  const int64_t wanted = ceil_div(p.n, kWeightsThreads);
-  return int(wanted < 1 ? 1 : wanted < limits.multiprocessors ? wanted : limits.multiprocessors);
-}
-
 // The rows of a tile, before it is seen whether they fit: as many as a tile may have, or fewer so that every
 // multiprocessor has a tile.
 constexpr int64_t wanted_rows(const Problem& p, int resident, const Limits& limits) {
@@ -131,16 +123,13 @@ constexpr Plan plan_of(const Problem& p, const Limits& limits) {
     laid.layout.tiles = int(tiles);
     laid.blocks = int(tiles < 1 ? 1 : tiles < at_once ? tiles : at_once);
     laid.line_stride = sum_count(p, true);
-    laid.partials = laid.blocks * laid.line_stride;
-    laid.workspace = sizeof(double) * size_t(laid.partials + (p.v.data ? weights_blocks(p, limits) : 0));
+    laid.workspace = sizeof(double) * size_t(laid.blocks * laid.line_stride);
     return laid;
   }
   plan.product_rows = product_rows(p, limits);
   return plan;
 }
 
-// ---- Runs -----------------------------------------------------------------------------------------------------------
-//
 // How the steps of a run are taken: many in one launch where all rows fit in the shared memory of one block, else
 // launched one by one. The layout follows from the problem and the device, not from how many steps a call takes:
 // steps in two calls are the steps of one.

@@ -1,23 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The kernels of a pass by matrix products: when it is the way, and their launches.
-#include "../math/losses.h"
-#include "finish.cuh"
-#include "pass.cuh"
-#include "plan.h"
-#include "reduce.cuh"
-#include "residual.cuh"
-
-namespace linreg::cuda {
-
-// ---- The kernels ----------------------------------------------------------------------------------------------------
-//
-// Between and after the matrix products of a pass over many targets.
+// The kernels between and after the matrix products of a pass over many targets.
 //
 // residuals_kernel reads P = X Wᵀ, Y and v once, n·k each, and writes v ℓ'(R) once, in P's place where they have its
 // dtype. A thread has one target at a time, so neighbours read neighbours, and sums it over the rows of its block.
 // finish_kernel scales the second product or applies the rule to it, each block some columns.
 // Both compute in the type of the products, with sums of at most kChain rows before they go on in double.
 // Deterministic: rows and columns of a thread follow from the sizes, and sums are combined in fixed order.
+#include "finish.cuh"
+#include "plan.h"
+
+namespace linreg::cuda {
 
 constexpr int kProductThreads = 256;
 
@@ -46,7 +38,9 @@ residuals_kernel(LINREG_PARAMETER Pass pass, LINREG_PARAMETER Residuals wanted) 
       for (int row = 0; row < kChain && i < p.n; ++row, i += step) {
         const T product = static_cast<const T*>(wanted.products)[i * p.k + t];
         const T v = p.v.data ? load_as<T>(p.v, i, t) : T(1);
-        const Residual<T> of = residual(p, difference(product, b, load_as<T>(p.y, i, t)), v);
+        const T r = difference(product, b, load_as<T>(p.y, i, t));
+        Residual<T> of;
+        with_loss(p.loss, [&]<Loss kLoss>() { of = residual<kLoss>(r, v, T(p.delta)); });
         sums[0] += of.loss;
         sums[1] += v;
         sums[2] += of.dloss;
@@ -89,14 +83,12 @@ int residual_blocks(const Problem& p, const Limits& limits) {
   return int(wanted < 1 ? 1 : wanted < most ? wanted : most);
 }
 
-Pass pass_for(const Problem& problem) {
+const char* launch_finish(const Problem& problem, const ProductSums& sums, const Finish& finish, void* stream) {
   Pass pass;
   pass.problem = problem;
-  return pass;
-}
-
-const char* launch_finish(const Pass& pass, void* stream) {
-  const int64_t blocks = pass.products.weight ? ceil_div(pass.problem.d, kFinishColumns) : 1;
+  pass.products = sums;
+  pass.finish = finish;
+  const int64_t blocks = sums.weight ? ceil_div(problem.d, kFinishColumns) : 1;
   return launch(finish_kernel, {int(blocks > 1 ? blocks : 1), kProductThreads, kSharedLeast, stream}, pass);
 }
 
@@ -112,7 +104,8 @@ const char* residuals_workspace(const Problem& rows, size_t& bytes) {
 const char* residuals(const Problem& rows, const Residuals& wanted, void* workspace, void* stream) {
   Limits device;
   if (const char* error = limits(device)) return error;
-  Pass pass = pass_for(rows);
+  Pass pass;
+  pass.problem = rows;
   if (const char* error = counters(stream, pass.counters)) return error;
   pass.elements = wanted.elements;
   pass.elements_dtype = loss_dtype(pass.problem);
@@ -129,24 +122,12 @@ const char* residuals(const Problem& rows, const Residuals& wanted, void* worksp
 
 const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, const Gradients& gradients, void* loss,
                                void* stream) {
-  Pass pass = pass_for(problem);
-  pass.products = sums;
-  pass.finish.loss = loss;
-  pass.finish.gradients = gradients;
-  return launch_finish(pass, stream);
+  return launch_finish(problem, sums, {loss, false, gradients, {}, {}, {}, {}}, stream);
 }
 
 const char* finish_sgd_step(const Problem& problem, const ProductSums& sums, const Sgd& sgd, const Parameter& weight,
                             const Parameter& bias, const Skip& skip, void* loss, void* stream) {
-  Pass pass = pass_for(problem);
-  pass.products = sums;
-  pass.finish.step = true;
-  pass.finish.loss = loss;
-  pass.finish.sgd = sgd;
-  pass.finish.weight = weight;
-  pass.finish.bias = bias;
-  pass.finish.skip = skip;
-  return launch_finish(pass, stream);
+  return launch_finish(problem, sums, {loss, true, {}, sgd, weight, bias, skip}, stream);
 }
 
 }  // namespace linreg::cuda

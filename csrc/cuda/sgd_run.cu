@@ -1,134 +1,346 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The steps of a run, as many in a launch as end soon; and what a run needs beside its steps.
+// Many steps of a run in one launch, by one block, over rows that stay in its shared memory; and the end of any run.
+//
+// Read: the rows, once a launch; they are converted once, to double if they are float64, else to float. Written: a loss
+// a step, and the parameters at the end. Launch: one block; one warp where that is enough, which exchanges sums and
+// weights by shuffles, else several warps and two barriers a step. A row lies over some lanes of a warp, and a thread
+// sums at most kMostRows rows in its own type; everything across threads is in double. Deterministic: which thread has
+// which rows follows from the sizes, and sums are added in fixed order. Parameters are rounded to their dtype after
+// every step, so that steps in two launches are the steps of one.
 #include <cmath>
 
-#include "../math/losses.h"
-#include "number.cuh"
-#include "reduce.cuh"
-#include "run.cuh"
+#include "../math/reduction.h"
+#include "../math/sgd.h"
+#include "plan.h"
 
 namespace linreg::cuda {
 
-// ---- The kernels between and after steps that are launched one by one -----------------------------------------------
-//
-// What a run whose steps are launched one by one needs between them and after the last: its rows gathered, and its end.
-//
-// gather_kernel reads the rows that the order names and writes them contiguous, once each; some lanes of a warp share
-// a row, so that neighbours read neighbours. end_kernel is one block.
-
-constexpr int kGatherThreads = 256;
-constexpr int kEndThreads = 256;
-
-// Rows of an operand, in units of `bytes`: a number, or 16 bytes of neighbours.
-struct GatheredRows {
-  const void* from;  // nullptr: nothing to do
-  void* to;
-  int64_t row_stride, col_stride, columns;
-  int bytes;
+struct ResidentRun {
+  Problem problem;
+  Run run;  // order and lr are the device's
+  Sgd sgd;
+  Parameter weight, bias;
+  bool stop_nonfinite;
+  const void* before;  // the loss of the step before run.begin, which may have ended the run; nullptr: there is none
+  void* losses;        // [run.end - run.begin]
+  ResidentLayout layout;
 };
 
-struct Gather {
-  GatheredRows operands[3];
-  const int64_t* order;  // [rows]
-  int64_t rows, rows_there;
-  int lanes;  // that share a row, a power of two up to 32
+struct Batch {
+  int64_t index = 0;               // in its epoch
+  int n = 0;                       // rows
+  const int64_t* order = nullptr;  // of its epoch
 };
 
-template <int kBytes>
-LINREG_DEVICE void gather_rows(const Gather& g, const GatheredRows& of) {
-  const int lane = thread_index() & (g.lanes - 1), workers = thread_count() / g.lanes;
-  const int64_t step = int64_t(block_count()) * workers;
-  const auto* const from = static_cast<const Words<kBytes>*>(of.from);
-  auto* const to = static_cast<Words<kBytes>*>(of.to);
-  for (int64_t i = int64_t(block_index()) * workers + thread_index() / g.lanes; i < g.rows; i += step) {
-    const int64_t row = g.order[i];
-    const bool there = 0 <= row && row < g.rows_there;
-    for (int64_t j = lane; j < of.columns; j += g.lanes) {
-      Words<kBytes> words;
-      memset(&words, 0xff, sizeof words);  // a nan of any dtype
-      if (there) words = from[row * of.row_stride + j * of.col_stride];
-      to[i * of.columns + j] = words;
+LINREG_DEVICE Batch batch_of(const Run& run, int64_t step) {
+  const int64_t epoch = step / run.epoch_steps, index = step - epoch * run.epoch_steps;
+  return {index, int(batch_rows(run, index)), run.order ? run.order + epoch * run.order_stride : nullptr};
+}
+
+LINREG_DEVICE Batch following(const Run& run, const Batch& batch) {
+  const bool same_epoch = batch.index + 1 < run.epoch_steps;
+  const int64_t index = same_epoch ? batch.index + 1 : 0;
+  return {index, int(batch_rows(run, index)), !run.order || same_epoch ? batch.order : batch.order + run.order_stride};
+}
+
+// The losses from `step` on, of steps that are not reached.
+LINREG_DEVICE void leave_unreached(const ResidentRun& call, int64_t step) {
+  for (int64_t i = step - call.run.begin + thread_index(); i < call.run.end - call.run.begin; i += thread_count())
+    store_number(call.losses, call.problem.w.dtype, i, NAN);
+}
+
+constexpr int kAbsent = -1;   // in place of a row: the batch has none there
+constexpr int kMissing = -2;  // the order names a row that there is not, which is nan
+
+// `count` numbers, `stride` apart, in fixed order.
+LINREG_DEVICE double sum_apart(const double* numbers, int count, int stride) {
+  double sum = numbers[0];
+  for (int i = 1; i < count; ++i) sum += numbers[i * stride];
+  return sum;
+}
+
+template <class T, int kColumns>
+class ResidentSteps {
+ public:
+  static constexpr int kRows = rows_in_flight(kColumns);
+  // The sums of a thread: of its columns, then the loss, Σ v ℓ' and Σ v.
+  static constexpr int kLossSum = kColumns, kBiasSum = kColumns + 1, kWeightSum = kColumns + 2, kSums = kColumns + 3;
+  static constexpr int kScattered = kColumns == 1 ? 4 : kColumns == 8 ? 16 : 8;  // kSums as a power of two
+  static constexpr int kShare = kWarp / kScattered;                              // lanes that a scattered sum ends in
+
+  LINREG_DEVICE ResidentSteps(const ResidentRun& call, void* memory)
+      : call_(call),
+        p_(call.problem),
+        l_(call.layout),
+        dtype_(p_.w.dtype),
+        columns_(int(p_.d) + 1),
+        lane_(thread_index() & (l_.lanes - 1)),
+        target_(thread_index() / kWarp % int(p_.k)),
+        slot_((thread_index() / kWarp / int(p_.k) * kWarp + thread_index() % kWarp) / l_.lanes),
+        slots_(l_.workers * kWarp / l_.lanes),
+        lines_(static_cast<double*>(memory)),
+        numbers_(reinterpret_cast<Number*>(lines_ + l_.warps * l_.line)),
+        x_(reinterpret_cast<T*>(numbers_ + p_.k * columns_)),
+        y_(x_ + int(p_.d) * l_.stride),
+        v_(y_ + int(p_.k) * l_.rows) {}
+
+  LINREG_DEVICE void run() {
+    const Run& run = call_.run;
+    load();
+    Sgd sgd = call_.sgd;
+    if (sgd.lr_on_device) sgd.lr = load_as<double>(sgd.lr_on_device, sgd.lr_dtype, 0);
+    int64_t step = run.begin;
+    Batch batch = batch_of(run, step);
+    int scaled = -1;  // the rows of the batch that the scale is for: a division takes as long as half of a step
+    for (; step < run.end; ++step) {
+      if (run.lr) sgd.lr = run.lr[step - run.begin];
+      if (scaled != batch.n) scale_ = reduction_scale(p_.reduction, double(batch.n) * double(p_.k));
+      scaled = batch.n;
+      double sums[kScattered];
+      add(batch, sums);
+      batch = following(run, batch);
+      if (l_.one_warp ? ends_warp(step, sums, sgd) : ends_block(step, sums, sgd)) break;  // in all threads
+      first_weight_ = first_bias_ = false;
+    }
+    if (step > run.begin) store();
+    leave_unreached(call_, step + 1);
+  }
+
+ private:
+  // A number of a parameter and its momentum, in the type that holds every number of their dtype.
+  struct Number {
+    T p = 0, buffer = 0;
+  };
+
+  // Of a target there are its weights, then its bias.
+  LINREG_DEVICE bool is_bias(int column) const { return column == int(p_.d); }
+  LINREG_DEVICE const Parameter& parameter(int column) const { return is_bias(column) ? call_.bias : call_.weight; }
+  LINREG_DEVICE int64_t place(const Rows& of, int t, int column) const {
+    return is_bias(column) ? t : t * of.row_stride + column;
+  }
+
+  // In one warp, the number of a parameter whose sum ends in this lane; -1: none.
+  LINREG_DEVICE int number() const {
+    const int sum = thread_index() / kShare;
+    return sum < int(p_.d) ? sum : sum == kBiasSum ? int(p_.d) : -1;
+  }
+
+  LINREG_DEVICE int column(int c) const { return c * l_.lanes + lane_; }
+
+  LINREG_DEVICE void load() {
+    const auto fetch = [&](const View& from, int columns, T* to, int stride) {
+      for (int i = thread_index(); i < l_.rows * columns; i += thread_count())
+        to[i % columns * stride + i / columns] = load_as<T>(from, i / columns, i % columns);
+    };
+    fetch(p_.x, int(p_.d), x_, l_.stride);
+    fetch(p_.y, int(p_.k), y_, l_.rows);
+    if (p_.v.data) fetch(p_.v, l_.weight_columns, v_, l_.rows);
+    for (int i = thread_index(); i < p_.k * columns_; i += thread_count()) {
+      const int t = i / columns_, column = i - t * columns_;
+      const Parameter& of = parameter(column);
+      const Rows& buffer = of.momentum_buffer;
+      Number number;
+      if (!is_bias(column)) number.p = load_as<T>(p_.w, t, column);
+      if (is_bias(column) && p_.b.data) number.p = load_as<T>(p_.b, 0, t);
+      if (call_.sgd.momentum != 0 && buffer.data && !of.first_step)
+        number.buffer = load_as<T>(buffer.data, dtype_, place(buffer, t, column));
+      numbers_[i] = number;
+    }
+    sync_block();  // rows and parameters are in shared memory
+    if (l_.one_warp && number() >= 0) own_ = numbers_[number()];
+    take_weights();
+    first_weight_ = call_.weight.first_step, first_bias_ = call_.bias.first_step;
+  }
+
+  LINREG_DEVICE void take_weights() {
+    const Number* const of_target = numbers_ + target_ * columns_;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) w_[c] = column(c) < p_.d ? of_target[column(c)].p : T(0);
+    b_ = of_target[p_.d].p;
+  }
+
+  LINREG_DEVICE int row_of(const Batch& batch, int at) const {
+    if (at >= batch.n) return kAbsent;
+    const int64_t place = batch.index * call_.run.batch_size + at, row = batch.order ? batch.order[place] : place;
+    return 0 <= row && row < l_.rows ? int(row) : kMissing;
+  }
+
+  // This thread's sums of a batch, for its columns and its target.
+  LINREG_DEVICE void add(const Batch& batch, double (&out)[kScattered]) const {
+    T sums[kSums] = {};
+    for (int from = 0; from < batch.n; from += kRows * slots_) {
+      int rows[kRows];
+#pragma unroll
+      for (int u = 0; u < kRows; ++u) rows[u] = row_of(batch, from + u * slots_ + slot_);
+      with_loss(p_.loss, [&]<Loss kLoss>() { add_rows<kLoss>(rows, sums); });
+    }
+#pragma unroll
+    for (int s = 0; s < kScattered; ++s) out[s] = s < kSums ? double(sums[s]) : 0;
+  }
+
+  template <Loss kLoss>
+  LINREG_DEVICE void add_rows(const int (&rows)[kRows], T (&sums)[kSums]) const {
+    T x[kRows][kColumns], dot[kRows];
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      dot[u] = 0;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const bool there = rows[u] >= 0 && column(c) < p_.d;
+        x[u][c] = there ? x_[column(c) * l_.stride + rows[u]] : T(0);
+        dot[u] += x[u][c] * w_[c];
+      }
+      dot[u] = sum_lanes(dot[u], 1, l_.lanes);
+    }
+    const T* const v = v_ + (l_.weight_columns > 1 ? target_ * l_.rows : 0);
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      if (rows[u] == kAbsent) continue;
+      const bool there = rows[u] >= 0;
+      const T weight = there && p_.v.data ? v[rows[u]] : T(1), y = there ? y_[target_ * l_.rows + rows[u]] : T(NAN);
+      const Residual<T> of = residual<kLoss>(difference(dot[u], b_, y), weight, T(p_.delta));
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) sums[c] += x[u][c] * of.dloss;
+      sums[kLossSum] += of.loss;
+      sums[kBiasSum] += of.dloss;
+      sums[kWeightSum] += weight;
     }
   }
-}
 
-LINREG_KERNEL(kGatherThreads, 4)
-gather_kernel(LINREG_PARAMETER Gather g) {
+  // Leaves a warp's sums at `line`, those over the lanes that have other rows of the same columns: column c of lane i
+  // at c · lanes + i, then those of the losses, their derivatives and the weights.
+  LINREG_DEVICE void leave_sums(const double (&sums)[kScattered], double* line) const {
+    const int in_warp = thread_index() % kWarp;
+    if (l_.lanes == 1) {
+      const double mine = scatter_sums(sums, kWarp);
+      const int number = in_warp / kShare;
+      if (in_warp % kShare == 0 && number < kSums) line[number] = mine;
+      return;
+    }
 #pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    const GatheredRows& of = g.operands[i];
-    if (!of.from) continue;
-    if (of.bytes == 16) gather_rows<16>(g, of);
-    if (of.bytes == 8) gather_rows<8>(g, of);
-    if (of.bytes == 4) gather_rows<4>(g, of);
-    if (of.bytes == 2) gather_rows<2>(g, of);
+    for (int s = 0; s < kSums; ++s) {
+      const double sum = sum_lanes(sums[s], l_.lanes, kWarp);
+      if (s < kColumns && in_warp < l_.lanes) line[s * l_.lanes + in_warp] = sum;
+      if (s >= kColumns && in_warp == 0) line[kColumns * l_.lanes + s - kColumns] = sum;
+    }
   }
-}
 
-struct RunEnd {
-  bool stop_nonfinite;
-  int64_t begin, steps, epoch_steps;
-  Losses losses, validation_losses;
-  int64_t* taken;
+  // Writes the loss of a step; true if the run ends with it.
+  LINREG_DEVICE bool ends(int64_t step, double loss_sum) const {
+    const double loss = round_to(scale_ * loss_sum, dtype_);
+    if (thread_index() == 0) store_number(call_.losses, dtype_, step - call_.run.begin, loss);
+    return call_.stop_nonfinite && !is_finite(loss);
+  }
+
+  // The rule, rounded to the dtype.
+  LINREG_DEVICE void update(Number& number, int column, double sum, const Sgd& sgd) const {
+    const Parameter& of = parameter(column);
+    if (of.frozen || !of.value.data) return;
+    const bool first = is_bias(column) ? first_bias_ : first_weight_;
+    const SgdNumber<double> next = sgd_update<double>(number.p, number.buffer, scale_ * sum, sgd, first);
+    number.p = T(round_to(next.p, dtype_));
+    number.buffer = T(round_to(next.buffer, dtype_));
+  }
+
+  // A step of one warp, whose lanes have a whole row each: a sum ends in the lane that has its parameter.
+  LINREG_DEVICE bool ends_warp(int64_t step, const double (&sums)[kScattered], const Sgd& sgd) {
+    const double mine = scatter_sums(sums, kWarp);
+    if (p_.v.data) scale_ = reduction_scale(p_.reduction, shuffle(mine, kWeightSum * kShare));
+    if (ends(step, shuffle(mine, kLossSum * kShare))) return true;
+    if (number() >= 0) update(own_, number(), mine, sgd);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) w_[c] = shuffle(own_.p, c * kShare);
+    b_ = shuffle(own_.p, kBiasSum * kShare);
+    return false;
+  }
+
+  LINREG_DEVICE bool ends_block(int64_t step, const double (&sums)[kScattered], const Sgd& sgd) {
+    leave_sums(sums, lines_ + thread_index() / kWarp * l_.line);
+    sync_block();  // every warp's sums are there, and all weights have been taken
+    if (p_.v.data) scale_ = reduction_scale(p_.reduction, sum_apart(lines_ + l_.columns + 2, l_.warps, l_.line));
+    if (call_.stop_nonfinite || thread_index() == 0)
+      if (ends(step, sum_apart(lines_ + l_.columns, l_.warps, l_.line))) return true;
+    for (int i = thread_index(); i < p_.k * columns_; i += thread_count()) {
+      const int t = i / columns_, column = i - t * columns_;
+      const double* const first = lines_ + t * l_.line + (is_bias(column) ? l_.columns + 1 : column);
+      update(numbers_[i], column, sum_apart(first, l_.workers, int(p_.k) * l_.line), sgd);
+    }
+    sync_block();  // every parameter is there, and all sums have been read
+    take_weights();
+    return false;
+  }
+
+  LINREG_DEVICE void store() const {
+    sync_block();  // one warp has taken its weights before its first step
+    if (l_.one_warp && number() >= 0 && thread_index() % kShare == 0) numbers_[number()] = own_;
+    sync_block();  // every parameter is in shared memory
+    for (int i = thread_index(); i < p_.k * columns_; i += thread_count()) {
+      const int t = i / columns_, column = i - t * columns_;
+      const Parameter& of = parameter(column);
+      if (of.frozen || !of.value.data) continue;
+      store_number(of.value.data, dtype_, place(of.value, t, column), numbers_[i].p);
+      if (call_.sgd.momentum != 0)
+        store_number(of.momentum_buffer.data, dtype_, place(of.momentum_buffer, t, column), numbers_[i].buffer);
+    }
+  }
+
+  const ResidentRun& call_;
+  const Problem& p_;
+  const ResidentLayout& l_;
+  const Dtype dtype_;       // of the parameters and the losses
+  const int columns_;       // of a target's parameters
+  const int lane_;          // of those that share a row
+  const int target_;        // of this warp
+  const int slot_, slots_;  // which rows of a batch this thread has: slot_, slot_ + slots_, …
+  double* const lines_;     // [warps, line]
+  Number* const numbers_;   // [k, d + 1]
+  T* const x_;              // [d, stride]
+  T* const y_;              // [k, rows]
+  T* const v_;              // [weight columns, rows]
+  Number own_;              // of one warp
+  T w_[kColumns], b_;
+  double scale_ = 1;
+  bool first_weight_ = false, first_bias_ = false;
 };
 
+template <class T, int kColumns>
+LINREG_KERNEL(kRunThreads, 1)
+resident_kernel(LINREG_PARAMETER ResidentRun call) {
+  if (call.before && call.stop_nonfinite && !is_finite(load_as<double>(call.before, call.problem.w.dtype, 0)))
+    return leave_unreached(call, call.run.begin);
+  ResidentSteps<T, kColumns>(call, shared_memory()).run();
+}
+
+// The kernel after the last step, of one block: it counts the steps and marks the losses that were not reached.
+constexpr int kEndThreads = 256;
+
 LINREG_KERNEL(kEndThreads, 1)
-end_kernel(LINREG_PARAMETER RunEnd run) {
+end_kernel(LINREG_PARAMETER Run run, const bool stop_nonfinite, LINREG_PARAMETER Losses losses,
+           LINREG_PARAMETER Losses validation_losses, int64_t* const taken) {
   int64_t* const firsts = static_cast<int64_t*>(shared_memory());  // [threads]
-  int64_t first = run.steps;                                       // of this thread's the first that was not taken
-  for (int64_t i = thread_index(); run.stop_nonfinite && i < first; i += thread_count())
-    if (!is_finite(load_number(run.losses.data, run.losses.dtype, i))) first = i;
+  const int64_t steps = run.end - run.begin;
+  int64_t first = steps;  // of this thread's the first that was not taken
+  for (int64_t i = thread_index(); stop_nonfinite && i < first; i += thread_count())
+    if (!is_finite(load_as<double>(losses.data, losses.dtype, i))) first = i;
   firsts[thread_index()] = first;
   sync_block();  // every thread has read its losses and left what it found
   for (int i = 0; i < thread_count(); ++i) first = firsts[i] < first ? firsts[i] : first;
-  if (thread_index() == 0) *run.taken = first;
-  for (int64_t i = first + 1 + thread_index(); i < run.steps; i += thread_count())
-    store_number(run.losses.data, run.losses.dtype, i, NAN);
-  if (!run.validation_losses.data) return;
-  const int64_t before = run.begin / run.epoch_steps;
-  const int64_t ended = (run.begin + run.steps) / run.epoch_steps - before;
+  if (thread_index() == 0) *taken = first;
+  for (int64_t i = first + 1 + thread_index(); i < steps; i += thread_count())
+    store_number(losses.data, losses.dtype, i, NAN);
+  if (!validation_losses.data) return;
+  const int64_t before = run.begin / run.epoch_steps, ended = run.end / run.epoch_steps - before;
   for (int64_t i = (run.begin + first) / run.epoch_steps - before + thread_index(); i < ended; i += thread_count())
-    store_number(run.validation_losses.data, run.validation_losses.dtype, i, NAN);
+    store_number(validation_losses.data, validation_losses.dtype, i, NAN);
 }
 namespace {
 
-constexpr int kGatherBlocks = 8;  // of a multiprocessor, at most: 2048 threads, all that it holds
-
-// Whether all rows, there and where they go, can be taken for rows of 16-byte words.
-bool in_words(const View& from, const View& to, int64_t columns) {
-  const int64_t size = int64_t(size_of(from.dtype));
-  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  return from.col_stride == 1 && columns * size % 16 == 0 && from.row_stride * size % 16 == 0 && aligned(from.data) &&
-         aligned(to.data);
-}
-
-GatheredRows rows_of(const View& from, const View& to, int64_t columns) {
-  if (!from.data) return {};
-  if (from.col_stride == 0 && columns > 1) columns = 1;
-  GatheredRows rows{from.data, const_cast<void*>(to.data), from.row_stride, from.col_stride,
-                    columns,   int(size_of(from.dtype))};
-  if (in_words(from, to, columns)) {
-    const int numbers = 16 / rows.bytes;
-    rows.row_stride /= numbers;
-    rows.columns /= numbers;
-    rows.bytes = 16;
-  }
-  return rows;
-}
-
-template <class T>
+template <class T, int kColumns = 1>
 const char* launch_once(const ResidentRun& call, void* stream) {
+  if constexpr (kColumns < kMostColumns)
+    if (call.layout.columns_of_thread > kColumns) return launch_once<T, 2 * kColumns>(call, stream);
   const Launch how{1, call.layout.warps * kWarp, call.layout.shared_bytes, stream};
-  switch (call.layout.columns_of_thread) {
-    case 1:
-      return launch(resident_kernel<RunShape<T, 1>>, how, call);
-    case 2:
-      return launch(resident_kernel<RunShape<T, 2>>, how, call);
-    case 4:
-      return launch(resident_kernel<RunShape<T, 4>>, how, call);
-    default:
-      return launch(resident_kernel<RunShape<T, 8>>, how, call);
-  }
+  return launch(resident_kernel<T, kColumns>, how, call);
 }
 
 const char* take_launches(ResidentRun call, void* stream) {
@@ -169,25 +381,10 @@ const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& s
   return take_launches(call, stream);
 }
 
-const char* gather(const Problem& problem, const int64_t* order, const Problem& batch, void* stream) {
-  Limits device;
-  if (const char* error = limits(device)) return error;
-  Gather g{{rows_of(problem.x, batch.x, problem.d), rows_of(problem.y, batch.y, problem.k),
-            rows_of(problem.v, batch.v, problem.k)},
-           order,
-           batch.n,
-           problem.n,
-           1};
-  while (g.lanes < kWarp && g.lanes < g.operands[0].columns) g.lanes *= 2;
-  const int64_t wanted = ceil_div(batch.n, kGatherThreads / g.lanes), most = device.multiprocessors * kGatherBlocks;
-  const int blocks = int(wanted < 1 ? 1 : wanted < most ? wanted : most);
-  return launch(gather_kernel, {blocks, kGatherThreads, 0, stream}, g);
-}
-
 const char* end_run(const Run& run, bool stop_nonfinite, const Losses& losses, const Losses& validation_losses,
                     int64_t* taken, void* stream) {
-  const RunEnd end{stop_nonfinite, run.begin, run.end - run.begin, run.epoch_steps, losses, validation_losses, taken};
-  return launch(end_kernel, {1, kEndThreads, kEndThreads * int(sizeof(int64_t)), stream}, end);
+  const Launch how{1, kEndThreads, kEndThreads * int(sizeof(int64_t)), stream};
+  return launch(end_kernel, how, run, stop_nonfinite, losses, validation_losses, taken);
 }
 
 }  // namespace linreg::cuda

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The pass: predictions, residuals, losses and gradient sums from one reading of X.
 //
-// Read once: X, Y and v, by asynchronous copies of 16 bytes into a ring of kStages tiles of rows in shared memory,
-// flat, so that any width and alignment is read alike. Written: what is asked for, and one line of sums a block.
+// Read once: X, Y and v, or their rows in an order, by asynchronous copies into a ring of kStages tiles in shared
+// memory, flat, so that any width and alignment is read alike. Written: what is wanted, and a line of sums a block.
 // Launch: blocks that take every block_count()-th tile. A tile goes through three phases with a barrier between: dot
 // products (some lanes share a row, warps share what is left), residuals (a thread has one target), gradients (a thread
 // owns some columns of kTargets targets, for every groups-th row). float32 and 16-bit rows are computed in float, in
@@ -12,19 +12,19 @@
 
 #include "finish.cuh"
 #include "plan.h"
-#include "reduce.cuh"
-#include "residual.cuh"
 
 namespace linreg::cuda {
 
 // Copies a tile of rows into shared memory, densely: element (i, j) is at tile_shift() + (i · columns + j) · size.
 struct TileRows {
   const View& view;
-  int64_t n;
+  const Problem& of;
   int columns;
 
   LINREG_DEVICE int size() const { return int(size_of(view.dtype)); }
-  LINREG_DEVICE bool flat() const { return view.row_stride == columns && (view.col_stride == 1 || columns == 1); }
+  LINREG_DEVICE bool flat() const {
+    return !of.order && view.row_stride == columns && (view.col_stride == 1 || columns == 1);
+  }
   LINREG_DEVICE const char* row(int64_t i) const {
     return static_cast<const char*>(view.data) + i * view.row_stride * size();
   }
@@ -34,11 +34,7 @@ struct TileRows {
 
   LINREG_DEVICE void copy(int64_t first, int rows, char* to) const {
     if (!view.data || columns == 0) return;
-    if (flat()) {
-      copy_flat(first, rows, to);
-    } else {
-      copy_apart(first, rows, to);
-    }
+    flat() ? copy_flat(first, rows, to) : copy_apart(first, rows, to);
   }
 
  private:
@@ -57,7 +53,7 @@ struct TileRows {
   LINREG_DEVICE void copy_flat(int64_t first, int rows, char* to) const {
     const char* const begin = row(first) - shift(first);
     const int bytes = shift(first) + rows * columns * size();
-    const char *const lowest = row(0), *const end = row(n);
+    const char *const lowest = row(0), *const end = row(of.n);
     for (int at = thread_index() * 16; at < bytes; at += thread_count() * 16) {
       const char* const from = begin + at;
       if (from >= lowest && from + 16 <= end) {
@@ -69,46 +65,41 @@ struct TileRows {
     }
   }
 
-  // Rows with gaps, in words if every row is some, else number by number.
+  // Rows with gaps or in an order, in words if every row is some, else number by number.
   LINREG_DEVICE void copy_apart(int64_t first, int rows, char* to) const {
     const int64_t row_step = view.row_stride * size();
     const bool words = view.col_stride == 1 && columns * size() % 16 == 0 && row_step % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
     const int bytes = words ? 16 : size(), pieces = columns * size() / bytes;
-    const int64_t step = words ? 16 : view.col_stride * size();
+    const int64_t piece_step = words ? 16 : view.col_stride * size();
     int lanes = 1;
     while (lanes < pieces && lanes < kWarp) lanes *= 2;
-    for (int i = thread_index() / lanes; i < rows; i += thread_count() / lanes)
+    for (int i = thread_index() / lanes; i < rows; i += thread_count() / lanes) {
+      const int64_t index = of.order ? of.order[first + i] : first + i;
+      const bool there = !of.order || (0 <= index && index < of.rows);
       for (int piece = thread_index() % lanes; piece < pieces; piece += lanes) {
-        const char* const from = row(first) + i * row_step + piece * step;
+        const char* const from = row(index) + piece * piece_step;
         char* const at = to + (i * pieces + piece) * bytes;
-        if (words) {
+        if (!there) {
+          memset(at, 0xff, bytes);  // a nan of any dtype
+        } else if (words) {
           copy_async<16>(at, from);
         } else {
           copy_number(at, from);
         }
       }
+    }
   }
 };
 
-// An instance of the kernel.
-template <Dtype kX_, bool kVectors, int kTargets_>
-struct TileShape {
-  static constexpr Dtype kX = kX_;
-  using T = Wide<kX>;
-  static constexpr int kTargets = kTargets_;
-  static constexpr int kColumns = kVectors ? vector_columns(kX, kTargets) : 1;  // read at once
-  static constexpr int kRows = kRowsAtOnce;                                     // of a thread, for dot products
-  static constexpr int kChunks = thread_sums(kX) / (kColumns * kTargets);       // of columns that a thread may own
-  static constexpr int kDots = kRows * kTargets;
-  static constexpr int kSet = kDots;  // dot products that lanes sum together
-};
-
-template <class S>
+template <Dtype kX, bool kVectors, int kTargets>
 class TilesPass {
  public:
-  using T = typename S::T;
-  using Number = Stored<S::kX>;
+  using T = Wide<kX>;
+  using Number = Stored<kX>;
+  static constexpr int kColumns = kVectors ? vector_columns(kX, kTargets) : 1;  // read at once
+  static constexpr int kChunks = thread_sums(kX) / (kColumns * kTargets);       // of columns that a thread may own
+  static constexpr int kDots = kRowsAtOnce * kTargets;
 
   // What a thread has added of the residuals of its target: the loss, Σ v and Σ v ℓ'. In shared memory, since registers
   // are short.
@@ -156,7 +147,7 @@ class TilesPass {
       const char* const x = shared_ + at + x_rows().shift(first);
       if (thread_index() == 0) count_tile();
       // Numbers that are side by side are read at once where they lie for that.
-      const bool words = reinterpret_cast<uintptr_t>(x) % (S::kColumns * sizeof(Number)) == 0;
+      const bool words = reinterpret_cast<uintptr_t>(x) % (kColumns * sizeof(Number)) == 0;
       words ? predict<true>(x, rows) : predict<false>(x, rows);
       sync_block();  // every part of every dot product is there
       with_loss(p_.loss, [&]<Loss kLoss>() { residuals<kLoss>(first, rows, shared_ + at); });
@@ -197,9 +188,9 @@ class TilesPass {
   LINREG_DEVICE int lanes() const { return 1 << l_.lanes_log; }
   LINREG_DEVICE int targets_there() const { return 1 << l_.targets_log; }
 
-  LINREG_DEVICE TileRows x_rows() const { return {p_.x, p_.n, columns_}; }
-  LINREG_DEVICE TileRows y_rows() const { return {p_.y, p_.n, targets_}; }
-  LINREG_DEVICE TileRows v_rows() const { return {p_.v, p_.n, p_.v.col_stride == 0 ? 1 : targets_}; }
+  LINREG_DEVICE TileRows x_rows() const { return {p_.x, p_, columns_}; }
+  LINREG_DEVICE TileRows y_rows() const { return {p_.y, p_, targets_}; }
+  LINREG_DEVICE TileRows v_rows() const { return {p_.v, p_, p_.v.col_stride == 0 ? 1 : targets_}; }
 
   LINREG_DEVICE int64_t first_row(int tile) const { return int64_t(tile) * l_.rows; }
   LINREG_DEVICE int rows_of(int tile) const {
@@ -219,8 +210,8 @@ class TilesPass {
 
   // Columns [j, j + kColumns) of kCount rows from `row` on, `step` apart, and of the last row instead of later ones.
   template <bool kWords, int kCount>
-  LINREG_DEVICE void read(const char* x, int row, int step, int last, int j, T (&out)[kCount][S::kColumns]) const {
-    Number numbers[kCount][S::kColumns];
+  LINREG_DEVICE void read(const char* x, int row, int step, int last, int j, T (&out)[kCount][kColumns]) const {
+    Number numbers[kCount][kColumns];
     const Number* at[kCount];
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
@@ -229,71 +220,65 @@ class TilesPass {
     }
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
-      if constexpr (kWords) copy_words<S::kColumns* int(sizeof(Number))>(numbers[u], at[u]);
+      if constexpr (kWords) copy_words<kColumns* int(sizeof(Number))>(numbers[u], at[u]);
 #pragma unroll
-      for (int c = 0; c < S::kColumns && !kWords; ++c) numbers[u][c] = at[u][c];
+      for (int c = 0; c < kColumns && !kWords; ++c) numbers[u][c] = at[u][c];
     }
 #pragma unroll
     for (int u = 0; u < kCount; ++u)
 #pragma unroll
-      for (int c = 0; c < S::kColumns; ++c) out[u][c] = widen<S::kX>(numbers[u][c]);
+      for (int c = 0; c < kColumns; ++c) out[u][c] = widen<kX>(numbers[u][c]);
   }
 
   // Parts of dot products. A warp takes a part of the columns of some rows for kTargets targets at a time.
   template <bool kWords>
   LINREG_DEVICE void predict(const char* x, int rows) const {
     const int lane = thread_index() % kWarp, in_row = lane & (lanes() - 1), row_step = kWarp >> l_.lanes_log;
-    const int parts = 1 << l_.parts_log, target_groups = targets_there() / S::kTargets;
-    const int bundles = (rows + S::kRows * row_step - 1) / (S::kRows * row_step);
+    const int parts = 1 << l_.parts_log, target_groups = targets_there() / kTargets;
+    const int bundles = (rows + kRowsAtOnce * row_step - 1) / (kRowsAtOnce * row_step);
     for (int unit = thread_index() / kWarp; unit < bundles * target_groups * parts; unit += thread_count() / kWarp) {
       const int part = unit & (parts - 1), rest = unit >> l_.parts_log;
-      const int t = (rest & (target_groups - 1)) * S::kTargets;
-      const int row = (rest * S::kTargets >> l_.targets_log) * S::kRows * row_step + (lane >> l_.lanes_log);
+      const int t = (rest & (target_groups - 1)) * kTargets;
+      const int row = (rest * kTargets >> l_.targets_log) * kRowsAtOnce * row_step + (lane >> l_.lanes_log);
       if (t > 0 && t >= targets_) continue;
-      T dot[S::kDots] = {};
+      T dot[kDots] = {};
       const int begin = part * l_.part_columns;
       const int end = begin + l_.part_columns < columns_ ? begin + l_.part_columns : columns_;
 #pragma unroll 1
-      for (int j = begin + in_row * S::kColumns; j < end; j += lanes() * S::kColumns) {
-        T numbers[S::kRows][S::kColumns];
+      for (int j = begin + in_row * kColumns; j < end; j += lanes() * kColumns) {
+        T numbers[kRowsAtOnce][kColumns];
         read<kWords>(x, row, row_step, rows - 1, j, numbers);
 #pragma unroll
-        for (int of = 0; of < S::kTargets; ++of) {
-          T w[S::kColumns];
-          copy_words<S::kColumns* int(sizeof(T))>(w, w_ + (t + of) * columns_ + j);
+        for (int of = 0; of < kTargets; ++of) {
+          T w[kColumns];
+          copy_words<kColumns* int(sizeof(T))>(w, w_ + (t + of) * columns_ + j);
 #pragma unroll
-          for (int u = 0; u < S::kRows; ++u)
+          for (int u = 0; u < kRowsAtOnce; ++u)
 #pragma unroll
-            for (int c = 0; c < S::kColumns; ++c) dot[u * S::kTargets + of] += numbers[u][c] * w[c];
+            for (int c = 0; c < kColumns; ++c) dot[u * kTargets + of] += numbers[u][c] * w[c];
         }
       }
       T* const to = dots_ + (part * l_.rows + row) * targets_there() + t;
       leave_dots(dot, in_row, [&](int i, T sum) {
-        const int u = i / S::kTargets;
-        if (row + u * row_step < rows) to[u * row_step * targets_there() + i % S::kTargets] = sum;
+        const int u = i / kTargets;
+        if (row + u * row_step < rows) to[u * row_step * targets_there() + i % kTargets] = sum;
       });
     }
   }
 
   // Sums over the lanes of a row, each of which one lane puts.
   template <class Put>
-  LINREG_DEVICE void leave_dots(const T (&dot)[S::kDots], int in_row, const Put& put) const {
-    if (lanes() < S::kSet) {
+  LINREG_DEVICE void leave_dots(const T (&dot)[kDots], int in_row, const Put& put) const {
+    if (lanes() < kDots) {
 #pragma unroll
-      for (int i = 0; i < S::kDots; ++i) {
+      for (int i = 0; i < kDots; ++i) {
         const T sum = sum_lanes(dot[i], 1, lanes());
         if (in_row == 0) put(i, sum);
       }
-      return;
-    }
-    const int share = lanes() / S::kSet;
-#pragma unroll
-    for (int set = 0; set < S::kDots; set += S::kSet) {
-      T numbers[S::kSet];
-#pragma unroll
-      for (int i = 0; i < S::kSet; ++i) numbers[i] = dot[set + i];
-      const T sum = scatter_sums(numbers, lanes());
-      if (in_row % share == 0) put(set + in_row / share, sum);
+    } else {
+      const int share = lanes() / kDots;
+      const T sum = scatter_sums(dot, lanes());
+      if (in_row % share == 0) put(in_row / share, sum);
     }
   }
 
@@ -333,27 +318,27 @@ class TilesPass {
     if constexpr (sizeof(Number) == 2) {
       if (dtype == Dtype::float32) return reinterpret_cast<const float*>(from)[i];
     }
-    return widen<S::kX>(reinterpret_cast<const Number*>(from)[i]);
+    return widen<kX>(reinterpret_cast<const Number*>(from)[i]);
   }
 
   // Calls work(chunk, first column, first target) for the columns that this thread owns.
   template <class Work>
   LINREG_DEVICE void for_chunks(const Work& work) const {
     if (group_ >= l_.groups) return;
-    const int across = columns_ / S::kColumns;
+    const int across = columns_ / kColumns;
 #pragma unroll
-    for (int chunk = 0; chunk < S::kChunks; ++chunk) {
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int owned = thread_index() - group_ * l_.span + chunk * l_.span;
       if (owned >= l_.owned) continue;
-      const int t = S::kTargets == 1 ? 0 : owned / across;
-      work(chunk, (owned - t * across) * S::kColumns, t * S::kTargets);
+      const int t = kTargets == 1 ? 0 : owned / across;
+      work(chunk, (owned - t * across) * kColumns, t * kTargets);
     }
   }
 
   template <bool kWords>
   LINREG_DEVICE void add_tile(const char* x, int rows) {
     for_chunks([&](int chunk, int j, int t) {
-      constexpr int kBatch = S::kTargets == 1 ? 4 : 2;
+      constexpr int kBatch = kTargets == 1 ? 4 : 2;
       int i = group_;
       for (; i + (kBatch - 1) * l_.groups < rows; i += kBatch * l_.groups)
         add_rows<kWords, kBatch>(x, i, j, t, sums_[chunk]);
@@ -362,18 +347,18 @@ class TilesPass {
   }
 
   template <bool kWords, int kCount>
-  LINREG_DEVICE void add_rows(const char* x, int row, int j, int t, T (&sums)[S::kTargets][S::kColumns]) const {
-    T numbers[kCount][S::kColumns], dloss[kCount][S::kTargets];
+  LINREG_DEVICE void add_rows(const char* x, int row, int j, int t, T (&sums)[kTargets][kColumns]) const {
+    T numbers[kCount][kColumns], dloss[kCount][kTargets];
     read<kWords>(x, row, l_.groups, row + (kCount - 1) * l_.groups, j, numbers);
 #pragma unroll
     for (int u = 0; u < kCount; ++u)
-      copy_words<S::kTargets* int(sizeof(T))>(dloss[u], dots_ + (row + u * l_.groups) * targets_there() + t);
+      copy_words<kTargets* int(sizeof(T))>(dloss[u], dots_ + (row + u * l_.groups) * targets_there() + t);
 #pragma unroll
     for (int u = 0; u < kCount; ++u)
 #pragma unroll
-      for (int of = 0; of < S::kTargets; ++of)
+      for (int of = 0; of < kTargets; ++of)
 #pragma unroll
-        for (int c = 0; c < S::kColumns; ++c) sums[of][c] += dloss[u][of] * numbers[u][c];
+        for (int c = 0; c < kColumns; ++c) sums[of][c] += dloss[u][of] * numbers[u][c];
   }
 
   LINREG_DEVICE void write_input_gradient(int64_t first, int rows) const {
@@ -382,7 +367,7 @@ class TilesPass {
       for (int j = thread_index() % kWarp; j < columns_; j += kWarp) {
         T sum = 0;
         for (int t = 0; t < targets_; ++t) sum += dots_[i * targets_there() + t] * w_[t * columns_ + j];
-        store_number(pass_.input_gradient, gradient_dtype(S::kX), (first + i) * p_.d + j, scale * sum);
+        store_number(pass_.input_gradient, gradient_dtype(kX), (first + i) * p_.d + j, scale * sum);
       }
   }
 
@@ -400,9 +385,9 @@ class TilesPass {
   LINREG_DEVICE void go_on_in_double() {
     for_chunks([&](int chunk, int, int) {
 #pragma unroll
-      for (int of = 0; of < S::kTargets; ++of)
+      for (int of = 0; of < kTargets; ++of)
 #pragma unroll
-        for (int c = 0; c < S::kColumns; ++c) move(sums_[chunk][of][c], totals_[chunk][of][c]);
+        for (int c = 0; c < kColumns; ++c) move(sums_[chunk][of][c], totals_[chunk][of][c]);
     });
   }
 
@@ -417,9 +402,9 @@ class TilesPass {
   LINREG_DEVICE void put_sums(const Put& put) const {
     for_chunks([&](int chunk, int j, int t) {
 #pragma unroll
-      for (int of = 0; of < S::kTargets; ++of)
+      for (int of = 0; of < kTargets; ++of)
 #pragma unroll
-        for (int c = 0; c < S::kColumns; ++c)
+        for (int c = 0; c < kColumns; ++c)
           if (t + of < targets_) put((t + of) * columns_ + j + c, totals_[chunk][of][c]);
     });
   }
@@ -453,18 +438,29 @@ class TilesPass {
   T* const w_;          // [targets, d]
   T* const dots_;       // [parts, rows, targets], of which the first part becomes v ℓ'(r)
   const int group_;     // whose rows this thread adds
-  T bias_;              // of this thread's target
-  T sums_[S::kChunks][S::kTargets][S::kColumns] = {};
-  double totals_[S::kChunks][S::kTargets][S::kColumns] = {};
+  T sums_[kChunks][kTargets][kColumns] = {};
+  double totals_[kChunks][kTargets][kColumns] = {};
 };
 
-template <class S>
+template <Dtype kX, bool kVectors, int kTargets>
 LINREG_KERNEL(kMaxThreads, 1)
 tiles_kernel(LINREG_PARAMETER Pass pass) {
-  TilesPass<S> tiles(pass);
+  TilesPass<kX, kVectors, kTargets> tiles(pass);
   tiles.run();
   tiles.leave_sums(pass.partials + block_index() * pass.line_stride);
   finish_last(pass);
+}
+
+template <Dtype kX>
+const char* launch_pass(const Plan& plan, const Pass& pass, void* stream) {
+  const Launch how{plan.blocks, plan.threads, plan.shared_bytes, stream};
+  const auto kernel = [&]<int kTargets>() {
+    if constexpr (vector_columns(kX, kTargets) > 1)
+      if (plan.vectors) return launch(tiles_kernel<kX, true, kTargets>, how, pass);
+    return launch(tiles_kernel<kX, false, kTargets>, how, pass);
+  };
+  return pass.problem.k == 1 ? kernel.template operator()<targets_at_once(1)>()
+                             : kernel.template operator()<targets_at_once(2)>();
 }
 
 }  // namespace linreg::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The factor of a pass's sums.
+// What a pass's sums are divided by.
 #pragma once
 
 #include "../linreg.h"
@@ -7,13 +7,20 @@
 
 namespace linreg {
 
-// 1 for a sum; for a mean 1 / (n k), or 1 / Σ v if weighted. It is inf for a mean over no rows, whose gradient in
-// PyTorch is an empty sum.
+// 1 for a sum; for a mean n k, or Σ v if weighted. A quotient is rounded once, a product with the reciprocal twice.
+LINREG_MATH double reduction_divisor(Reduction reduction, double total) {
+  return reduction == Reduction::mean ? total : 1.0;
+}
+LINREG_MATH double reduction_divisor(const Problem& p, double weight_total) {
+  return reduction_divisor(p.reduction, p.v.data ? weight_total : double(p.n) * double(p.k));
+}
+
+// The reciprocal. It is inf for a mean over no rows, whose gradient in PyTorch is an empty sum.
 LINREG_MATH double reduction_scale(Reduction reduction, double total) {
-  return reduction == Reduction::mean ? 1.0 / total : 1.0;
+  return 1.0 / reduction_divisor(reduction, total);
 }
 LINREG_MATH double reduction_scale(const Problem& p, double weight_total) {
-  return reduction_scale(p.reduction, p.v.data ? weight_total : double(p.n) * double(p.k));
+  return 1.0 / reduction_divisor(p, weight_total);
 }
 
 }  // namespace linreg

@@ -30,4 +30,11 @@ LINREG_MATH void pairwise_sum(double* rows, int64_t parts, int64_t stride, int64
     }
 }
 
+// The compensated sums of a line's places, of which place i belongs to number i % count: pairwise into the first
+// `count`. One after the other, 16 places of a sum in float64 had 1.3 times PyTorch's error.
+LINREG_MATH void sum_places(double* sums, const double* compensations, int64_t places, int64_t count) {
+  for (int64_t i = 0; i < places; ++i) sums[i] = total_of(sums[i], compensations[i]);
+  if (count > 0) pairwise_sum(sums, places / count, count, count);
+}
+
 }  // namespace linreg

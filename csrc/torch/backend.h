@@ -54,8 +54,6 @@ struct Backend {
                           const Sgd& sgd, const Parameter& weight, const Parameter& bias, const Skip& skip,
                           void* loss) = nullptr;
   // For take_steps, as in linreg.h.
-  void (*gather)(const char* op, c10::Device device, const Problem& problem, const int64_t* order,
-                 const Problem& batch) = nullptr;
   void (*end_run)(const RunCall& call) = nullptr;
   bool (*takes_many_steps)(const RunCall& call) = nullptr;
   void (*take_many_steps)(const RunCall& call, const Run& run, const void* before, void* losses) = nullptr;

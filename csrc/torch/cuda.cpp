@@ -69,11 +69,6 @@ void finish_sgd_step(const char* op, c10::Device device, const Problem& problem,
   check(op, cuda::finish_sgd_step(problem, sums, sgd, weight, bias, skip, loss, c10::cuda::getCurrentCUDAStream()));
 }
 
-void gather(const char* op, c10::Device device, const Problem& problem, const int64_t* order, const Problem& batch) {
-  const c10::cuda::CUDAGuard guard(device);
-  check(op, cuda::gather(problem, order, batch, c10::cuda::getCurrentCUDAStream()));
-}
-
 void end_run(const RunCall& call) {
   const c10::cuda::CUDAGuard guard(call.device);
   check(call.op, cuda::end_run(call.run, call.stop_nonfinite, {call.losses.data_ptr(), dtype_of(call.losses)},
@@ -113,9 +108,9 @@ void residual_moments(const char* op, c10::Device device, MomentRows& rows, cons
 
 void sgd_run(RunCall& call);
 
-constexpr Backend kBackend = {empty,           set_lr,           linear_loss, sgd_step,         sgd_run,
-                              add_moments,     residual_moments, plan,        residuals,        finish_linear_loss,
-                              finish_sgd_step, gather,           end_run,     takes_many_steps, take_many_steps};
+constexpr Backend kBackend = {
+    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, add_moments,      residual_moments,
+    plan,  residuals, finish_linear_loss, finish_sgd_step, end_run, takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) {
   const c10::cuda::CUDAGuard guard(call.device);

@@ -25,9 +25,12 @@ Plan plan_of(const char* op, const Backend& backend, c10::Device device, const P
 
 }  // namespace
 
-void compute_loss(const char* op, const Backend& backend, c10::Device device, Problem& problem,
-                  const Gradients& gradients, void* loss) {
+void compute_loss(const char* op, const Backend& backend, c10::Device device, Problem& problem, Gradients gradients,
+                  void* loss) {
   const Plan plan = plan_of(op, backend, device, problem);
+  at::Tensor scale;
+  if (backend.plan) scale = weighted_scale(problem, gradients, device);
+  if (scale.defined()) gradients.weighted_scale = scale.const_data_ptr<double>();
   if (plan.product_rows == 0) return backend.linear_loss(op, device, problem, plan, gradients, loss);
   const bool elements = problem.reduction == Reduction::none;
   const Products products(op, backend, device, problem, plan, gradients, elements ? loss : nullptr);

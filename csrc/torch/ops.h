@@ -39,8 +39,8 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
 at::Tensor differentiable_loss(const Operands& operands, const Objective& objective);
 
 // linear_loss and sgd_step on a checked problem, by matrix products or the device's kernel.
-void compute_loss(const char* op, const Backend& backend, c10::Device device, Problem& problem,
-                  const Gradients& gradients, void* loss);
+void compute_loss(const char* op, const Backend& backend, c10::Device device, Problem& problem, Gradients gradients,
+                  void* loss);
 void take_step(const char* op, const Backend& backend, c10::Device device, Problem& problem, const Sgd& sgd,
                const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss);
 

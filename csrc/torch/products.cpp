@@ -2,11 +2,18 @@
 #include "products.h"
 
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/ge.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/logical_or.h>
+#include <ATen/ops/lt.h>
+#include <ATen/ops/masked_fill.h>
 #include <ATen/ops/sum.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "../math/convert.h"
 #include "../math/reduction.h"
@@ -37,6 +44,18 @@ at::Tensor matrix(const void* data, Dtype dtype, int64_t rows, int64_t columns, 
   return view(data, dtype, {rows, columns}, {stride, 1}, device);
 }
 
+// The rows that the order names, contiguous, in place of all; a row that there is not is nan. Returns their memory.
+at::Tensor gather(View& rows, int64_t columns, const at::Tensor& order, int64_t count) {
+  if (!rows.data) return {};
+  if (rows.col_stride == 0) columns = std::min<int64_t>(1, columns);
+  const at::Tensor all =
+      view(rows.data, rows.dtype, {count, columns}, {rows.row_stride, rows.col_stride}, order.device());
+  const at::Tensor missing = at::logical_or(order.lt(0), order.ge(count)).unsqueeze(1);
+  at::Tensor gathered = all.index_select(0, order.clamp(0, count - 1)).masked_fill_(missing, NAN);
+  rows = {gathered.const_data_ptr(), columns, rows.col_stride == 0 ? 0 : 1, rows.dtype};
+  return gathered;
+}
+
 // sum = a · b, or sum += a · b. Products of 16-bit operands are accumulated in float32.
 void multiply(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, bool add) {
   if (a.scalar_type() == sum.scalar_type()) {
@@ -47,6 +66,12 @@ void multiply(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, bool ad
 }
 
 }  // namespace
+
+at::Tensor weighted_scale(const Problem& p, const Gradients& gradients, c10::Device device) {
+  if (p.reduction != Reduction::mean || !p.v.data || !(gradients.input || gradients.target)) return {};
+  const at::Tensor v = view(p.v.data, p.v.dtype, {p.n, p.k}, {p.v.row_stride, p.v.col_stride}, device);
+  return at::sum(v, at::kDouble).reciprocal_();
+}
 
 Products::Products(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Plan& plan,
                    const Gradients& gradients, void* elements) {
@@ -66,8 +91,15 @@ Products::Products(const char* op, const Backend& backend, c10::Device device, c
   run(op, backend, device, p, plan, gradients, nullptr);
 }
 
-void Products::run(const char* op, const Backend& backend, c10::Device device, const Problem& p, const Plan& plan,
+void Products::run(const char* op, const Backend& backend, c10::Device device, Problem p, const Plan& plan,
                    const Gradients& gradients, void* elements) {
+  at::Tensor gathered[3];
+  if (p.order) {
+    const at::Tensor order = at::from_blob(const_cast<int64_t*>(p.order), {p.n}, at::device(device).dtype(at::kLong));
+    gathered[0] = gather(p.x, p.d, order, p.rows);
+    gathered[1] = gather(p.y, p.k, order, p.rows);
+    gathered[2] = gather(p.v, p.k, order, p.rows);
+  }
   const Dtype wide = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
   // A GPU multiplies bfloat16 into float32. It is widened first on the CPU and with float32 parameters, and float16
   // always: derivatives not yet divided by the number of elements may exceed its range.
@@ -92,12 +124,7 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
   wanted.dlosses_dtype = factor;
   wanted.sums = sums_.mutable_data_ptr<double>();
   wanted.scale = reduction_scale(p, 0);  // weighted_scale replaces it for a weighted mean
-  at::Tensor weighted_scale;
-  if (p.reduction == Reduction::mean && p.v.data && (gradients.input || gradients.target)) {
-    const at::Tensor v = view(p.v.data, p.v.dtype, {p.n, p.k}, {p.v.row_stride, p.v.col_stride}, device);
-    weighted_scale = at::sum(v, at::kDouble).reciprocal_();
-    wanted.weighted_scale = weighted_scale.const_data_ptr<double>();
-  }
+  wanted.weighted_scale = gradients.weighted_scale;
 
   for (int64_t first = 0; first < p.n; first += rows) {
     const int64_t count = std::min(rows, p.n - first);
@@ -123,8 +150,8 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, c
     if (gradients.input) {
       at::Tensor gradient = backend.empty({count, p.d}, sums, device);
       multiply(gradient, dloss, w, false);
-      if (weighted_scale.defined()) {
-        gradient.mul_(weighted_scale);
+      if (gradients.weighted_scale) {
+        gradient.mul_(view(gradients.weighted_scale, Dtype::float64, {}, {}, device));
       } else {
         gradient.mul_(wanted.scale);
       }

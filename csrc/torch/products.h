@@ -11,6 +11,9 @@
 
 namespace linreg::torch_ops {
 
+// 1 / Σ v, a double on the device, for gradients of a weighted mean that are written row by row; else undefined.
+at::Tensor weighted_scale(const Problem& problem, const Gradients& gradients, c10::Device device);
+
 class Products {
  public:
   // Reads the rows and writes per-row results: gradients.input and .target, and `elements`, v ℓ(R). The sums over rows
@@ -31,7 +34,7 @@ class Products {
     double beta, alpha;
   };
 
-  void run(const char* op, const Backend& backend, c10::Device device, const Problem& problem, const Plan& plan,
+  void run(const char* op, const Backend& backend, c10::Device device, Problem problem, const Plan& plan,
            const Gradients& gradients, void* elements);
 
   std::optional<Update> update_;

@@ -10,8 +10,6 @@
 namespace linreg::torch_ops {
 namespace {
 
-constexpr int64_t kAlign = 16;  // for 16-byte loads
-
 // Where a step reads a parameter: where the previous step wrote it.
 View current(const Parameter& parameter, const View& view) {
   if (!parameter.value.data || parameter.frozen) return view;
@@ -24,62 +22,22 @@ View shifted(View view, int64_t rows) {
   return view;
 }
 
-// The numbers stored in a row of `view`, which may broadcast one to all columns.
-int64_t columns_of(const View& view, int64_t columns) {
-  return !view.data ? 0 : view.col_stride == 0 ? std::min<int64_t>(1, columns) : columns;
-}
-
-int64_t gathered_bytes(const View& view, int64_t columns, int64_t rows) {
-  return (rows * columns_of(view, columns) * int64_t(size_of(view.dtype)) + kAlign - 1) / kAlign * kAlign;
-}
-
-// The batches of a run: slices of the rows or, with an order, rows gathered into one buffer.
-class Batches {
- public:
-  Batches(const Backend& backend, const RunCall& call) : backend_(backend), call_(call) {
-    if (!call.run.order) return;
-    const Problem& p = call.problem;
-    const int64_t rows = batch_rows(call.run, 0);
-    memory_ = backend.empty(
-        {gathered_bytes(p.x, p.d, rows) + gathered_bytes(p.y, p.k, rows) + gathered_bytes(p.v, p.k, rows)}, at::kByte,
-        call.device);
-    char* to = static_cast<char*>(memory_.data_ptr());
-    const auto place = [&](const View& view, int64_t columns) -> View {
-      if (!view.data) return view;
-      char* const begin = to;
-      to += gathered_bytes(view, columns, rows);
-      return {begin, columns_of(view, columns), view.col_stride == 0 ? 0 : 1, view.dtype};
-    };
-    gathered_.x = place(p.x, p.d);
-    gathered_.y = place(p.y, p.k);
-    gathered_.v = place(p.v, p.k);
+// The rows of a step: a slice of all rows, or those that the order names.
+Problem batch_of(const RunCall& call, int64_t step) {
+  const Run& run = call.run;
+  const int64_t first = step % run.epoch_steps * run.batch_size;
+  Problem batch = call.problem;
+  batch.n = batch_rows(run, step % run.epoch_steps);
+  if (run.order) {
+    batch.order = run.order + step / run.epoch_steps * run.order_stride + first;
+    batch.rows = call.problem.n;
+  } else {
+    batch.x = shifted(batch.x, first);
+    batch.y = shifted(batch.y, first);
+    batch.v = shifted(batch.v, first);
   }
-
-  Problem at(int64_t step) const {
-    const Run& run = call_.run;
-    const int64_t first = step % run.epoch_steps * run.batch_size;
-    Problem batch = call_.problem;
-    batch.n = batch_rows(run, step % run.epoch_steps);
-    if (run.order) {
-      batch.x = gathered_.x;
-      batch.y = gathered_.y;
-      batch.v = gathered_.v;
-      const int64_t* const order = run.order + step / run.epoch_steps * run.order_stride + first;
-      backend_.gather(call_.op, call_.device, call_.problem, order, batch);
-    } else {
-      batch.x = shifted(batch.x, first);
-      batch.y = shifted(batch.y, first);
-      batch.v = shifted(batch.v, first);
-    }
-    return batch;
-  }
-
- private:
-  const Backend& backend_;
-  const RunCall& call_;
-  at::Tensor memory_;
-  Problem gathered_;
-};
+  return batch;
+}
 
 // Makes the rule use learning rate i.
 void set_rate(Sgd& sgd, const at::Tensor& rates, int64_t i) {
@@ -111,12 +69,11 @@ void validate(const Backend& backend, RunCall& call, char*& loss) {
 
 void launch_one_by_one(const Backend& backend, RunCall& call) {
   const Run& run = call.run;
-  const Batches batches(backend, call);
   char* loss = static_cast<char*>(call.losses.data_ptr());
   char* validation_loss = static_cast<char*>(call.validation_losses.data_ptr());
   Skip skip{call.stop_nonfinite, nullptr};
   for (int64_t step = run.begin; step < run.end; ++step, loss += size_of(loss_dtype(call.problem))) {
-    Problem batch = batches.at(step);
+    Problem batch = batch_of(call, step);
     if (call.rates.defined()) set_rate(call.sgd, call.rates, step - run.begin);
     take_step(call.op, backend, call.device, batch, call.sgd, call.weight, call.bias, skip, loss);
     if (call.stop_nonfinite) skip.before = loss;

@@ -68,10 +68,6 @@ void finish_sgd_step(const char* op, c10::Device, const Problem& problem, const 
   check(op, cuda::finish_sgd_step(problem, sums, sgd, weight, bias, skip, loss, nullptr));
 }
 
-void gather(const char* op, c10::Device, const Problem& problem, const int64_t* order, const Problem& batch) {
-  check(op, cuda::gather(problem, order, batch, nullptr));
-}
-
 void end_run(const RunCall& call) {
   check(call.op, cuda::end_run(call.run, call.stop_nonfinite, {call.losses.data_ptr(), dtype_of(call.losses)},
                                {call.validation_losses.data_ptr(), dtype_of(call.validation_losses)},
@@ -106,9 +102,9 @@ void residual_moments(const char* op, c10::Device, MomentRows& rows, const doubl
 
 void sgd_run(RunCall& call);
 
-constexpr Backend kBackend = {empty,           set_lr,           linear_loss, sgd_step,         sgd_run,
-                              add_moments,     residual_moments, plan,        residuals,        finish_linear_loss,
-                              finish_sgd_step, gather,           end_run,     takes_many_steps, take_many_steps};
+constexpr Backend kBackend = {
+    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, add_moments,      residual_moments,
+    plan,  residuals, finish_linear_loss, finish_sgd_step, end_run, takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) { take_steps(kBackend, call); }
 

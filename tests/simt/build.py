@@ -48,7 +48,7 @@ def build(
         sanitize: whether `*.cu` and the interpreter have AddressSanitizer and UBSan; loading the library then needs
             `sanitizer_environment()`.
         races: whether `*.cu` have the race detector.
-        replace: text to replace in files of csrc and tests/simt: `{"csrc/cuda/reduce.cuh": ("sync_block();", "")}`, or
+        replace: text to replace in files of csrc and tests/simt: `{"csrc/cuda/finish.cuh": ("sync_block();", "")}`, or
             a list of such pairs.
         flags: for everything but the interpreter itself.
         link_flags: for the library.

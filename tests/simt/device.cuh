@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "simt/simt.h"
 
@@ -22,14 +23,10 @@ struct alignas(8) uint2 {
 
 namespace linreg::cuda {
 
-// ---- Where a thread is --------------------------------------------------------------------------------------------
-
 LINREG_DEVICE int thread_index() { return simt::position().thread; }
 LINREG_DEVICE int thread_count() { return simt::position().threads; }
 LINREG_DEVICE int block_index() { return simt::position().block; }
 LINREG_DEVICE int block_count() { return simt::position().blocks; }
-
-// ---- Threads of one warp or block ---------------------------------------------------------------------------------
 
 LINREG_DEVICE double shuffle_xor(double value, int mask, simt::Place place = simt::Place::current()) {
   return simt::shuffle(value, thread_index() % 32 ^ mask, "shuffle_xor", place);
@@ -51,25 +48,9 @@ LINREG_DEVICE void* shared_memory() { return simt::shared_memory(); }
 
 LINREG_DEVICE void sync_block(simt::Place place = simt::Place::current()) { simt::sync_block(place); }
 
-// ---- Global memory ------------------------------------------------------------------------------------------------
-
 template <int kBytes>
-struct Words;
-template <>
-struct Words<16> {
-  uint4 bits;
-};
-template <>
-struct Words<8> {
-  uint2 bits;
-};
-template <>
-struct Words<4> {
-  uint32_t bits;
-};
-template <>
-struct Words<2> {
-  uint16_t bits;
+struct Words {
+  std::conditional_t<kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>> bits;
 };
 
 template <int kBytes>
@@ -100,8 +81,6 @@ LINREG_DEVICE float half_bits_to_float(uint16_t bits) {
   if (exponent == 31) magnitude = fraction ? NAN : INFINITY;
   return bits & 0x8000 ? -magnitude : magnitude;
 }
-
-// ---- The host's side ----------------------------------------------------------------------------------------------
 
 struct Limits {
   int multiprocessors = 0;
