@@ -43,12 +43,14 @@ using SmallSteps = int64_t(const Problem& problem, const Run& run, const Sgd& sg
   namespace set {                        \
   RunRows run_rows;                      \
   extern const ProductRows product_rows; \
-  SmallSteps small_steps;                \
   }
 LINREG_DECLARE_KERNELS(portable)
 LINREG_DECLARE_KERNELS(avx2)
 LINREG_DECLARE_KERNELS(avx512)
 #undef LINREG_DECLARE_KERNELS
+namespace avx2 {
+SmallSteps small_steps;
+}
 
 struct Kernels {
   RunRows* run_rows;

@@ -3,8 +3,8 @@
 // distributes the rows to threads; rows.cpp processes a thread's rows.
 //
 // Fused: X (n·d elements), Y (n·k) and v are read from memory once; a weighted mean reads v once more for its divisor.
-// Rows are processed in small groups, so that the gradient finds them in cache. Only requested
-// outputs of size n are written.
+// Rows are processed in small groups, so that the gradient finds them in cache. Only requested outputs of size n are
+// written.
 //
 // Accuracy: float32 and 16-bit rows are computed in float32. No chain of float additions is longer than kChain; longer
 // sums continue in double. float64 rows are computed in float64.

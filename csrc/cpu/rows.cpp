@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A thread's part of a pass: each group of rows goes from predictions to gradient sums while it is in cache.
+// A thread's part of a pass: each group of rows goes from predictions to gradient sums while it is in cache. The loops
+// are in tiles.h (both products), columns.h (the same for few features) and residuals.h (losses and their derivatives).
 //
 // float32 and 16-bit rows are computed in float32, float64 rows in float64. Rows that are not whole vectors of that
 // type are first packed and padded with zeros, so that one pair of products serves all. With one target and few

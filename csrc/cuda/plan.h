@@ -146,8 +146,8 @@ constexpr int64_t kOneWarpNumbers = 1 << 10;  // numbers of x up to which two ba
 // Numbers of a batch times targets. Each takes some 6 of the 128 instructions that a multiprocessor executes per clock:
 // 2 µs in all. A step launched alone takes some 5 µs.
 constexpr int64_t kMostProducts = 1 << 16;
-// A launch must end within 100 ms. A step is estimated to take 0.5 µs plus 40 ps per product (as above). A GPU with two
-// multiprocessors at half the clock takes twice as long.
+// A launch takes the steps that an estimated 4 ms allow, at 0.5 µs plus 40 ps per product. It has to end within 100 ms,
+// even on a GPU that is many times slower.
 constexpr double kStepSeconds = 0.5e-6, kProductSeconds = 40e-12, kLaunchSeconds = 4e-3;
 
 // The rows that a thread processes at once, given the columns it has of each. More would spill.
