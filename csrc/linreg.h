@@ -31,44 +31,45 @@ struct Rows {
   Dtype dtype = Dtype::float32;
 };
 
-// sum = a b, or sum += a b if `add`: [m, n] from [m, l] and [l, n], all float32 or all float64; one stride of a and one
-// of b is 1. Runs on the calling thread alone, so that the bits do not depend on the number of threads.
+// sum = a b, or sum += a b if `add`: [m, n] from [m, l] and [l, n], all float32 or all float64. a and b each have one
+// stride of 1. Runs on the calling thread alone, so that the bits do not depend on the number of threads.
 using Multiply = void(int64_t m, int64_t l, int64_t n, const View& a, const View& b, const Rows& sum, bool add);
 
-// What a pass reads. P = X Wᵀ + b, R = P − Y, loss = reduce(v ℓ(R)).
+// The input of a pass. P = X Wᵀ + b, R = P − Y, loss = reduce(v ℓ(R)).
 struct Problem {
   int64_t n = 0, d = 0, k = 0;
   View x;                 // [n, d], col_stride 1
   View w;                 // [k, d], col_stride 1; x's dtype, or float32 beside 16-bit x
   View b;                 // [k] as [1, k]; w's dtype
   View y;                 // [n, k]; x's dtype, or float32 beside 16-bit x
-  View v;                 // [n, k], stride 0 along what is broadcast; x's dtype, or the loss's
+  View v;                 // [n, k], stride 0 along broadcast dimensions; x's dtype, or the loss's
   Loss loss = Loss::mse;  // after effective_loss
   double delta = 1.0;     // the loss's threshold, if any
   Reduction reduction = Reduction::mean;
-  int threads = 1;               // for a CPU pass at most; the result does not depend on it
+  int threads = 1;               // the limit of a CPU pass; the result does not depend on it
   Multiply* multiply = nullptr;  // for a CPU pass over many targets; nullptr: its own loops
-  // For a pass of a GPU: [n], in place of row i of x, y and v the row order[i] of `rows`; nan if there is no such row.
+  // [n], on a GPU only: the pass reads row order[i] instead of row i of x, y and v, which have `rows` rows. Rows whose
+  // index is out of range are nan.
   const int64_t* order = nullptr;
   int64_t rows = 0;
 };
 
-// The dtype of the loss: what those of prediction and target promote to.
+// The dtype of the loss: the promotion of the dtypes of prediction and target.
 LINREG_MATH constexpr Dtype loss_dtype(const Problem& p) {
   return p.y.dtype == Dtype::float32 ? Dtype::float32 : p.w.dtype;
 }
 
-// The dtype of the gradient of an operand. Until it is multiplied by the gradient of the loss, it may underflow float16
-// (1 / n) or overflow it (a sum over rows).
+// The dtype of an operand's gradient. float16 would not do before the product with the gradient of the loss: 1 / n may
+// underflow, and a sum over rows may overflow.
 LINREG_MATH constexpr Dtype gradient_dtype(Dtype dtype) { return dtype == Dtype::float16 ? Dtype::float32 : dtype; }
 
-// Gradients to write, contiguous, each of its operand's gradient_dtype; nullptr: not wanted.
+// The gradients to write, contiguous, in their operands' gradient_dtype; nullptr: not wanted.
 struct Gradients {
   void* input = nullptr;                   // [n, d]
   void* weight = nullptr;                  // [k, d]
   void* bias = nullptr;                    // [k]
   void* target = nullptr;                  // [n, k]
-  const double* weighted_scale = nullptr;  // on a GPU, of input and target for a weighted mean: 1 / Σ v over all rows
+  const double* weighted_scale = nullptr;  // on a GPU, the scale of input and target for a weighted mean: 1 / Σ v
 };
 
 // The kernel between the two matrix products of a pass over many targets, for a block of rows.
@@ -77,11 +78,11 @@ struct Residuals {
   Dtype products_dtype = Dtype::float32;  // or float64
   void* dlosses = nullptr;                // v ℓ'(R), [n, k] contiguous; may be `products`; nullptr: not wanted
   Dtype dlosses_dtype = Dtype::float32;
-  double* sums = nullptr;                  // for each target the loss, Σ v and Σ v ℓ', [3, k]
+  double* sums = nullptr;                  // the loss, Σ v and Σ v ℓ' of each target: [3, k]
   bool add = false;                        // add to the sums of earlier rows instead of replacing them
-  void* elements = nullptr;                // v ℓ(R), [n, k] of the loss_dtype
-  void* target_gradient = nullptr;         // [n, k] of y's gradient_dtype
-  double scale = 1;                        // of the target's gradient
+  void* elements = nullptr;                // v ℓ(R), [n, k] in the loss_dtype
+  void* target_gradient = nullptr;         // [n, k] in y's gradient_dtype
+  double scale = 1;                        // the scale of the target's gradient
   const double* weighted_scale = nullptr;  // replaces scale for a weighted mean: 1 / Σ v over all rows
 };
 
@@ -100,7 +101,7 @@ struct Sgd {
   Dtype lr_dtype = Dtype::float32;
 };
 
-// A parameter and its momentum buffer, [k, d] or [1, k], both of w's dtype.
+// A parameter and its momentum buffer, [k, d] or [1, k], in w's dtype.
 struct Parameter {
   Rows value;
   Rows momentum_buffer;    // data is nullptr without momentum
@@ -108,16 +109,16 @@ struct Parameter {
   bool frozen = false;     // read, not updated
 };
 
-// The steps [begin, end) of a run, numbered across epochs. An epoch takes `rows` rows in batches of `batch_size`, of
-// which the last may be smaller.
+// The steps [begin, end) of a run, numbered across epochs. An epoch takes `rows` rows in batches of `batch_size`; the
+// last batch may be smaller.
 struct Run {
   const int64_t* order = nullptr;  // the rows of an epoch in order; nullptr: 0, 1, 2, …
-  int64_t order_stride = 0;        // from one epoch's order to the next; 0: all share one
+  int64_t order_stride = 0;        // between the orders of two epochs; 0: all epochs share one
   int64_t rows = 0;                // > 0
   int64_t batch_size = 1;
   int64_t epoch_steps = 0;
   int64_t begin = 0, end = 0;
-  const double* lr = nullptr;  // [end - begin], one per step; nullptr: the rule's
+  const double* lr = nullptr;  // [end - begin]; nullptr: the rule's
 };
 
 // The number of rows in a batch of a run.
@@ -126,8 +127,8 @@ LINREG_MATH constexpr int64_t batch_rows(const Run& run, int64_t batch) {
   return left < run.batch_size ? left : run.batch_size;
 }
 
-// With `nonfinite`, a step whose loss is nan or inf leaves the parameters alone. In a run that also ends the run: a
-// step is skipped, and its loss written as nan, if the previous step's loss, at `before`, is nan or inf.
+// With `nonfinite`, a step whose loss is nan or inf does not change the parameters. In a run, it also ends the run: a
+// step is skipped, and its loss set to nan, if the previous step's loss, at `before`, is nan or inf.
 struct Skip {
   bool nonfinite = false;
   const void* before = nullptr;  // of w's dtype
@@ -156,22 +157,22 @@ struct Moments {
 
 namespace cpu {
 
-// The bytes of 64-byte aligned workspace for the entry points below.
+// The size in bytes of the 64-byte aligned workspace for the functions below.
 size_t loss_workspace(const Problem& problem, const Gradients& gradients);
 size_t sgd_workspace(const Problem& problem);
 
-// Writes the loss, a scalar or [n, k] for Reduction::none, of the loss_dtype, and the wanted gradients.
+// Writes the requested gradients and, in the loss_dtype, the loss: a scalar, or [n, k] for Reduction::none.
 void linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace);
 
-// Writes the loss before the update, then updates the parameters, the problem's w and b; with skip_nonfinite not if the
-// loss is nan or inf.
+// Writes the loss before the update, then updates the parameters, the problem's w and b. With skip_nonfinite, a loss
+// that is nan or inf leaves them unchanged.
 void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
               bool skip_nonfinite, void* loss, void* workspace);
 
 // Takes the steps of a run over the rows of `problem` and writes their losses [end - begin]. Each step has the bits of
-// sgd_step on its batch. After the last step of an epoch, the loss of `validation` (nullptr: none) is written as by
-// linear_loss. With stop_nonfinite the run ends at a loss that is nan or inf: the loss is written, the step not taken.
-// Returns the number of steps taken.
+// sgd_step on its batch. After the last step of an epoch, writes the loss of `validation` (nullptr: none) as
+// linear_loss does. With stop_nonfinite, the run ends at a loss that is nan or inf: the loss is written, but the step
+// is not taken. Returns the number of steps taken.
 size_t run_workspace(const Problem& problem, const Run& run, const Problem* validation);
 int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
                 bool stop_nonfinite, void* losses, const Problem* validation, void* validation_losses, void* workspace);
@@ -188,41 +189,41 @@ void residual_moments(const MomentRows& rows, const double* w, const double* off
 
 }  // namespace cpu
 
-// The same on the current CUDA device and a stream (a cudaStream_t), with all memory on the device and 8-byte aligned
-// workspace. Each returns nullptr or the CUDA runtime's error message. Nothing waits for the device.
+// The same on the current CUDA device and a stream (a cudaStream_t). All memory is on the device; the workspace is
+// 8-byte aligned. Each function returns nullptr or the CUDA runtime's error message. None waits for the device.
 namespace cuda {
 
-// How a pass lays its tiles of rows over threads and shared memory (cuda/tiles.cuh).
+// The layout of a pass's tiles of rows on threads and in shared memory (cuda/tiles.cuh).
 struct Layout {
-  int tiles = 0, rows = 0;  // of a tile
-  int chain_tiles = 1;      // after which sums go on in double
-  int lanes_log = 0;        // of the lanes that share a row's dot products
-  int parts_log = 0;        // of the warps that do
-  int part_columns = 0;     // of each
-  int targets_log = 0;      // of the targets, and a few more that do not exist
-  int owned = 0, span = 1;  // sets of columns of some targets, and the threads that own one or several each
-  int groups = 1;           // of threads that own the same, each for other rows
-  int dots_at = 0, ring_at = 0, stage_bytes = 0, y_at = 0, v_at = 0;  // in shared memory, in a stage
+  int tiles = 0, rows = 0;  // the number of tiles, and the rows of each
+  int chain_tiles = 1;      // the tiles after which sums move to double
+  int lanes_log = 0;        // log2 of the lanes that share a row's dot products
+  int parts_log = 0;        // log2 of the parts into which warps split dot products
+  int part_columns = 0;     // the columns of a part
+  int targets_log = 0;      // log2 of the targets, padded to a power of two
+  int owned = 0, span = 1;  // chunks of gradient sums (some columns of some targets), and the threads that own them
+  int groups = 1;           // groups of `span` threads, which own the same sums for different rows
+  int dots_at = 0, ring_at = 0, stage_bytes = 0, y_at = 0, v_at = 0;  // byte offsets in shared memory and in a stage
 };
 
-// How a pass is made (cuda/plan.h): made once for a problem, and handed to whoever takes part.
+// The plan of a pass (cuda/plan.h), computed once per problem.
 struct Plan {
-  int64_t product_rows = 0;  // > 0: by matrix products (csrc/torch/products.cpp), of so many rows at a time
-  bool vectors = false;      // of columns, whatever the alignment
+  int64_t product_rows = 0;  // > 0: the pass uses matrix products (csrc/torch/products.cpp) of this many rows at a time
+  bool vectors = false;      // a thread takes several columns at once, whatever the alignment
   Layout layout;
   int threads = 0, blocks = 0, shared_bytes = 0;
-  int64_t line_stride = 0;  // of the workspace, in doubles
+  int64_t line_stride = 0;  // between the blocks' lines in the workspace, in doubles
   size_t workspace = 0;     // in bytes
 };
 const char* plan(const Problem& problem, Plan& plan);
 
-// A pass that is not by matrix products, with its plan. Those by matrix products have no order.
+// A pass without matrix products, by its plan. A pass by matrix products has no order.
 const char* linear_loss(const Problem& problem, const Plan& plan, const Gradients& gradients, void* loss,
                         void* workspace, void* stream);
 const char* sgd_step(const Problem& problem, const Plan& plan, const Sgd& sgd, const Parameter& weight,
                      const Parameter& bias, const Skip& skip, void* loss, void* workspace, void* stream);
 
-// For a pass by matrix products: the kernel between the products, and the one after them.
+// For a pass by matrix products: the kernel between the products, and the kernel after them.
 const char* residuals_workspace(const Problem& rows, size_t& bytes);
 const char* residuals(const Problem& rows, const Residuals& wanted, void* workspace, void* stream);
 const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, const Gradients& gradients, void* loss,
@@ -230,9 +231,9 @@ const char* finish_linear_loss(const Problem& problem, const ProductSums& sums, 
 const char* finish_sgd_step(const Problem& problem, const ProductSums& sums, const Sgd& sgd, const Parameter& weight,
                             const Parameter& bias, const Skip& skip, void* loss, void* stream);
 
-// Many steps in one launch, with the rows in the shared memory of one block: whether a run can, and its steps. `run`
-// has order and lr on the device. `before` is the loss of the step before run.begin; once it or a later loss ends the
-// run, the remaining losses are nan.
+// Many steps in one launch, with the rows in the shared memory of one block: takes_many_steps says whether a run can,
+// and take_many_steps takes its steps. `run` has order and lr on the device. `before` is the loss of the step before
+// run.begin. Once it or a later loss ends the run, the remaining losses are nan.
 const char* takes_many_steps(const Problem& problem, const Run& run, bool& yes);
 const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                             const Parameter& bias, bool stop_nonfinite, const void* before, void* losses, void* stream);
@@ -249,8 +250,8 @@ struct Losses {
   Dtype dtype = Dtype::float32;
 };
 
-// Ends the steps [begin, end): counts those taken (with stop_nonfinite, those before the first loss that is nan or inf)
-// and sets the losses that were not reached to nan.
+// Follows the steps [begin, end). Counts the steps taken: with stop_nonfinite, those before the first loss that is nan
+// or inf. Sets the losses of unreached steps to nan.
 const char* end_run(const Run& run, bool stop_nonfinite, const Losses& losses, const Losses& validation_losses,
                     int64_t* taken, void* stream);
 

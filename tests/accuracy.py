@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The accuracy rule, with its problems, its oracle and the plain PyTorch that it compares with.
+"""The accuracy rule, with its problems, its oracle and the plain PyTorch code for comparison.
 
-Errors are those against wider arithmetic from the same bits: float64, or long double for float64. Ours and those of same-dtype PyTorch code are
-rounding errors of the same arithmetic in different orders: alike in distribution, unrelated one by one. So the rule has
-two parts:
+An error is the difference from a result in wider arithmetic on the same operands: float64, or long double for float64.
+Our errors and those of PyTorch in the same dtype are rounding errors of the same arithmetic in different orders. They
+have similar distributions but are uncorrelated. So the rule has two parts:
 
-(a) Over the n errors of a case, 64 problems at least, the root mean square is at most 1.1 + 4/√n times PyTorch's.
-    Ratios of root mean squares of n normal errors have a standard deviation of 1/√n, and four of these leave one false
-    alarm in thirty thousand; 1.1 leaves room for errors that are not normal. Where a few problems have most of the
-    error, n is the number of equal errors whose sum of squares varies as much. PyTorch rounds 16-bit intermediate
-    results, and we do not: 16-bit results may have half of its error, or 1.1 times that of the exact result rounded.
-    With float32 parameters it rounds none of 16-bit data either, so that 16-bit gradients are held to the first bound.
-(b) No error is beyond 4 times PyTorch's by more than 16 units in the last place of the sum of the absolute terms,
-    propagated through the residual. A float32 chain has 64 additions at most, each with an error of 0.29 units of its
-    partial sum; √64 of these are 2.3 units even if all partial sums were as large as the sum of all terms, and 16 are
-    seven such standard deviations. PyTorch's own error is the larger where its chains are longer or its intermediate
-    results 16-bit; 4 of it are four standard deviations.
+(a) Over the n errors of a case, from at least 64 problems, the root mean square is at most 1.1 + 4/√n times PyTorch's.
+    The ratio of root mean squares of n normal errors has a standard deviation of 1/√n; four of these allow one false
+    alarm in thirty thousand. The 1.1 leaves room for errors that are not normal. If a few problems dominate the error,
+    n is the number of equal errors whose sum of squares varies as much. PyTorch rounds 16-bit intermediate results, and
+    we do not: the bound for 16-bit results is half of PyTorch's error, or 1.1 times that of the exact result rounded.
+    With float32 parameters and 16-bit data PyTorch does not round them either, so the first bound holds for gradients.
+(b) No error exceeds 4 times PyTorch's by more than 16 units in the last place of the sum of absolute terms, propagated
+    through the residual. A float32 chain has at most 64 additions, each with an error of 0.29 units of its partial sum.
+    √64 times 0.29 is 2.3 units, even if every partial sum were as large as the sum of all terms; 16 units are seven
+    such standard deviations. PyTorch's own error is larger if its chains are longer or its intermediate results have
+    16 bits; 4 times that error are four standard deviations.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from torch import Tensor
 import linreg_ext
 
 SEEDS = 64  # problems of a case, for part (a)
-# Without fused multiply-adds, which PyTorch's matrix products have on any recent processor, a product is rounded before it
-# is added: twice as many rounding errors, and √2 times their root mean square.
+# Without fused multiply-adds, each product is rounded before it is added. That doubles the number of rounding errors
+# and multiplies their root mean square by √2. On any recent processor, PyTorch's matrix products have them.
 WITHOUT_FMA = 2**0.5 if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else 1.0
 TIMES, UNITS = 4, 16  # of part (b)
 
 
 def quantile_loss(prediction: Tensor, target: Tensor, *, quantile: float, reduction: str = "mean") -> Tensor:
-    """As users write it, since PyTorch has none; float32 under autocast, like PyTorch's losses."""
+    """The loss as users write it, because PyTorch has none. Under autocast it is float32, like PyTorch's losses."""
     if torch.is_autocast_enabled(prediction.device.type):
         prediction, target = prediction.float(), target.float()
     r = prediction - target
@@ -85,9 +85,9 @@ class Problem:
         n: int, d: int, k: int, dtypes: tuple[torch.dtype, torch.dtype], *, bias: bool = True,
         weight: str | None = None, device: str = "cpu", noise: float = 1.0,
     ) -> Problem:  # fmt: skip
-        """Targets that a linear layer explains up to `noise`; small noise is cancellation near convergence.
+        """Targets that a linear layer explains up to `noise`; small noise causes cancellation, as near convergence.
 
-        `dtypes` are those of rows and parameters.
+        `dtypes` are the dtypes of rows and parameters.
         """
         data, parameter = dtypes
         x = torch.randn(n, d, dtype=torch.float64)
@@ -119,7 +119,7 @@ def option(loss: str, number: float) -> dict[str, float]:
 
 
 def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Tensor:
-    """What a user would write, in the problem's dtype."""
+    """The loss as a user would write it, in the problem's dtype."""
     x, w, y, b, v = vars(problem).values()
     prediction = F.linear(x.to(w.dtype), w, b)
     y = y.to(torch.promote_types(w.dtype, y.dtype))
@@ -133,8 +133,8 @@ def plain_loss(problem: Problem, loss: str, delta: float, reduction: str) -> Ten
 
 
 def loss_and_grads(function, problem: Problem, grad_loss: float = 1.0, of: str = "") -> dict[str, Tensor]:
-    """The loss `function(problem)` and its gradients for a grad_output of `grad_loss`, in the operands whose names
-    begin with `of`."""
+    """The loss `function(problem)` and, for a grad_output of `grad_loss`, its gradients with respect to the operands
+    whose names begin with `of`."""
     operands = {name: t for name, t in problem.operands().items() if name.startswith(of)}
     leaves = {name: t.detach().clone().requires_grad_() for name, t in operands.items()}
     value = function(Problem(**{**vars(problem), **leaves}))
@@ -144,7 +144,7 @@ def loss_and_grads(function, problem: Problem, grad_loss: float = 1.0, of: str =
 
 @dataclass
 class Exact:
-    """A result in wider arithmetic, and the absolute sum of its terms."""
+    """A result in wider arithmetic, and the sum of the absolute values of its terms."""
 
     value: np.ndarray
     terms: np.ndarray
@@ -161,14 +161,14 @@ def extended(problem: Problem) -> list[np.ndarray | None]:
 
 
 def residuals(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """The residuals, and the absolute sums of their terms."""
+    """The residuals, and the sums of the absolute values of their terms."""
     x, w, y, b, _ = extended(problem)
     r = x @ w.T - y + (0 if b is None else b)
     return r, abs(x) @ abs(w).T + abs(y) + (0 if b is None else abs(b))
 
 
 def losses_and_slopes(problem: Problem, loss: str, delta: float) -> list[Exact]:
-    """ℓ and ℓ' of every residual, from the formulas."""
+    """ℓ and ℓ' of every residual, by the formulas."""
     delta = threshold(loss, delta)
     r, terms = residuals(problem)
     z = abs(r)
@@ -195,7 +195,7 @@ def losses_and_slopes(problem: Problem, loss: str, delta: float) -> list[Exact]:
 def summed(
     problem: Problem, losses: np.ndarray, slopes: np.ndarray, reduction: str, grad_loss: float, *, sizes: bool = False
 ) -> dict[str, np.ndarray]:
-    """The loss and its gradients from the elementwise ones; with `sizes`, the absolute sums of their terms."""
+    """The loss and its gradients from elementwise losses and slopes; with `sizes`, the sums of absolute terms."""
     x, w, _, _, v = extended(problem)
     once = 1 / (v.sum() if reduction == "mean" else 1)
     if sizes:
@@ -208,7 +208,7 @@ def summed(
 
 
 def oracle(problem: Problem, loss: str, delta: float, reduction: str, grad_loss: float = 1.0) -> dict[str, Exact]:
-    """The loss and its gradients from the formulas and the same bits."""
+    """The loss and its gradients by the formulas, from the same operands."""
     losses, slopes = losses_and_slopes(problem, loss, delta)
     values = summed(problem, losses.value, slopes.value, reduction, grad_loss)
     sizes = summed(problem, losses.terms, slopes.terms, reduction, grad_loss, sizes=True)
@@ -216,8 +216,8 @@ def oracle(problem: Problem, loss: str, delta: float, reduction: str, grad_loss:
 
 
 def assert_same_wherever(ours: Tensor, twin: Tensor) -> None:
-    """The same result from operands elsewhere in memory, on a CPU bit for bit. CUDA kernels read aligned rows in larger
-    words, which changes the order of a sum in double, by less than a unit in the last place of float32."""
+    """Assert that operands elsewhere in memory give the same result: bit for bit on a CPU, and up to rounding on a GPU,
+    whose matrix products may depend on alignment."""
     if ours.is_cuda or "LINREG_EXT_SIMT" in os.environ:
         eps = torch.finfo(ours.dtype).eps
         torch.testing.assert_close(ours, twin, rtol=64 * eps, atol=64 * eps * twin.abs().max().item())
@@ -228,10 +228,10 @@ def assert_same_wherever(ours: Tensor, twin: Tensor) -> None:
 def assert_as_accurate(
     name: str, ours: Tensor, plain: Tensor, exact: Exact, *, allowing: np.ndarray | float = 0.0
 ) -> None:
-    """Part (b) of the rule, for one problem. Where the exact result overflows the dtype, so must ours.
+    """Part (b) of the rule, for one problem. If the exact result overflows the dtype, ours must overflow, too.
 
     Args:
-        allowing: errors that are permitted beyond the rule.
+        allowing: an additional error that is permitted.
     """
     errors_of(name, [ours], [plain], [exact], allowing)
 
@@ -239,15 +239,15 @@ def assert_as_accurate(
 def assert_as_accurate_over_seeds(
     name: str, ours: list[Tensor], plain: list[Tensor], exact: list[Exact], *, independent: int, in_16_bits: bool = True
 ) -> None:
-    """The rule, for the problems of a case.
+    """Both parts of the rule, for the problems of a case.
 
     Args:
-        independent: how many errors of a problem are independent at most; the others follow from them.
-        in_16_bits: whether PyTorch rounds intermediate results of 16-bit ones, as it does if parameters have 16 bits.
+        independent: the maximum number of independent errors of a problem; the others follow from them.
+        in_16_bits: whether PyTorch rounds the intermediate results of 16-bit results, as with 16-bit parameters.
     """
     assert len(ours) >= SEEDS, f"{name}: {len(ours)} problems, expected at least {SEEDS}"
     errors, errors_of_plain, errors_of_rounding = errors_of(name, ours, plain, exact)
-    judged = np.isfinite(errors_of_plain)  # PyTorch overflows where 16-bit numbers or an order of additions make it
+    judged = np.isfinite(errors_of_plain)  # PyTorch may overflow in 16 bits, or by its order of additions
     rms, rms_of_plain, rms_of_rounding = (
         float(np.sqrt(np.square(np.where(judged, e, 0)).mean())) for e in (errors, errors_of_plain, errors_of_rounding)
     )
@@ -260,12 +260,12 @@ def assert_as_accurate_over_seeds(
 
 
 def equal_errors(errors: np.ndarray, independent: int) -> float:
-    """How many normal errors of equal size have a sum of squares that varies as much as that of `errors`, of which
-    `independent` of each problem are.
+    """The number of equal normal errors whose sum of squares varies as much as that of `errors`. Each problem has
+    `independent` independent errors.
 
-    The sum S of m squares of a problem, each of variance s, has the variance 2 s² m, and the mean of S² is s² m (m + 2).
-    So Σ S varies, relative to its size, as that of (m + 2) (Σ S)² / Σ S² equal errors does: m times the number of
-    problems, if all have the same s.
+    The sum S of m squares of normal errors of variance s has the variance 2 s² m, and the mean of S² is s² m (m + 2).
+    So relative to its size, Σ S varies as much as the sum of (m + 2) (Σ S)² / Σ S² equal errors. If all problems have
+    the same s, that is m times the number of problems.
     """
     squares = np.square(errors).reshape(len(errors), -1).mean(1)
     if not squares.any():
@@ -306,5 +306,5 @@ def errors_of(
 
 
 def in_last_place(info: torch.finfo, numbers: np.ndarray) -> np.ndarray:
-    """A unit in the last place of positive numbers, or what is left of it for subnormal ones."""
+    """A unit in the last place of positive numbers; for subnormal ones, the smallest subnormal number."""
     return np.maximum(info.eps * numbers, info.smallest_normal * info.eps)

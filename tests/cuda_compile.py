@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Compiles the CUDA kernels for every architecture, and checks what came out against a table.
+"""Compile the CUDA kernels for every architecture, and check the resources and instructions of each.
 
 Needs nvcc, and nvdisasm from the toolkit or the wheel nvidia-cuda-nvdisasm; no GPU. With the headers of torch,
 csrc/torch/cuda.cpp is compiled for its syntax. Reports registers, and fails on
@@ -7,8 +7,8 @@ csrc/torch/cuda.cpp is compiled for its syntax. Reports registers, and fails on
 - a compile error, a spill, or local memory,
 - a fence, or an emptied first-level cache, inside a loop,
 - a pass without asynchronous copies of 16 bytes from sm_80 on,
-- a pass over float32 or 16-bit rows with an operation in double or a conversion in a loop over rows, or with more of them
-  in its loop over tiles than the sums that a thread moves to double every 64 rows.
+- a pass over float32 or 16-bit rows with a double operation or a conversion in a loop over rows, or with more of them
+  in its loop over tiles than a thread needs to move its sums to double every 64 rows.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 PASS = re.compile(r"tiles_kernel<(\w+), (\w+), (\w+)>")
-THREAD_SUMS = 16 + 3  # of float: the gradients that a thread owns, and of residuals the loss, Σ v and Σ v ℓ'
-CMAKE_MACROS = "c10/cuda/impl/cuda_cmake_macros.h"  # which a build of torch without CUDA lacks
+THREAD_SUMS = 16 + 3  # in float: the gradient sums that a thread owns, and the loss, Σ v and Σ v ℓ'
+CMAKE_MACROS = "c10/cuda/impl/cuda_cmake_macros.h"  # a torch without CUDA lacks this header
 RESOURCES = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for 'sm_(?P<arch>\d+)\w?'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -42,7 +42,7 @@ RESOURCES = re.compile(
 
 @dataclass
 class Kernel:
-    """What ptxas says of a kernel on an architecture."""
+    """The resources of a kernel on an architecture, as reported by ptxas."""
 
     file: str
     name: str  # mangled
@@ -55,7 +55,7 @@ class Kernel:
 
 @dataclass
 class Compilation:
-    """One file for one architecture."""
+    """The result of compiling one file for one architecture."""
 
     file: Path
     arch: str
@@ -65,13 +65,13 @@ class Compilation:
 
 
 def find_nvcc() -> str | None:
-    """The compiler of CUDA_HOME, else that of the PATH."""
+    """The nvcc of CUDA_HOME, else the one on the PATH."""
     home = os.environ.get("CUDA_HOME")
     return (home and shutil.which("nvcc", path=f"{home}/bin")) or shutil.which("nvcc")
 
 
 def flags() -> list[str]:
-    """What setup.py gives nvcc."""
+    """The flags that setup.py passes to nvcc."""
     for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
@@ -81,7 +81,7 @@ def flags() -> list[str]:
 
 
 def find_nvdisasm() -> str | None:
-    """That of CUDA_HOME, of the PATH, or of a wheel of this Python."""
+    """The nvdisasm of CUDA_HOME, of the PATH, or of an installed wheel."""
     home = os.environ.get("CUDA_HOME")
     wheels = [path.parent for folder in sys.path for path in Path(folder).glob("nvidia/cu*/bin/nvdisasm")]
     places = [*([f"{home}/bin"] if home else []), os.environ.get("PATH", ""), *map(str, wheels)]
@@ -89,7 +89,7 @@ def find_nvdisasm() -> str | None:
 
 
 def compile_one(nvcc: str, nvdisasm: str | None, file: Path, arch: str, folder: Path) -> Compilation:
-    """Compile, and keep what ptxas says and the SASS."""
+    """Compile a file, and keep the report of ptxas and the SASS."""
     cubin = folder / f"{file.stem}_{arch}.cubin"
     command = [nvcc, *flags(), "-Xptxas", "-v", f"-arch=sm_{arch}", "-cubin", "-o", str(cubin), str(file)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -109,7 +109,7 @@ def compile_one(nvcc: str, nvdisasm: str | None, file: Path, arch: str, folder: 
 
 
 def syntax_of_glue(nvcc: str, folder: Path) -> str:
-    """What g++ has against csrc/torch/cuda.cpp, with the headers of this Python's torch; empty if nothing or no torch."""
+    """The errors of g++ in csrc/torch/cuda.cpp with the installed torch's headers; empty without errors or torch."""
     found = next((path for entry in sys.path for path in Path(entry).glob("torch/include")), None)
     if found is None:
         return ""
@@ -125,7 +125,7 @@ def syntax_of_glue(nvcc: str, folder: Path) -> str:
 
 
 def demangle(names: list[str]) -> dict[str, str]:
-    """Names as people write them, without parameters; as they are where there is no c++filt."""
+    """Demangled names without parameters; unchanged if there is no c++filt."""
     if not shutil.which("c++filt") or not names:
         return {name: name for name in names}
     run = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
@@ -134,7 +134,7 @@ def demangle(names: list[str]) -> dict[str, str]:
 
 
 def enumerators() -> dict[str, list[str]]:
-    """What the numbers of the sources' enumerations are called."""
+    """The enumerators of the sources' enumerations, by number."""
     found = {}
     for path in sorted(ROOT.glob("csrc/**/*.*h")):
         source = re.sub(r"//.*", "", path.read_text())
@@ -167,7 +167,7 @@ class Sass:
 
 
 def kernels_of(sass: str) -> Iterator[tuple[str, Sass]]:
-    """Every kernel of a disassembly, by its mangled name."""
+    """The kernels of a disassembly, by mangled name."""
     for section in re.finditer(r"^\.text\.(\S+):\n(.*?)(?=^\.text\.|\Z)", sass, re.DOTALL | re.MULTILINE):
         names, branches, labels = [], [], {}
         for line in section[2].splitlines():
@@ -184,7 +184,7 @@ def kernels_of(sass: str) -> Iterator[tuple[str, Sass]]:
 
 
 def faults(name: str, arch: str, sass: Sass) -> Iterator[str]:
-    """What the table does not allow."""
+    """The rules of this module that a kernel breaks."""
     if sass.count("LDL|STL"):
         yield "uses local memory"
     if any(sass.count("MEMBAR|ERRBAR|CCTL", loop) for loop in sass.loops):
@@ -208,14 +208,14 @@ def faults(name: str, arch: str, sass: Sass) -> Iterator[str]:
 
 
 def worst(kernels: list[Kernel]) -> Kernel:
-    """The largest of each figure over architectures; `arch` names where the registers are."""
+    """The largest of each figure over the architectures; `arch` is the one with the most registers."""
     most = max(kernels, key=lambda kernel: kernel.registers)
     figures = {key: max(getattr(kernel, key) for kernel in kernels) for key in ("shared", "stack", "spills")}
     return Kernel(most.file, most.name, most.arch, most.registers, **figures)
 
 
 def table(kernels: list[Kernel], names: dict[str, str]) -> str:
-    """A line for each kernel."""
+    """A table with a line for each kernel."""
     lines = [("registers", "on sm", "shared", "stack", "spills", "kernel")]
     lines += [
         (str(k.registers), k.arch, str(k.shared), str(k.stack), str(k.spills), f"{names[k.name]}  [{k.file}]")
@@ -226,7 +226,7 @@ def table(kernels: list[Kernel], names: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Compile everything; 1 when something is wrong."""
+    """Compile everything. Returns 1 if anything is wrong, 2 without nvcc."""
     parser = argparse.ArgumentParser(prog="cuda_compile.py", description=__doc__.splitlines()[0])
     parser.add_argument("file", nargs="*", type=Path, help="default: csrc/cuda/*.cu")
     parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="default: %(default)s")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Few features: rows turned into columns, so that lanes run along rows.
+// Few features: rows are transposed to columns, so that lanes run along rows.
 #pragma once
 
 #include <utility>
@@ -10,7 +10,7 @@
 namespace linreg::cpu {
 namespace {
 
-// Column C of the rows that D vectors hold one behind the other, a row for each lane; `found` is what the first M hold.
+// Column C, one lane per row, of the contiguous rows in D vectors. `found` holds the numbers from the first M vectors.
 template <int D, int C, int M, class V>
 LINREG_INLINE V column(V found, const V (&rows)[D]) {
   if constexpr (M == D) {
@@ -18,15 +18,15 @@ LINREG_INLINE V column(V found, const V (&rows)[D]) {
   } else {
     constexpr auto from = [](int i) constexpr {
       constexpr int lanes = lanes_of<V>;
-      const int at = i * D + C;  // among all
+      const int at = i * D + C;  // in all vectors
       return at / lanes == M ? lanes + at % lanes : M == 1 && at / lanes == 0 ? at : i;
     };
     return column<D, C, M + 1>(permute(found, rows[M], from), rows);
   }
 }
 
-// Of D vectors that hold rows one behind the other, D columns, a row for each lane: by turns to two halves as long as
-// the number of features is even, then each by itself.
+// Transposes D vectors of contiguous rows to D columns, one lane per row. While D is even, it deinterleaves the vectors
+// into two halves; then it collects each column separately.
 template <int D, class V>
 LINREG_INLINE void to_columns(V (&v)[D]) {
   if constexpr (D > 1 && D % 2 == 0) {
@@ -50,7 +50,7 @@ LINREG_INLINE void to_columns(V (&v)[D]) {
   }
 }
 
-// columns[j · ld + i] = x[i, j] for whole vectors of rows of D features without gaps; how many rows that were.
+// columns[j · ld + i] = x[i, j] for whole vectors of contiguous rows of D features. Returns the number of rows.
 template <class V, int D, class E>
 inline int64_t load_whole_columns(const E* x, int64_t rows, NumberOf<V>* columns, int64_t ld) {
   constexpr int lanes = lanes_of<V>;
@@ -68,7 +68,7 @@ inline int64_t load_whole_columns(const E* x, int64_t rows, NumberOf<V>* columns
   return i;
 }
 
-// columns[j · ld + i] = x[first + i, j], for any rows, and zeros behind them up to a whole vector.
+// columns[j · ld + i] = x[first + i, j] for any rows, padded with zeros to a whole vector.
 template <class V, class E>
 inline void load_columns(const View& x, int64_t d, int64_t first, int64_t rows, NumberOf<V>* columns, int64_t ld) {
   int64_t done = 0;
@@ -84,7 +84,7 @@ inline void load_columns(const View& x, int64_t d, int64_t first, int64_t rows, 
   }
 }
 
-// p[i] = Σ_j columns[j, i] w[j]; whole vectors are written.
+// p[i] = Σ_j columns[j, i] w[j]. Writes whole vectors.
 template <class V>
 inline void predict_columns(const NumberOf<V>* columns, int64_t ld, int64_t d, int64_t rows, const NumberOf<V>* w,
                             NumberOf<V>* p) {
@@ -100,7 +100,7 @@ inline void predict_columns(const NumberOf<V>* columns, int64_t ld, int64_t d, i
   for (; i < rows; i += lanes_of<V>) some(i, std::integral_constant<int, 1>());
 }
 
-// sums[j, lane] += Σ g[i] columns[j, i]; whole vectors are read.
+// sums[j, lane] += Σ g[i] columns[j, i]. Reads whole vectors.
 template <class V>
 inline void add_columns(const NumberOf<V>* columns, int64_t ld, int64_t d, int64_t rows, const NumberOf<V>* g,
                         NumberOf<V>* sums) {

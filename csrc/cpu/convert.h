@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Numbers in memory, of any Dtype, to and from the type that a pass computes in (float or double).
+// Converts numbers of any Dtype in memory to and from the type that a pass computes in, float or double.
 #pragma once
 
 #include <cstdint>

@@ -10,24 +10,23 @@ namespace linreg::cpu {
 using RunRows = void(const Problem& problem, const PassOutputs& outputs, const Plan& plan, const Scale& scale,
                      char* workspace, int64_t thread, int64_t begin, int64_t end);
 
-// Rows [first, first + rows) and targets [target, target + targets), between their two products.
+// A block of rows [first, first + rows) and targets [target, target + targets), between its two matrix products.
 struct ResidualBlock {
   int64_t first, rows, target, targets;
   void* predictions;   // X Wᵀ, [rows, targets]; replaced by G
   Dtype dtype;         // of the predictions
   const double* bias;  // [targets]
-  void* line;          // memory for two lines of the dtype
-  double* loss;        // Σ ℓ by lanes, then compensations: [2 kMaxLanes], added to
-  double* slope_sums;  // Σ G by the place in a line, then compensations: [2, line], added to
+  void* line;          // scratch for two lines of the dtype
+  double* loss;        // accumulates Σ ℓ per lane, then the compensations: [2 kMaxLanes]
+  double* slope_sums;  // accumulates Σ G per place in a line, then the compensations: [2, line]
 };
 
-// What surrounds the matrix products (product_rows.cpp). Where a function takes the dtype of its numbers, it is float32
-// or float64.
+// The element-wise kernels around the matrix products (product_rows.cpp). A `dtype` is float32 or float64.
 struct ProductRows {
   // to[i, j] = from(first + i, j), [rows, columns], converted.
   void (*convert)(const View& from, int64_t first, int64_t rows, int64_t columns, Dtype dtype, void* to);
   void (*residuals)(const Problem& problem, const PassOutputs& outputs, const Scale& scale, const ResidualBlock& block);
-  // to[i] = Σ_part from[part · stride + i] / divisor, in order, for i in [begin, end).
+  // to[i] = Σ_part from[part · stride + i] / divisor for i in [begin, end). The parts are added in order.
   void (*add)(const void* from, Dtype dtype, int64_t parts, int64_t stride, int64_t begin, int64_t end, double divisor,
               double* to);
   // to[first + i] = from[i] / divisor, rounded once.
@@ -35,8 +34,8 @@ struct ProductRows {
                           void* to);
 };
 
-// The steps of a run, as cpu::sgd_run takes them: writes losses [end - begin], returns how many steps were taken
-// (small_steps.cpp).
+// Takes the steps of a run for cpu::sgd_run (small_steps.cpp). Writes losses [end - begin] and returns the number of
+// steps taken.
 using SmallSteps = int64_t(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                            const Parameter& bias, bool stop_nonfinite, void* losses);
 
@@ -55,31 +54,32 @@ struct MomentKernels {
   RunRows run_rows;                          \
   extern const ProductRows product_rows;     \
   extern const MomentKernels moment_kernels; \
-  SmallSteps small_steps;                    \
   }
 LINREG_DECLARE_KERNELS(portable)
 LINREG_DECLARE_KERNELS(avx2)
 LINREG_DECLARE_KERNELS(avx512)
 #undef LINREG_DECLARE_KERNELS
+namespace avx2 {
+SmallSteps small_steps;
+}
 
 struct Kernels {
   RunRows* run_rows;
   const ProductRows* product_rows;
   const MomentKernels* moments;
-  SmallSteps* small_steps;  // nullptr: there is none, and small batches take the general path
+  SmallSteps* small_steps;  // nullptr: small batches take the general path
 };
 
-// Those of the widest instruction set that this machine has and ATEN_CPU_CAPABILITY (default, avx2 or avx512, as torch
-// reads it) allows.
+// The kernels of the widest instruction set that this machine has and ATEN_CPU_CAPABILITY allows: default, avx2 or
+// avx512, as in torch.
 const Kernels& kernels();
 
-// Which steps are small: those on so few numbers that setting a pass up takes longer than the pass. The batch fits into
-// the first-level cache as doubles and the parameters into registers. sgd_step and sgd_run both ask here, so that their
-// bits are the same.
+// A step is small if setting up a pass would take longer than the pass. Its batch fits in the first-level cache even as
+// doubles, and its parameters fit in registers. sgd_step and sgd_run share this test, so that their bits agree.
 constexpr int64_t kSmallFeatures = 8;
 constexpr int64_t kSmallTargets = 8;
-constexpr int64_t kSmallNumbers = 2048;  // of X and Y, 8 or 16 KB
-constexpr int64_t kSmallPadding = 8;     // floats in a register of the instruction set that has a kernel for them
+constexpr int64_t kSmallNumbers = 2048;  // in X and Y together: 8 or 16 KB
+constexpr int64_t kSmallPadding = 8;     // rows: the floats in an AVX2 register
 
 // Whether Kernels::small_steps takes steps on batches of `rows` rows.
 inline bool is_small(const Problem& problem, int64_t rows) {

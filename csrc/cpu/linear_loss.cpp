@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loss and the gradients that are wanted: one pass, then the sums scaled and rounded once.
+// The loss and the requested gradients: one pass, then each sum is scaled and rounded once.
 #include "convert.h"
 #include "pass.h"
 

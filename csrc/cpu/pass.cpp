@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// One pass over the rows: prediction, residual, loss and gradient sums while the rows are in cache. Here the rows are
-// given to threads; what a thread does with its rows is rows.cpp.
+// One pass over the rows: predictions, residuals, losses and gradient sums while the rows are in cache. This file
+// distributes the rows to threads; rows.cpp processes a thread's rows.
 //
-// Fused: X is read from memory once, n·d elements, and Y, n·k; v too, once more for the sum that a mean is divided by.
-// The second use of a row, for the gradient, finds it in cache because rows go through in groups of few bytes. Nothing
-// of size n is written unless asked for.
+// Fused: X (n·d elements), Y (n·k) and v are read from memory once; a weighted mean reads v once more for its divisor.
+// Rows are processed in small groups, so that the gradient finds them in cache. Only requested outputs of size n are
+// written.
 //
-// Accuracy: float32 and 16-bit rows are computed in float32, in which no chain of additions is longer than kChain; what
-// lies across such blocks is added in double. float64 rows are computed in float64.
+// Accuracy: float32 and 16-bit rows are computed in float32. No chain of float additions is longer than kChain; longer
+// sums continue in double. float64 rows are computed in float64.
 //
-// Deterministic: the rows are cut into chunks by the problem's sizes alone. A chunk has its own sums, a thread takes
-// whole chunks, and the chunks' sums are added in their order.
+// Deterministic: the problem's sizes alone determine the chunks of rows. Each chunk has its own sums, a thread takes
+// whole chunks, and the chunks' sums are added in a fixed order.
 #include "pass.h"
 
 #include <algorithm>
@@ -27,12 +27,12 @@ namespace {
 
 Scale scale_of(double divisor) {
   if (!std::isnormal(divisor)) return {1 / divisor, 1};
-  // Beyond float32's range, in which the kernels multiply, no gradient is finite or different from 0.
+  // The kernels multiply in float32. Beyond its range every gradient is 0 or not finite.
   const double power = std::exp2(std::clamp(-std::ilogb(divisor), -120, 120));
   return {power, divisor * power};
 }
 
-// Four chains, so that an addition need not wait for the one before it.
+// Four chains hide the latency of an addition.
 double sum(const double* values, int64_t count) {
   double lanes[4] = {};
   int64_t i = 0;
@@ -42,7 +42,7 @@ double sum(const double* values, int64_t count) {
   return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
-// Σ v, in an order that the sizes alone decide; a single column is read as a row.
+// Σ v, in an order that depends on the sizes alone. A single column is read as a row.
 double weight_sum(const Problem& p) {
   const int64_t rows = p.k == 1 ? 1 : p.n, columns = p.k == 1 ? p.n : p.k;
   const int64_t stride = p.k == 1 ? p.v.row_stride : p.v.col_stride;

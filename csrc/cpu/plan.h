@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// How a pass cuts a problem up, and where in the workspace its parts lie.
+// The partition of a problem into chunks and groups of rows, and the layout of the workspace.
 #pragma once
 
 #include <algorithm>
@@ -10,41 +10,42 @@
 namespace linreg::cpu {
 
 constexpr int64_t kMaxLanes = 8;       // doubles in a register of the widest instruction set
-constexpr int64_t kColumnsMaxD = 8;    // up to here lanes run along rows, not along features
-constexpr int64_t kColumnsRows = 256;  // in a group then
-constexpr int64_t kBlockRows = 64;     // at most, in whole groups, before gradient sums go on in double
-constexpr int64_t kChain = 64;         // the most float additions in a row
-constexpr int kTileRows = 8;           // that are predicted together
-// Of X in a group: small, so that the two uses take turns before memory has been waited for. 2 KB read [n, 64] from
-// memory at 0.83 of what a sum over it reads, 4 to 16 KB at 0.90 to 0.96; in cache [n, 128] goes at 0.49 in 4 KB, at
-// 0.54 in 8 KB.
+constexpr int64_t kColumnsMaxD = 8;    // the most features, with one target, for which lanes run along rows
+constexpr int64_t kColumnsRows = 256;  // rows of a group in that case
+constexpr int64_t kBlockRows = 64;     // the most rows, in whole groups, before gradient sums move to double
+constexpr int64_t kChain = 64;         // the longest chain of float additions
+constexpr int kTileRows = 8;           // rows predicted together
+// Bytes of X in a group. Small groups alternate the two products often enough to hide memory latency. From memory,
+// [n, 64] reaches 0.83 of the bandwidth of a plain sum over it with 2 KB, and 0.90 to 0.96 with 4 to 16 KB. In cache,
+// [n, 128] reaches 0.49 with 4 KB and 0.54 with 8 KB.
 constexpr int64_t kGroupBytes = 8 << 10;
-constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows so wide that they need the second level
-// How far ahead memory is asked for, into the second level: two threads read 1 GB of [n, 64] at 0.82 of what a sum over
-// it reads when 8 KB ahead, 0.78 at 16 KB, 0.91 at 32 KB with small groups.
+constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows too wide for the first-level cache
+// The prefetch distance, into the second-level cache. Two threads read 1 GB of [n, 64] at 0.82 of the bandwidth of a
+// plain sum over it with 8 KB, 0.78 with 16 KB, and 0.91 with 32 KB and small groups.
 constexpr int64_t kAhead = 32 << 10;
-constexpr int64_t kLineRows = 16;  // whose targets, if fewer than 16, are whole vectors in every instruction set
+constexpr int64_t kLineRows = 16;  // rows of a line: whole vectors in every instruction set, for any number of targets
 constexpr int64_t kMaxChunks = 64;
-constexpr int64_t kSumsBytes = 4 << 20;  // of all chunks' sums; wider problems still get kMinChunks
+constexpr int64_t kSumsBytes = 4 << 20;  // for all chunks' sums; wider problems still get kMinChunks
 constexpr int64_t kMinChunks = 4;
-constexpr int64_t kChunkElements = 1 << 15;  // less work than this does not pay for waking a thread
-constexpr int64_t kAlign = 64;               // a cache line, so that threads do not write to each other's
+constexpr int64_t kChunkElements = 1 << 15;  // multiplications: less work does not pay for waking a thread
+constexpr int64_t kAlign = 64;               // a cache line, to avoid false sharing
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign; }
 
-// A line of elements is what sums over rows are made of by place: kLineRows rows of few targets, or a row of many.
+// The elements of a line, kLineRows rows of few targets or one row of many. Sums over rows are kept per place in a
+// line.
 inline int64_t line_of(int64_t targets) {
   return targets < kLineRows ? targets * kLineRows : ceil_div(targets, kLineRows) * kLineRows;
 }
 
-// How a problem is cut up, and where in the workspace its parts lie. All of it follows from the problem and the wishes.
+// Depends only on the problem and the requested outputs.
 struct Plan {
   bool columns;  // lanes run along rows
   int64_t group_rows, chunk_rows, chunks, threads;
   int64_t line;  // elements of a line
-  int64_t ldw;   // from one row of W to the next, whole vectors
-  // Bytes from the start of the workspace: of a chunk's sums, and of the memory that each thread has.
+  int64_t ldw;   // the distance between rows of W, whole vectors
+  // In bytes: the chunks' sums begin at 0 and each thread's scratch memory behind them, `stride` apart.
   int64_t sums_stride, scratch, scratch_stride, bytes;
 
   Plan(const Problem& p, const PassOutputs& outputs) {
@@ -66,8 +67,8 @@ struct Plan {
     chunks = std::max<int64_t>(1, ceil_div(p.n, chunk_rows));
     threads = std::min<int64_t>(std::max(1, p.threads), chunks);
 
-    // rows.cpp: W twice, Gᵀ X, a row of X's gradient and packed rows; predictions; bias and sums of G; and sums in
-    // double.
+    // For rows.cpp: W twice, Gᵀ X, a row of X's gradient and the packed rows; the predictions; the bias and the sums of
+    // G; the sums in double.
     const int64_t numbers = (3 * p.k + 1 + group_rows) * (ldw + kLineRows) + group_rows * p.k + 2 * line;
     const int64_t doubles = 2 * line + 2 * kMaxLanes + 2 * kMaxLanes * kColumnsMaxD;
     sums_stride = sums;
@@ -76,13 +77,13 @@ struct Plan {
     bytes = scratch + threads * scratch_stride;
   }
 
-  // The loss, then Σ G [k], then Gᵀ X [k, d].
+  // The number of sums: the loss, Σ G [k] and Gᵀ X [k, d].
   static int64_t sum_count(const Problem& p, const PassOutputs& outputs) {
     return 1 + p.k + (outputs.weight_sum ? p.k * p.d : 0);
   }
 
  private:
-  static constexpr int64_t kParts = 12;  // of a thread's memory, each of whole cache lines
+  static constexpr int64_t kParts = 12;  // arrays in a thread's scratch memory, each rounded up to cache lines
 };
 
 }  // namespace linreg::cpu

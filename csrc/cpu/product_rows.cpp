@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The element-wise work around the matrix products of a pass, in pieces that stay in the first-level cache.
+// The element-wise work around the matrix products of a pass, in pieces that fit in the first-level cache.
 //
 // Compiled once per instruction set, behind target.h.
 #include "residuals.h"
@@ -7,7 +7,7 @@
 namespace linreg::cpu {
 namespace {
 
-constexpr int64_t kSummed = 256;  // numbers at a time: 2 KB
+constexpr int64_t kSummed = 256;  // numbers summed or converted at a time: 2 KB
 
 inline int64_t piece(int64_t left) { return left < kSummed ? left : kSummed; }
 

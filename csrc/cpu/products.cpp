@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Blocks of rows go through both matrix products, and the residuals between them, while they are in cache.
+// The pass over many targets: blocks of rows stay in cache for both matrix products and the residuals between them.
 //
-// Read and written: X once from memory, Y and v once; nothing of size n·k is stored beyond a block.
+// Memory traffic: X, Y and v are read once. Predictions and G exist for one block at a time.
 //
-// Deterministic: rows are cut into chunks, and where those are few the targets into groups, by the problem's sizes
-// alone. A thread takes whole tasks, a chunk for a group, and multiplies by itself: a product that is shared among
-// threads rounds differently for each number of them. A chunk has its own sums, which are added in their order.
+// Deterministic: the problem's sizes alone divide the rows into chunks and, if these are few, the targets into groups.
+// A task is one chunk for one group. A thread takes whole tasks and multiplies alone, because a product shared among
+// threads rounds differently for each number of threads. Each chunk has its own sums, added in a fixed order.
 #include <algorithm>
 
 #include "../math/sum.h"
@@ -17,42 +17,42 @@
 namespace linreg::cpu {
 namespace {
 
-// From here on a product is faster than the loops of rows.cpp, on 8192 × 128: with 8 targets 0.71 ms instead of 1.38,
-// with 16 0.83 instead of 2.7, with 32 1.2 instead of 5.4, with 48 1.7 instead of 8.1. That was before the loops became
-// two to three times as fast; with 8 targets they are even now.
+// The fewest targets for which products beat the loops of rows.cpp. On 8192 × 128, products took 0.71 ms with 8
+// targets, 0.83 with 16, 1.2 with 32 and 1.7 with 48. Loops two to three times slower than today's took 1.38, 2.7, 5.4
+// and 8.1. Today both take the same time with 8 targets.
 constexpr int64_t kManyTargets = 16;
-constexpr int64_t kLeastWork = 1 << 15;  // multiplications, where both take 9 µs
+constexpr int64_t kLeastWork = 1 << 15;  // multiplications: both take 9 µs
 
-// Two threads on 16384 × 1024 with 64 targets, whose two products alone take 22.4 ms: 21.1 ms in blocks of 256 or 512
-// rows, 24.5 of 1024, 25.3 of 2048. Fewer rows pack the weights for the product more often.
+// The most rows of a block. On 16384 × 1024 with 64 targets and two threads, a pass takes 21.1 ms with blocks of 256 or
+// 512 rows, 24.5 with 1024 and 25.3 with 2048; the two whole products alone take 22.4. Smaller blocks make the library
+// pack the weights more often.
 constexpr int64_t kRows = 512, kMinBlockRows = 64;
-constexpr int64_t kBlockBytes = 4 << 20;  // of X and the predictions in a block
+constexpr int64_t kBlockBytes = 4 << 20;  // for X and the predictions of a block
 
-// Tasks of a problem that is large enough, at least: on more threads it gains nothing. With 1024 targets and features
-// half as many would save 2 %, since fewer targets of a task pack its rows for the product more often.
+// The fewest tasks of a large problem, and so the threads that every large problem can use. With 1024 targets and
+// features, half as many would save 2 %: the fewer targets a task has, the more often the library packs its rows.
 constexpr int64_t kTasks = 8;
 constexpr int64_t kMinChunkRows = 256, kMaxChunkRows = 2048, kMostChunks = 64;
 constexpr int64_t kMinGroupTargets = 32;
-constexpr int64_t kPartsBytes = 16 << 20;   // of all chunks' sums: malloc keeps that much for the next step
-constexpr int64_t kTaskWork = 1 << 18;      // multiplications: less does not pay for waking a thread
-constexpr int64_t kSumsOfThread = 1 << 15;  // the same of the sums over chunks
+constexpr int64_t kPartsBytes = 16 << 20;   // for all chunks' sums: malloc keeps this much for the next step
+constexpr int64_t kTaskWork = 1 << 18;      // multiplications: less work does not pay for waking a thread
+constexpr int64_t kSumsOfThread = 1 << 15;  // sums over chunks: fewer do not pay for waking a thread
 
-// Whether a product reads a matrix as it lies; what it does not is packed. The bits of MKL's products depend on the
-// distance between rows and on the alignment of the first, so every product is given rows without gaps from a cache
-// line on. On an AMD EPYC with AVX2, packing blocks of rows with gaps or at an offset of one number costs a step on
-// 16384 × 1024 with 64 or 1024 targets no more than the 5 % by which measurements scatter; of rows with gaps, one on
-// 8192 × 128 with 16 targets 3 to 15 %.
+// Whether a product can read a matrix in place; other matrices are packed first. The bits of MKL's products depend on
+// the row stride and the alignment, so every product gets contiguous rows that begin at a cache line. On an AMD EPYC
+// with AVX2, packing rows with gaps or at an offset of one number costs a step on 16384 × 1024 with 64 or 1024 targets
+// at most the measurement noise, 5 %. Packing rows with gaps costs a step on 8192 × 128 with 16 targets 3 to 15 %.
 bool is_packed(const View& view, Dtype dtype, int64_t columns) {
   return view.dtype == dtype && view.row_stride == columns && reinterpret_cast<uintptr_t>(view.data) % kAlign == 0;
 }
 
-// How a problem is cut up, and where in the workspace its parts lie.
+// The partition of a problem and the layout of the workspace.
 struct ProductPlan {
   Dtype dtype;  // of the products
   int64_t size;
-  bool copy_x, copy_w;  // memory for both is taken anyway: a run's batches do not all lie as its first one does
+  bool copy_x, copy_w;  // memory is reserved for both anyway: later batches of a run may have another alignment
   int64_t chunk_rows, chunks, group_targets, groups, block_rows, threads;
-  // Bytes from the start of the workspace, and for the parts that each thread has its own of, from its scratch.
+  // Offsets in bytes: first those in the workspace, then those in a thread's scratch memory.
   int64_t lines, line_stride, weight_sums, parts, part_stride, w, bias, scratch, scratch_stride, bytes;
   int64_t predictions, x, input_gradient, loss, slopes, line;
 
@@ -62,7 +62,7 @@ struct ProductPlan {
     copy_x = !is_packed(p.x, dtype, p.d);
     copy_w = !is_packed(p.w, dtype, p.d);
 
-    // An input's gradient is a sum over all targets, so these stay together.
+    // The input's gradient is a sum over all targets, so it does not divide them into groups.
     const int64_t by_memory =
         std::max<int64_t>(outputs.input_gradient ? kTasks / 2 : 1, kPartsBytes / (p.k * p.d * size));
     const int64_t rows = std::clamp(ceil_div(p.n, kTasks), kMinChunkRows, kMaxChunkRows);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What lies between the two products: from X Wᵀ to losses v ℓ(R) and slopes G = power · v ℓ'(R), element by element.
+// The element-wise step between the two products: from X Wᵀ to losses v ℓ(R) and slopes G = power · v ℓ'(R).
 #pragma once
 
 #include "../math/with_loss.h"
@@ -10,12 +10,11 @@
 namespace linreg::cpu {
 namespace {
 
-constexpr int64_t kPiece = 1024;      // elements at most: 4 KB of each operand that is converted
-constexpr int64_t kMostOfLine = 256;  // so that a chain of additions along it is short in every instruction set
+constexpr int64_t kPiece = 1024;      // the most elements of a piece: 4 or 8 KB of each converted operand
+constexpr int64_t kMostOfLine = 256;  // keeps the chain of additions along a line short in every instruction set
 
-// Sums over many rows in memory: kMaxLanes numbers, one per lane, then their compensations (math/sum.h). Sums of few
-// rows are added to these, and compensated for the sake of float64: of 3M equal rows, whose rounding errors are equal,
-// plain sums lose 14 units in the last place, and these 1.
+// Adds sums over few rows to compensated sums over many rows (math/sum.h). The compensation is for float64: over 3M
+// equal rows, whose rounding errors are equal, a plain sum is off by 14 units in the last place, and this one by 1.
 LINREG_INLINE void add_to(double* sum, double* compensation, Wide value) {
   Wide lanes = load_vec<Wide>(sum), lost = load_vec<Wide>(compensation);
   two_sum(value, lanes, lost);
@@ -23,30 +22,30 @@ LINREG_INLINE void add_to(double* sum, double* compensation, Wide value) {
   store_vec<Wide>(compensation, lost);
 }
 
-// Adds `count` sums of a block, a multiple of 16, to those of earlier ones, and sets them to 0.
+// Adds `count` sums of a block, a multiple of 16, to those of earlier blocks and clears them.
 template <class Number>
 inline void move_sums(Number* from, int64_t count, double* to, double* compensation) {
   for (int64_t i = 0; i < count; i += kLanes) add_to(to + i, compensation + i, load_vec<Wide>(from + i));
   std::memset(from, 0, count * sizeof(Number));
 }
 
-// Rows [first, first + rows) and targets [target, target + targets), kPiece elements at most, one behind the other.
+// Rows [first, first + rows) and targets [target, target + targets): at most kPiece contiguous elements.
 template <class Number>
 struct Piece {
   int64_t first, rows, target, targets;
   Number* predictions;  // X Wᵀ; replaced by G
   const Number* bias;   // [width]: element i has bias[i % width]
   int64_t width;
-  double* loss;        // sums by lanes, and compensations: [2 kMaxLanes], added to
-  Number* slopes;      // 0 by the place in the width, in whole vectors: for sums of few rows
-  double* slope_sums;  // sums of G by the place in the width, and compensations: [2, width], added to
+  double* loss;        // accumulates the loss per lane, then the compensations: [2 kMaxLanes]
+  Number* slopes;      // accumulates G over few rows, per place in the width; whole vectors, 0 at first
+  double* slope_sums;  // accumulates G over many rows, per place in the width, then the compensations: [2, width]
 };
 
 inline void* element(void* data, Dtype dtype, int64_t index) {
   return static_cast<char*>(data) + index * int64_t(size_of(dtype));
 }
 
-// The elements of an operand: where they lie, or converted at `to`.
+// The elements of an operand: in place if possible, else converted to `to`.
 template <class Number>
 inline const Number* elements_of(const View& view, const Piece<Number>& piece, Number* to) {
   const int64_t first = piece.first, rows = piece.rows, target = piece.target, targets = piece.targets;
@@ -64,7 +63,7 @@ inline const Number* elements_of(const View& view, const Piece<Number>& piece, N
   return to;
 }
 
-// Writes a piece's elements into an [n, k] matrix.
+// Writes a piece's elements to an [n, k] matrix.
 template <class Number>
 inline void store_elements(const Problem& p, const Piece<Number>& piece, const Number* from, Dtype dtype, void* to) {
   const bool is_whole = piece.targets == p.k;
@@ -73,7 +72,7 @@ inline void store_elements(const Problem& p, const Piece<Number>& piece, const N
     store(from + i * count, count, dtype, element(to, dtype, (piece.first + i) * p.k + piece.target));
 }
 
-// Losses are added up along a line of `width` elements, fewer than kChain vectors, then in double.
+// Losses are added in V along a line of `width` elements, fewer than kChain vectors, then in double.
 template <Loss kLoss, bool kWeighted, class V>
 inline void residuals_of(const Piece<NumberOf<V>>& piece, const NumberOf<V>* __restrict__ y,
                          const NumberOf<V>* __restrict__ v, NumberOf<V> delta, NumberOf<V> power,
@@ -98,12 +97,12 @@ inline void residuals_of(const Piece<NumberOf<V>>& piece, const NumberOf<V>* __r
           for (int64_t lane = 0; lane < left; ++lane) to[lane] = value[lane];
         }
       };
-      // Of a part of a vector the rest is 0, at which every loss and slope is 0.
+      // The missing lanes of a partial vector are 0, where every loss and slope is 0.
       const V r = (load(p + begin + i) + load(bias + i)) - load(y + begin + i);
       V loss = loss_value<kLoss>(r, delta), g = dloss<kLoss>(r, delta);
       if constexpr (kWeighted) {
         const V weight = load(v + begin + i);
-        loss *= weight, g *= weight * power;  // in this order, because a large weight times a slope may overflow
+        loss *= weight, g *= weight * power;  // this order: a large weight times a slope may overflow
       } else {
         g *= power;
       }
@@ -142,8 +141,8 @@ inline void residuals_of_piece(const Problem& p, const PassOutputs& outputs, con
   }
 }
 
-// The same for any number of targets, and at most kBlockRows rows of few. Slopes go on in double after kLineRows rows
-// at most: PyTorch adds them up in chains as short.
+// The same for any number of targets; with fewer than kLineRows targets, for at most kPiece elements. Slopes are added
+// in chains of at most kLineRows, as short as PyTorch's, then in double.
 template <class V>
 inline void residuals_of(const Problem& p, const PassOutputs& outputs, const Scale& scale,
                          const Piece<NumberOf<V>>& all) {

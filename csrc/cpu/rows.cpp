@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A thread's part of a pass: groups of rows, from prediction to gradient sums while they are in cache.
+// A thread's part of a pass: each group of rows goes from predictions to gradient sums while it is in cache. The loops
+// are in tiles.h (both products), columns.h (the same for few features) and residuals.h (losses and their derivatives).
 //
-// float32 and 16-bit rows are computed in float32, float64 rows in float64. Rows that are not whole vectors of the type
-// computed in are packed first, with zeros behind the last feature, so that one pair of products serves all. One target
-// of few features is another matter: its rows become columns, and lanes run along rows.
+// float32 and 16-bit rows are computed in float32, float64 rows in float64. Rows that are not whole vectors of that
+// type are first packed and padded with zeros, so that one pair of products serves all. With one target and few
+// features, rows are transposed to columns instead, and lanes run along rows.
 //
 // Compiled once per instruction set, behind target.h.
 #include "columns.h"
@@ -22,8 +23,8 @@ class Worker {
   using V = std::conditional_t<sizeof(E) == 8, Wide, Narrow>;
   using Number = NumberOf<V>;
   static constexpr int kV = lanes_of<V>;
-  static constexpr int kMostTargets = kV < 8 ? kV : 8;                      // of X Wᵀ at a time
-  static constexpr int kMostOfGradient = smaller(kLanes == 8 ? 8 : 4, kV);  // of Gᵀ X
+  static constexpr int kMostTargets = kV < 8 ? kV : 8;                      // targets of X Wᵀ at a time
+  static constexpr int kMostOfGradient = smaller(kLanes == 8 ? 8 : 4, kV);  // targets of Gᵀ X at a time
 
  public:
   Worker(const Problem& problem, const PassOutputs& outputs, const Plan& plan, const Scale& scale, char* scratch)
@@ -45,7 +46,7 @@ class Worker {
         k, [&]<int T>(int64_t t) { interleave<T, V>(w_ + t * ldw, ldw, interleaved_ + t * ldw); });
   }
 
-  // Writes the sums over rows [begin, end), those of G without the rest of the scale.
+  // Writes the sums over rows [begin, end). G is scaled by the power of two alone, not by the scale's rest.
   void run(int64_t begin, int64_t end, double* sums) {
     const int64_t k = p_.k, line = plan_.line;
     std::memset(sums, 0, Plan::sum_count(p_, outputs_) * sizeof(double));
@@ -85,7 +86,7 @@ class Worker {
       int64_t ldx = p_.x.row_stride;
       const E* const from = static_cast<const E*>(at(p_.x, first));
       const Number* const x = as_vectors(from, rows, width, ldx);
-      // Not at all where the gaps between rows are wider than the rows, or after packing.
+      // Prefetching does not help if the gaps between rows are wider than the rows, or after packing.
       Prefetcher ahead(x + (ldx <= 2 * d && x != rows_ ? kAhead / int64_t(sizeof(E)) : 0)), nothing(x);
       int64_t r = 0;
       const auto tile = [&]<int R>(std::integral_constant<int, R>) __attribute__((always_inline)) {
@@ -111,7 +112,7 @@ class Worker {
                     {first, rows, 0, p_.k, predictions_, bias_, plan_.line, loss_, slopes_, slope_sums_});
   }
 
-  // The rows as they lie in memory, or packed.
+  // The rows in place if possible, else packed.
   const Number* as_vectors(const E* x, int64_t count, int64_t width, int64_t& ldx) {
     if constexpr (sizeof(E) == sizeof(Number))
       if (p_.d == width) return reinterpret_cast<const Number*>(x);
@@ -125,7 +126,7 @@ class Worker {
     return rows_;
   }
 
-  // Adds the block's sums to the chunk's.
+  // Adds the block's sums to the chunk's and clears them.
   void flush(double* weight_sums) {
     if (!outputs_.weight_sum) return;
     const int64_t rows = plan_.columns ? 1 : p_.k, columns = plan_.columns ? p_.d * kV : p_.d;
@@ -146,7 +147,7 @@ class Worker {
     for (int64_t i = 0; i < rows * p_.k; ++i) predictions_[i] /= rest;
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < plan_.ldw; j += kV) {
-        V even{}, odd{};  // one chain of 40 targets has 1.3 times the errors of MKL's products for AVX2
+        V even{}, odd{};  // with AVX2, one chain over 40 targets has 1.3 times the error of MKL's products
         const auto term = [&](int64_t t) __attribute__((always_inline)) {
           return predictions_[i * p_.k + t] * load_vec<V>(w_ + t * plan_.ldw + j);
         };
@@ -163,8 +164,8 @@ class Worker {
   const Plan& plan_;
   const Scale scale_;
   Number *w_, *interleaved_, *bias_, *predictions_, *row_, *rows_;
-  Number *slopes_, *block_sums_;               // G of a few rows, by the place in a line, and Gᵀ X of a block
-  double *loss_, *slope_sums_, *column_sums_;  // of the chunk's rows
+  Number *slopes_, *block_sums_;               // Σ G over few rows, per place in a line; Gᵀ X of a block
+  double *loss_, *slope_sums_, *column_sums_;  // sums over the chunk's rows
 };
 
 }  // namespace

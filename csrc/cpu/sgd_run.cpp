@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Many SGD steps in one call: the rows of each batch are used where they lie or, where an order scatters them, gathered
-// into the workspace; then the step. Nothing is allocated, and threads start only where a batch is worth it.
+// Many SGD steps in one call. A step uses the rows of its batch in place; rows in a given order are first gathered into
+// the workspace. Nothing is allocated, and threads are woken only for large batches.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,7 +11,7 @@
 namespace linreg::cpu {
 namespace {
 
-// How many numbers a row of `view` holds, given how many it stands for.
+// The number of stored numbers in a row of `columns` elements: at most one if the row is broadcast.
 int64_t columns_of(const View& view, int64_t columns) {
   return !view.data ? 0 : view.col_stride == 0 ? std::min<int64_t>(1, columns) : columns;
 }
@@ -28,12 +28,12 @@ void gather_numbers(const View& from, int64_t columns, const int64_t* order, int
   }
 }
 
-// Rows of `from` when they have been gathered at `to`, contiguous.
+// A view of rows of `from` that have been gathered at `to`, contiguous.
 View gathered(const View& from, int64_t columns, const void* to) {
   return {from.data ? to : nullptr, columns_of(from, columns), from.col_stride == 0 ? 0 : 1, from.dtype};
 }
 
-// The rows of `from` that `order` names, at `to`, which is moved behind them.
+// Copies the rows of `from` selected by `order` to `to`, and moves `to` past them.
 View gather(const View& from, int64_t columns, const int64_t* order, int64_t rows, char*& to) {
   if (!from.data) return from;
   const int64_t held = columns_of(from, columns);
@@ -57,7 +57,7 @@ View shifted(View view, int64_t rows) {
   return view;
 }
 
-// What a step needs depends on how its rows lie, too.
+// The workspace of a step. It depends on the layout of the rows, too.
 size_t step_workspace(Problem problem, const Run& run) {
   if (run.order) {
     problem.x = gathered(problem.x, problem.d, problem.x.data);
@@ -66,17 +66,17 @@ size_t step_workspace(Problem problem, const Run& run) {
   }
   problem.n = batch_rows(run, 0);
   const size_t full = sgd_workspace(problem);
-  problem.n = batch_rows(run, run.epoch_steps - 1);  // fewer rows may be cut up otherwise
+  problem.n = batch_rows(run, run.epoch_steps - 1);  // fewer rows may be partitioned differently
   return std::max(full, sgd_workspace(problem));
 }
 
-// The parameter as the step reads it: where the step before has written it.
+// Where a step reads a parameter: where the previous step wrote it.
 View current(const Parameter& parameter, const View& view) {
   if (!parameter.value.data || parameter.frozen) return view;
   return {parameter.value.data, parameter.value.row_stride, 1, parameter.value.dtype};
 }
 
-// The steps [run.begin, run.end), one by one. `problem` has the parameters where they are updated.
+// Takes the steps [run.begin, run.end) one by one. The parameters of `problem` are those that the steps update.
 int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, const Parameter& weight,
                    const Parameter& bias, bool stop_nonfinite, char* losses, char* workspace) {
   Sgd sgd = settings;
@@ -129,7 +129,7 @@ int64_t sgd_run(const Problem& given, const Run& run, const Sgd& sgd, const Para
   Problem after;
   if (validation) after = *validation, after.w = problem.w, after.b = problem.b;
 
-  // Steps are small by the size of a full batch, and a shorter one is then small as well.
+  // The size of a full batch decides: a shorter last batch is then small, too.
   const bool small = is_small(problem, batch_rows(run, 0));
   const int64_t size = int64_t(size_of(loss_dtype(problem)));
   Parameter w = weight, b = bias;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// One SGD step: one pass (pass.cpp), then the rule on every number of the parameters, in double, rounded once. A small
-// one is taken by small_steps.cpp.
+// One SGD step: one pass (pass.cpp), then the rule, in double and rounded once. small_steps.cpp takes small steps.
 #include <algorithm>
 #include <cmath>
 
@@ -19,8 +18,8 @@ PassOutputs outputs_for_step() {
   return outputs;
 }
 
-constexpr int64_t kPiece = 256;                // numbers that are updated together, in the first-level cache
-constexpr int64_t kUpdatesOfThread = 1 << 15;  // fewer do not pay for waking it
+constexpr int64_t kPiece = 256;                // numbers updated together, in the first-level cache
+constexpr int64_t kUpdatesOfThread = 1 << 15;  // fewer do not pay for waking a thread
 
 void update_row(const Parameter& parameter, int64_t row, int64_t columns, const double* gradient, const Sgd& sgd) {
   const Dtype dtype = parameter.value.dtype;

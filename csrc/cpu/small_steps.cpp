@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Small steps (kernels.h), one after the other. A batch is converted to columns of what its rows are computed in, and
-// lanes run along its rows. Parameters and momentum buffers stay on the stack, rounded to their dtype after every step
-// as if they were stored.
+// Small steps (kernels.h), one after another. Each batch is converted to columns of float or double, and lanes run
+// along rows. Parameters and momentum buffers stay on the stack, rounded to their dtype after every step as if stored.
 //
-// Sums over lanes and the rule are in double, in an order that depends on the batch's size alone. A batch is so small
-// that no lane adds up more than kChain floats.
+// Sums over lanes and the rule are in double. Their order depends on the batch's size alone. A batch is so small that
+// no lane adds more than kChain floats.
 //
-// Compiled once per instruction set, behind target.h.
+// Compiled for AVX2 alone (../instruction_sets.py), behind target.h.
 #include "../math/reduction.h"
 #include "../math/with_loss.h"
 #include "convert.h"
@@ -15,7 +14,7 @@
 namespace linreg::cpu {
 namespace {
 
-// The nearest number that a dtype has, which Number holds.
+// The number rounded to a dtype, all of whose numbers a Number represents exactly.
 template <class Number>
 LINREG_INLINE Number rounded(double number, Dtype dtype) {
   switch (dtype) {
@@ -28,14 +27,14 @@ LINREG_INLINE Number rounded(double number, Dtype dtype) {
   }
 }
 
-// A batch: column j of X from x + j · stride, target t of Y from y + t · stride, zeros behind the last row.
+// A batch: column j of X begins at x + j · stride, target t of Y at y + t · stride, padded with zeros.
 template <class Number>
 struct Columns {
   int64_t n, stride;
   const Number *x, *y;
 };
 
-// Rows `first`, `first` + 1, … of `from`, or those that `order` names, as columns.
+// Writes rows `first`, `first` + 1, … of `from`, or of `order` if given, as columns.
 template <class T, class Number, class Convert>
 inline void load_columns(const View& from, int64_t columns, const int64_t* order, int64_t first, int64_t n,
                          int64_t stride, Number* to, Convert convert) {
@@ -70,7 +69,7 @@ inline void load_columns(const View& from, int64_t columns, const int64_t* order
   }
 }
 
-// The sum over lanes, with the halves added first; a template, so that the branch not taken is not compiled.
+// The sum over lanes: halves are added until two lanes are left. A template, so that only the branch taken is compiled.
 template <class V>
 LINREG_INLINE double sum_halves(V v) {
   constexpr int half = sizeof(V) / sizeof(v[0]) / 2;
@@ -83,7 +82,7 @@ LINREG_INLINE double sum_halves(V v) {
   }
 }
 
-// What slopes are summed in: halves of those of the squared loss, 2r, which are doubled after the last row, to the bit.
+// The unit in which slopes are summed. The squared loss sums r instead of 2r and doubles the sum, which is exact.
 template <Loss kLoss>
 constexpr double kSlopeUnit = kLoss == Loss::mse ? 2 : 1;
 
@@ -94,8 +93,8 @@ LINREG_INLINE void sum_rows(const Columns<NumberOf<V>>& batch, const NumberOf<V>
                             double* weight_sums) {
   using Number = NumberOf<V>;
   constexpr int lanes = lanes_of<V>;
-  // With few features several sets of sums, so that an addition need not wait for the one before it; and so that chains
-  // of float64, which has half the lanes, are no longer than PyTorch's.
+  // With few features, two sets of sums hide the latency of an addition. They also keep float64's chains, which have
+  // half the lanes, no longer than PyTorch's.
   constexpr int sets = kD < 3 || (kD < 5 && sizeof(Number) == 8) ? 2 : 1;
   V losses[sets] = {}, slopes[sets] = {}, products[sets][kD] = {}, w[kD];
   for (int j = 0; j < kD; ++j) w[j] = weight[j] - V{};
@@ -106,7 +105,7 @@ LINREG_INLINE void sum_rows(const Columns<NumberOf<V>>& batch, const NumberOf<V>
     V r = x[0] * w[0];
     for (int j = 1; j < kD; ++j) r += x[j] * w[j];
     r = (r + b) - load_vec<V>(y + i);
-    if (i + lanes > batch.n) {  // 0 behind the last row, at which every loss and slope is 0
+    if (i + lanes > batch.n) {  // residuals beyond the last row become 0, where every loss and slope is 0
       V lane;
       for (int l = 0; l < lanes; ++l) lane[l] = Number(l);
       r = lane < Number(batch.n - i) ? r : V{};
@@ -130,7 +129,7 @@ LINREG_INLINE void sum_rows(const Columns<NumberOf<V>>& batch, const NumberOf<V>
   for (int j = 0; j < kD; ++j) weight_sums[j] = kSlopeUnit<kLoss> * sum_halves(products[0][j]);
 }
 
-// A parameter while steps are taken, and its momentum buffer: [rows, columns].
+// A parameter and its momentum buffer during the steps: [rows, columns].
 template <class Number, int kSize>
 class State {
  public:
@@ -146,7 +145,7 @@ class State {
     }
   }
 
-  // `count` numbers, which is rows · columns.
+  // `count` is rows · columns; with one target it is known at compile time.
   LINREG_INLINE void update(int64_t count, const double* sums, double scale, const Sgd& sgd) {
     if (!updated_) return;
     for (int64_t i = 0; i < count; ++i) {
@@ -175,8 +174,7 @@ class State {
   Number buffer_[kSize];
 };
 
-// With one target, kK = 1, everything that a step hands to the next one is in registers; else kK is the most that there
-// may be.
+// kK is 1 for one target, which keeps all state between steps in registers; else it is the maximum number of targets.
 template <class V, int kD, int kK>
 int64_t take_steps(const Problem& problem, const Run& run, const Sgd& settings, const Parameter& weight,
                    const Parameter& bias, bool stop_nonfinite, void* losses) {

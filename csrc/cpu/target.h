@@ -2,13 +2,13 @@
 // The first include of a kernel compiled for an instruction set: LINREG_LANES is 2 (any processor), 4 (AVX2, FMA, F16C)
 // or 8 (AVX-512 F, DQ, BW, VL).
 //
-// All headers that a kernel uses and that are not its own come before the pragma. Their inline functions are compiled
-// for any processor, because the linker keeps one copy of each for all sets. What a kernel defines itself, in other
-// headers, is in anonymous namespaces; what it instantiates from templates is its own, never std's.
+// All shared headers come before the pragma. Their inline functions must run on any processor, because the linker keeps
+// one copy of each for all instruction sets. A kernel's own headers define everything in anonymous namespaces, and a
+// kernel instantiates only its own templates, never std's.
 #pragma once
 
 #if LINREG_LANES == 8
-// GCC 12 warns about its own header, where it leaves lanes uninitialised that a mask fills.
+// GCC 12 warns about its own header, which leaves uninitialised the lanes that a mask fills.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 

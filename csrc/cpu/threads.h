@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Threads by OpenMP, whose number torch.set_num_threads sets.
+// OpenMP threads; torch.set_num_threads sets their number.
 #pragma once
 
 #include <omp.h>
@@ -15,8 +15,8 @@
 namespace linreg::cpu {
 namespace {
 
-// The floating-point mode of a thread (torch.set_flush_denormal), which a worker takes over from its caller so that
-// results do not depend on who computes them.
+// The floating-point mode of a thread (torch.set_flush_denormal). Workers adopt their caller's, so that results do not
+// depend on which thread computes them.
 #ifdef __SSE2__
 inline unsigned float_mode() { return _mm_getcsr(); }
 inline void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
@@ -38,15 +38,15 @@ void run_parallel(int64_t limit, unsigned mode, const Body& body) {
   }
 }
 
-const pid_t kProcess = getpid();  // that has loaded this library
+const pid_t kProcess = getpid();  // the process that loaded this library
 
-// Calls body(thread, threads) on at most `limit` threads; inside another parallel region on one.
+// Calls body(thread, threads) on at most `limit` threads, or on one inside another parallel region.
 template <class Body>
 void run_threaded(int64_t limit, const Body& body) {
   if (limit == 1) return body(int64_t(0), int64_t(1));
   const unsigned mode = float_mode();
   if (getpid() == kProcess) return run_parallel(limit, mode, body);
-  // After a fork, OpenMP would wait for threads that only the parent has. A thread that is new to it gets new ones.
+  // After a fork, OpenMP would wait for threads that exist only in the parent. For a new thread it makes new ones.
   std::thread([&] {
     omp_set_num_threads(int(limit));
     run_parallel(limit, mode, body);

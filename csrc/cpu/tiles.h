@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The two products of a group of rows, X Wᵀ and Gᵀ X, in tiles small enough for registers.
 //
-// Rows are whole vectors long, in memory or packed. Predictions, which G replaces, lie in rows of targets, as Y does.
-// For X Wᵀ the lanes hold T targets of F features: W is interleaved so, and F features of a row come from memory
-// repeated T times, which a load does by itself. For Gᵀ X lanes run along features, and the sums of a few columns stay
-// in registers for all rows of the group.
+// Rows are whole vectors, in place or packed. Predictions, which G replaces, are row-major like Y. For X Wᵀ, the lanes
+// hold T targets of F features: W is interleaved accordingly, and one broadcasting load repeats F features of a row T
+// times. For Gᵀ X, lanes run along features, and the sums of a few columns stay in registers for all rows of the group.
 //
-// No chain of additions is longer than kChain; what lies beyond is added in double.
+// No chain of additions is longer than kChain; longer sums continue in double.
 #pragma once
 
 #include "plan.h"
@@ -15,10 +14,10 @@
 namespace linreg::cpu {
 namespace {
 
-// Tiles live in registers only if the loops over them are gone before arrays are.
+// Tiles stay in registers only if their loops are unrolled before GCC splits arrays into scalars.
 #define LINREG_UNROLL _Pragma("GCC unroll 16")
 
-// Rows that are read side by side from left to right.
+// Several rows, read in parallel from left to right.
 template <class Number>
 class RowsAt {
  public:
@@ -29,7 +28,7 @@ class RowsAt {
 
   LINREG_INLINE void advance(int64_t count) {
     at_ += count * int64_t(sizeof(Number));
-    // Or GCC would keep a pointer for every row, and run out of registers for them.
+    // Without this, GCC keeps a pointer for every row and runs out of registers.
     asm("" : "+r"(at_), "+r"(stride_));
   }
 
@@ -38,9 +37,9 @@ class RowsAt {
   int64_t stride_;
 };
 
-// Prefetches memory in order, a few lines of 64 bytes at a time, into the second-level cache. Each of the two products
-// of a row prefetches half of what it reads, so that the few requests a core can have in flight never run out: 1 GB of
-// [n, 128] took 54 ms, and 65 when only the first product prefetched; [n, 512] 50 and 62.
+// Prefetches memory sequentially, a few 64-byte lines at a time, into the second-level cache. Each of the two products
+// prefetches half as many bytes as it reads, which keeps the few requests of a core always in flight. 1 GB of [n, 128]
+// took 54 ms, and 65 when only the first product prefetched; [n, 512] took 50 and 62.
 class Prefetcher {
   static constexpr int kSecondLevel = 2;
 
@@ -58,14 +57,14 @@ class Prefetcher {
   const char* at_;
 };
 
-// Calls with<T>(first target) for sets of T targets, at most kMost of them.
+// Calls with<T>(first target) for consecutive sets of T targets, T at most kMost.
 template <int kMost, class With>
 LINREG_INLINE void for_target_sets(int64_t k, With with, int64_t t = 0) {
   for (; t + kMost <= k; t += kMost) with.template operator()<kMost>(t);
   if constexpr (kMost > 1) for_target_sets<kMost / 2>(k, with, t);
 }
 
-// W of T targets as dots reads it: of each F features the first target's, the second's, ….
+// W for T targets in the order in which dots reads it: for each F features, the first target's, the second's, ….
 template <int T, class V>
 inline void interleave(const NumberOf<V>* w, int64_t ldw, NumberOf<V>* to) {
   constexpr int F = lanes_of<V> / T;
@@ -74,18 +73,17 @@ inline void interleave(const NumberOf<V>* w, int64_t ldw, NumberOf<V>* to) {
       for (int64_t f = 0; f < F; ++f) *to++ = w[t * ldw + j + f];
 }
 
-// In a chain of a dot product. With several targets fewer lanes share the features: chains half as long have the errors
-// of MKL's products of few rows, whole ones 1.4 times those for 300 features and 9 targets.
+// The longest chain of a dot product. With several targets, fewer lanes share the features. Half chains then have the
+// errors of MKL's products of few rows; whole ones have 1.4 times those for 300 features and 9 targets.
 template <int T>
 constexpr int64_t kDotChain = T == 1 ? kChain : kChain / 2;
 
 template <class V, int R, int T>
 constexpr int kSetsOfChains = R == 1                 ? 4
                               : kLanes == 8 && T > 1 ? 2
-                                                     : 1;  // so that an addition need not wait for another
+                                                     : 1;  // several hide the latency of an addition
 
-// sums[r, t] = x[r] · w[t] for R rows and T targets, in chains of at most kChain additions. Prefetches half as many
-// bytes as it reads.
+// sums[r, t] = x[r] · w[t] for R rows and T targets. Prefetches half as many bytes as it reads.
 template <class V, int R, int T>
 LINREG_INLINE void dots(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w, int64_t width, NumberOf<V>* sums,
                         Prefetcher& given) {
@@ -117,7 +115,7 @@ LINREG_INLINE void dots(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w,
   given = ahead;
 }
 
-// p[r, t] = x[r] · w[t]; p has rows of ldp. What is longer than a chain of additions is added in double.
+// p[r, t] = x[r] · w[t]; the rows of p are ldp apart. Adds chains of kDotChain additions in double.
 template <class V, int R, int T>
 inline void predict(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w, int64_t width, NumberOf<V>* p, int64_t ldp,
                     Prefetcher& ahead) {
@@ -143,15 +141,15 @@ inline void predict(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w, int
   }
 }
 
-constexpr int kMostSums = kLanes == 8 ? 16 : 8;  // in registers, which leaves some for the rest
+constexpr int kMostSums = kLanes == 8 ? 16 : 8;  // vectors: half of the registers
 
 // dw[t, j] += Σ_r g[r, t] x[r, j] for T targets and C vectors of columns, over `count` rows. Prefetches like dots.
 template <class V, int T, int C>
 LINREG_INLINE void add_columns(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* g, int64_t ldg, int64_t count,
                                NumberOf<V>* dw, int64_t ldw, Prefetcher& ahead) {
   constexpr int lanes = lanes_of<V>;
-  // Of sums, so that an addition need not wait for another; and chains of 64 rows have 1.3 times the errors of MKL's
-  // products for AVX2.
+  // Several sets of sums hide the latency of an addition. They also shorten the chains: with AVX2, chains of 64 rows
+  // have 1.3 times the error of MKL's products.
   constexpr int sets = T * C >= kMostSums ? 1 : T * C >= kMostSums / 2 ? 2 : 4;
   V sums[sets][T][C] = {};
   const auto row = [&](int set) __attribute__((always_inline)) {

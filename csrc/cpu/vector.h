@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Vectors as GCC's vector extension: arithmetic is written with operators and lowered to whatever the instruction set
-// has. A Wide holds doubles, a Narrow as many bytes of floats; V is the one that a pass computes in.
+// GCC's vector extension: arithmetic is written with operators, and GCC lowers it to the instruction set. A Wide holds
+// doubles; a Narrow holds floats in as many bytes. V is the one that a pass computes in.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace linreg::cpu {
 namespace {
 
-inline constexpr int kLanes = LINREG_LANES;  // of the file that includes this: doubles in a register
+inline constexpr int kLanes = LINREG_LANES;  // doubles in a register
 inline constexpr int kFloats = 2 * kLanes;
 
 typedef double Wide __attribute__((vector_size(kLanes * sizeof(double))));
@@ -27,7 +27,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-// What is known of a vector: its numbers, and the integer vectors of as many lanes.
+// The traits of a vector: the type of its numbers, and integer vectors with as many lanes.
 template <class V>
 struct Lanes;
 template <>
@@ -61,7 +61,7 @@ LINREG_INLINE void store_vec(NumberOf<V>* to, V v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-// Intrinsics where GCC would split a conversion in two.
+// Intrinsics, because GCC would split the conversion in two.
 LINREG_INLINE Wide widened(HalfNarrow v) {
 #if LINREG_LANES == 8
   return Wide(_mm512_cvtps_pd(__m256(v)));
@@ -113,7 +113,7 @@ LINREG_INLINE V load_vec(const E* from) {
   return floats_at(from);
 }
 
-// The first `count` numbers, fewer than a vector has, and zeros; what lies behind them is not touched.
+// The first `count` numbers, fewer than a vector, padded with zeros. Memory beyond them is not read.
 template <class V, class E>
 LINREG_INLINE V load_first(const E* from, int64_t count) {
 #if LINREG_LANES == 8
@@ -126,7 +126,7 @@ LINREG_INLINE V load_first(const E* from, int64_t count) {
   return load_vec<V>(all);
 }
 
-// kCount numbers from memory, over and over.
+// kCount numbers from memory, repeated to fill a vector.
 template <class V, int kCount>
 LINREG_INLINE V repeated(const NumberOf<V>* from) {
   [[maybe_unused]] constexpr int bytes = kCount * int(sizeof(NumberOf<V>));
@@ -146,7 +146,7 @@ LINREG_INLINE V repeated(const NumberOf<V>* from) {
 #endif
 }
 
-// A choice of lanes of two vectors, by the positions that `choose` gives the lanes, known when this is compiled.
+// Lane i of the result is lane choose(i) of a and b concatenated.
 template <class V, class Choose, int... I>
 LINREG_INLINE V permute(V a, V b, Choose, std::integer_sequence<int, I...>) {
   return __builtin_shuffle(a, b, typename Lanes<V>::Index{Choose()(I)...});
@@ -156,10 +156,10 @@ LINREG_INLINE V permute(V a, V b, Choose choose) {
   return permute(a, b, choose, std::make_integer_sequence<int, lanes_of<V>>());
 }
 
-// Of two vectors that hold partial sums, 2 · kHalf of each addend, one that holds half as many of both's.
+// Combines two vectors of partial sums: 2 · kHalf lanes per sum become kHalf, from a and b in turn.
 template <int kHalf, class V>
 LINREG_INLINE V hadd(V a, V b) {
-  // In blocks of kHalf lanes, by turns from a and from b.
+  // Blocks of kHalf lanes, alternately from a and b.
   constexpr auto low = [](int i) constexpr {
     return i / kHalf % 2 * lanes_of<V> + i / kHalf / 2 * 2 * kHalf + i % kHalf;
   };
@@ -167,7 +167,7 @@ LINREG_INLINE V hadd(V a, V b) {
   return permute(a, b, low) + permute(a, b, high);
 }
 
-// Of R vectors with T sums of F neighbouring lanes each to make, the R · T sums, row by row.
+// Reduces R vectors, each T groups of F neighbouring lanes, to the R · T sums of the groups, row by row.
 template <int T, int F, int R, class V>
 LINREG_INLINE void fold(V* v) {
   if constexpr (F > 1 && T == 1 && R > F) {
@@ -177,11 +177,11 @@ LINREG_INLINE void fold(V* v) {
       v[i] = v[i * F];
     }
   } else if constexpr (F > 1) {
-    constexpr auto even = [](int i) constexpr { return i * 2; };  // of the lanes of both
+    constexpr auto even = [](int i) constexpr { return i * 2; };  // lanes of a and b
     constexpr auto odd = [](int i) constexpr { return i * 2 + 1; };
 #pragma GCC unroll 8
     for (int i = 0; i < (R + 1) / 2; ++i) {
-      if constexpr (T == 1 && R > 1) {  // AVX2 has shuffles for this order, and none for the other
+      if constexpr (T == 1 && R > 1) {  // AVX2 has shuffles for this order, but not for the other
         v[i] = hadd<F / 2>(v[i], v[i + R / 2]);
       } else {
         const V a = v[2 * i], b = v[R == 1 ? 0 : 2 * i + 1];

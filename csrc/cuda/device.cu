@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What is asked of the CUDA runtime beside launching: the device's limits, and counters for its launches.
+// The parts of the CUDA runtime interface beside launching: the device's limits, and counters for launches.
 #include <deque>
 #include <map>
 #include <mutex>
@@ -14,18 +14,18 @@ namespace {
 constexpr int kSlots = 16384;
 constexpr int kMaxDevices = 64;
 
-// Zero from the moment the module is loaded, so that no launch has to clear them.
+// Zero when the module is loaded, and again after every launch, so that no launch has to clear them.
 __device__ unsigned counter_slots[kSlots][kCounters];
 
-// Who has a slot: the device, the stream, the thread if that is its own default stream, and the capture or 0.
+// The owner of a slot: the device, the stream, the thread if the stream is its default stream, and the capture or 0.
 using Owner = std::tuple<int, cudaStream_t, const void*, unsigned long long>;
 
-// The slots of a device that are free, and those that are not. Never destroyed: a graph may outlive it.
+// The free and the owned slots. Never destroyed, because a graph may outlive it.
 struct Slots {
   std::mutex mutex;
   std::map<Owner, int> owned;
   void* base[kMaxDevices] = {};       // counter_slots
-  std::deque<int> free[kMaxDevices];  // the longest free one comes first: its last launch ended long ago
+  std::deque<int> free[kMaxDevices];  // the slot free for longest comes first: its last launch ended long ago
   int used[kMaxDevices] = {};
 };
 Slots& slots() {
@@ -42,7 +42,7 @@ void give_back(const Owner& owner) {
   all.owned.erase(found);
 }
 
-// Gives a thread's slots back when the thread ends, and its default streams with it.
+// Returns a thread's slots when the thread ends, and with it its default streams.
 struct ThreadSlots {
   std::vector<Owner> owners;
   ~ThreadSlots() {
@@ -51,7 +51,7 @@ struct ThreadSlots {
 };
 thread_local ThreadSlots thread_slots;
 
-// Gives the slot back when the graph and all that was instantiated from it are gone.
+// Returns the slot when the graph and everything instantiated from it are destroyed.
 const char* follow(cudaGraph_t graph, const Owner& owner) {
   const auto destroy = [](void* owner) {
     give_back(*static_cast<Owner*>(owner));
@@ -66,8 +66,8 @@ const char* follow(cudaGraph_t graph, const Owner& owner) {
   return message(cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove));
 }
 
-// While it lives, calls that a stream capture of this thread would refuse are allowed: those below do nothing that a
-// graph could miss.
+// Allows calls that a stream capture of this thread would refuse. That is safe for the calls below: they enqueue no
+// work that a graph would have to record.
 class RelaxedCapture {
  public:
   RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -90,9 +90,9 @@ const char* limits(Limits& limits) {
   return nullptr;
 }
 
-// Launches on one stream follow each other, so they share a slot; so do those that one capture records of a stream,
-// which follow each other in every replay of its graph, beside whatever else runs then. The slot of a graph comes back
-// with its end, and that of a stream that was destroyed goes to the stream that gets its handle.
+// Launches on one stream run in order, so they share a slot. Launches that a capture records from one stream run in
+// order in every replay, but concurrently with other work, so each capture has its own slot. A graph's slot is returned
+// when the graph is destroyed. The slot of a destroyed stream passes to the stream that reuses its handle.
 const char* counters(void* stream, unsigned*& counters) {
   const auto queue = static_cast<cudaStream_t>(stream);
   int device = 0;
@@ -122,7 +122,7 @@ const char* counters(void* stream, unsigned*& counters) {
     all.owned[owner] = slot;
     if (of_thread) thread_slots.owners.push_back(owner);
     if (captured) {
-      lock.unlock();  // a graph that ends while this one is told of its slot gives its own back
+      lock.unlock();  // a graph destroyed during this call returns its slot, for which it takes the lock
       if (const char* error = follow(graph, owner)) {
         give_back(owner);
         return error;

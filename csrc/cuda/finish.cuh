@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What is done once, with the sums that the blocks of a pass have left: whichever block comes last adds them in the
-// blocks' order, the same bits every time, then writes the loss, and scales and rounds the gradients or applies the SGD
-// rule. Every other block has read the parameters for the last time.
+// The end of a pass, in the last block to arrive. It adds the sums of all blocks in the blocks' order, so that the bits
+// are the same every time. Then it writes the loss, and scales and rounds the gradients or applies the SGD rule. By
+// then no other block reads the parameters.
 //
-// The sums are added in two levels, so that the tail is short: the last block of each team of about √blocks adds its
-// team's, and the last team adds the teams'. One block adding 132 times 1024 doubles would take 5 to 6 µs (at some
-// 100 GB/s for one multiprocessor, estimated); two levels read 12 + 11 times 1024.
+// The sums are added in two levels to keep this tail short: the last block of each team of about √blocks adds its
+// team's sums, and the last team adds the teams' sums. One block would take an estimated 11 µs to add 132 lines of 1024
+// doubles, at some 100 GB/s for one multiprocessor. The two levels read 12 and 11 lines.
 #pragma once
 
 #include <cmath>
@@ -16,20 +16,20 @@
 
 namespace linreg::cuda {
 
-// Blocks [team · size, (team + 1) · size) are a team.
+// The size of a team. Blocks [team · size, (team + 1) · size) form a team.
 LINREG_MATH constexpr int team_size(int blocks) {
   int size = 1;
   while (size * size < blocks) ++size;
   return size;
 }
 
-// True in all threads of the last of `count` arrivals, which then sees what the others have stored.
+// True in all threads of the last of `count` blocks to arrive. That block then sees what the others have stored.
 LINREG_DEVICE bool last_to_arrive(unsigned* counter, int count, int* flag) {
-  sync_block();  // all threads have stored, and none still reads the flag of before
+  sync_block();  // all threads have stored, and none still reads the previous flag
   if (thread_index() == 0) {
-    fence();  // of what the block has stored, before the arrival
+    fence();  // orders the block's stores before the arrival
     *flag = arrive_last(counter, unsigned(count));
-    if (*flag) fence();  // reads after this see what was stored before the arrivals
+    if (*flag) fence();  // orders later reads after all arrivals
   }
   sync_block();  // the flag is written
   return *flag;
@@ -45,8 +45,8 @@ LINREG_DEVICE void add_lines(double* lines, int rows, int64_t stride, int64_t co
   }
 }
 
-// Each block has published `count` sums at its line, partials + block_index() · stride. True in the one block that
-// finds the sums of all at partials; the others are done.
+// Each block has stored `count` sums at its line, partials + block_index() · stride. True in the one block that finds
+// the total at `partials`; false in the others, which are done.
 LINREG_DEVICE bool reduce_blocks(double* partials, int64_t stride, int64_t count, unsigned* counters, int* flag) {
   const int index = block_index(), blocks = block_count();
   if (blocks == 1) {
@@ -64,7 +64,7 @@ LINREG_DEVICE bool reduce_blocks(double* partials, int64_t stride, int64_t count
   return true;
 }
 
-// The sum of a line's entries of all targets, in every thread; all threads of the block call it.
+// The sum of `count` entries of a line, in every thread. All threads of the block must call it.
 LINREG_DEVICE double total(const double* sums, int64_t count) {
   double sum = 0;
   if (count <= kWarp) {
@@ -74,32 +74,32 @@ LINREG_DEVICE double total(const double* sums, int64_t count) {
   double* const of_warp = static_cast<double*>(shared_memory());
   for (int64_t i = thread_index(); i < count; i += thread_count()) sum += load_cg(sums + i);
   sum = sum_lanes(sum, 1, kWarp);
-  sync_block();  // nobody reads the sums of the call before
+  sync_block();  // no thread still reads the sums of an earlier call
   if (thread_index() % kWarp == 0) of_warp[thread_index() / kWarp] = sum;
-  sync_block();  // every warp's sum is there
+  sync_block();  // every warp's sum is stored
   sum = 0;
   for (int warp = 0; warp < thread_count() / kWarp; ++warp) sum += of_warp[warp];
   return sum;
 }
 
-// Some columns, of X or of the bias.
+// Some columns of the weight or of the bias.
 struct Slice {
   int64_t first, columns;
 };
 
-// Σ (v ℓ')ᵀ X, or Σ v ℓ' as one row, for some columns: in a line of doubles or as a matrix product left it.
+// Σ (v ℓ')ᵀ X, or Σ v ℓ' as one row, for some columns: in a line of doubles or as the result of a matrix product.
 struct Sums {
   const double* line;
   const void* product;
   Dtype dtype;
-  int64_t row_stride;  // of product
+  int64_t row_stride;  // of `product`
 
   LINREG_DEVICE double at(int64_t i, int64_t row, int64_t column) const {
     return product ? load_as<double>(product, dtype, row * row_stride + column) : load_cg(line + i);
   }
 };
 
-// The rule on columns [slice.first, slice.first + slice.columns) of a parameter.
+// Applies the rule to columns [slice.first, slice.first + slice.columns) of a parameter.
 LINREG_DEVICE void update(const Parameter& parameter, int64_t rows, Slice slice, const Sums& sums, double scale,
                           const Sgd& sgd) {
   if (parameter.frozen || !parameter.value.data) return;
@@ -117,7 +117,7 @@ LINREG_DEVICE void update(const Parameter& parameter, int64_t rows, Slice slice,
   }
 }
 
-// The same columns of a gradient, [rows, columns].
+// Writes the same columns of a gradient, [rows, columns].
 LINREG_DEVICE void store_scaled(void* to, Dtype dtype, int64_t rows, int64_t columns, Slice slice, const Sums& sums,
                                 double scale) {
   if (!to) return;
@@ -127,7 +127,7 @@ LINREG_DEVICE void store_scaled(void* to, Dtype dtype, int64_t rows, int64_t col
   }
 }
 
-// `sums` is a line (pass.cuh) over all rows. Whoever has the first columns also has the loss and the bias.
+// `sums` is a line (pass.cuh) over all rows. The block with the first columns also handles the loss and the bias.
 LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
   const Problem& p = pass.problem;
   const Finish& f = pass.finish;
@@ -156,7 +156,7 @@ LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
   }
 }
 
-// What each block does when its line of sums is published: whichever comes last finishes the pass.
+// Called by every block after it has stored its line of sums. The last block to arrive finishes the pass.
 LINREG_DEVICE_CALL void finish_last(const Pass& pass) {
   int* const flag = static_cast<int*>(shared_memory());
   if (reduce_blocks(pass.partials, pass.line_stride, sum_count(pass.problem, pass.weight_sum), pass.counters, flag))

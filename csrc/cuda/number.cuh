@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Numbers in memory, of any Dtype, to and from the types that a kernel computes with: float32 holds every number of
-// 16 bits. And their sums over the lanes of a warp.
+// Converts numbers of any Dtype in memory to and from the type that a kernel computes in; float32 represents every
+// 16-bit number exactly. Also sums over the lanes of a warp.
 #pragma once
 
 #include "../math/convert.h"
@@ -20,7 +20,7 @@ LINREG_DEVICE Wide<kDtype> widen(Stored<kDtype> number) {
   if constexpr (kDtype == Dtype::float32 || kDtype == Dtype::float64) return number;
 }
 
-// Copies kBytes, 16 at a time or all at once, of which both addresses are multiples.
+// Copies kBytes, in words of at most 16 bytes. Both addresses must be aligned to a word.
 template <int kBytes>
 LINREG_DEVICE void copy_words(void* to, const void* from) {
   constexpr int kWord = kBytes < 16 ? kBytes : 16;
@@ -31,8 +31,8 @@ LINREG_DEVICE void copy_words(void* to, const void* from) {
   }
 }
 
-// One number of a dtype that is known at run time, as a float or a double; float64 only as a double, so that kernels in
-// float have no instruction in double for it.
+// Loads a number, whose dtype is known only at run time, as a float or double. A float64 can only be loaded as a
+// double, so that kernels in float contain no double instruction for it.
 template <class T>
 LINREG_DEVICE T load_as(const void* from, Dtype dtype, int64_t index) {
   if constexpr (sizeof(T) == sizeof(double)) {
@@ -49,11 +49,11 @@ LINREG_DEVICE T load_as(const View& view, int64_t i, int64_t j) {
   return load_as<T>(view.data, view.dtype, i * view.row_stride + j * view.col_stride);
 }
 
-// The float that rounds to 16 bits as the number does.
+// A float that rounds to 16 bits as the number does.
 LINREG_DEVICE float before_16_bits(double number) { return to_odd(number); }
 LINREG_DEVICE float before_16_bits(float number) { return number; }
 
-// Rounded to dtype once; a float is not stored as a float64.
+// Stores a number, rounded to dtype once. A float cannot be stored as a float64.
 template <class T>
 LINREG_DEVICE void store_number(void* to, Dtype dtype, int64_t index, T number) {
   if constexpr (sizeof(T) == sizeof(double)) {
@@ -81,17 +81,17 @@ LINREG_DEVICE double round_to(double number, Dtype dtype) {
 
 constexpr int kWarp = 32;
 
-// The sum over lanes whose numbers differ in bits from, 2 · from, … below `to`; the same bits in each of them, since
-// both sides of every exchange add the same two numbers.
+// The sum over the lanes whose indices differ in the bits from, 2 · from, … below `to`. All of them get the same bits,
+// because both sides of every exchange add the same two numbers.
 template <class T>
 LINREG_DEVICE T sum_lanes(T value, int from, int to) {
   for (int mask = from; mask < to; mask *= 2) value += shuffle_xor(value, mask);
   return value;
 }
 
-// The sums over the lanes of a row of each of kCount numbers, each of which ends in lanes / kCount neighbouring lanes:
-// the first of them in lane 0, and so on. Half of the numbers go at each exchange, where a sum of each over all
-// lanes would send all of them: 15 exchanges and one for 16 numbers in 32 lanes, not 80.
+// Sums each of kCount numbers over `lanes` lanes. Each sum ends in lanes / kCount neighbouring lanes, the first sum
+// from lane 0 on. Every step exchanges only half of the remaining numbers: 16 numbers in 32 lanes take 15 exchanges and
+// a last one, where separate sums would take 80.
 template <class T, int kCount>
 LINREG_DEVICE T scatter_sums(const T (&numbers)[kCount], int lanes) {
   if constexpr (kCount == 1) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A pass is one launch: what it is told of a loss or a step, and the instance for the dtype of X.
+// A pass is one launch. This file sets it up for a loss or a step, and picks the instance for the dtype of X.
 #include "../math/reduction.h"
 #include "plan.h"
 
 namespace linreg::cuda {
 namespace {
 
-// Completes the pass (all that is wanted is set, its memory is not) and launches it on the stream.
+// Adds layout and memory to a pass whose requested outputs are set, and launches it.
 const char* run_pass(Pass pass, const Plan& plan, void* workspace, void* stream) {
   if (plan.blocks > 1)
     if (const char* error = counters(stream, pass.counters)) return error;
@@ -34,7 +34,7 @@ const char* plan(const Problem& problem, Plan& plan) {
   return nullptr;
 }
 
-// The loss, and the gradients that are wanted.
+// The loss and the requested gradients.
 const char* linear_loss(const Problem& problem, const Plan& plan, const Gradients& gradients, void* loss,
                         void* workspace, void* stream) {
   Pass pass;
@@ -51,7 +51,7 @@ const char* linear_loss(const Problem& problem, const Plan& plan, const Gradient
   return run_pass(pass, plan, workspace, stream);
 }
 
-// One SGD step: the last block applies the rule in double, and rounds once.
+// One SGD step: the last block applies the rule in double and rounds once.
 const char* sgd_step(const Problem& problem, const Plan& plan, const Sgd& sgd, const Parameter& weight,
                      const Parameter& bias, const Skip& skip, void* loss, void* workspace, void* stream) {
   Pass pass;

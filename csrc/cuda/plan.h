@@ -1,34 +1,35 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Which kernel takes a problem, how its rows are laid out, and how much memory it needs. All of it follows from the
-// sizes and dtypes of the problem and from the device.
+// Chooses the kernel for a problem, the layout of its rows, and the memory it needs. The choice depends only on the
+// problem's sizes and dtypes and on the device.
 #pragma once
 
 #include "pass.cuh"
 
 namespace linreg::cuda {
 
-constexpr int kStages = 3;                // tiles of the ring: two are on their way while one is computed with
-constexpr int kChain = 64;                // rows that a thread adds in float before it goes on in double
-constexpr int64_t kTileBytes = 64 << 10;  // of a multiprocessor's blocks: two such tiles are well above the 32 KB that
-                                          // must be on their way for 0.95 of an H100's bandwidth
+constexpr int kStages = 3;                // of the ring: two tiles are in flight while one is processed
+constexpr int kChain = 64;                // rows that a thread adds in float before the sum moves to double
+constexpr int64_t kTileBytes = 64 << 10;  // one tile of all blocks of a multiprocessor: two are well above the 32 KB
+                                          // that must be in flight for 0.95 of an H100's bandwidth
 constexpr int64_t kLeastTileBytes = 4 << 10;
-constexpr int kFewRows = 4;            // of a tile, that are worth a group of threads
-constexpr int64_t kMostTargets = 32;   // of a pass; towards more, matrix products are faster
-constexpr int kSharedReserved = 1024;  // of a block, for the system
+constexpr int kFewRows = 4;            // the rows of a tile that are worth another group of threads
+constexpr int64_t kMostTargets = 32;   // of a pass; with more, matrix products are faster
+constexpr int kSharedReserved = 1024;  // bytes per block, for the system
 constexpr int kSharedLeast = kMaxThreads / kWarp * int(sizeof(double));  // for finish.cuh
-// Of matrix products. Towards many targets they are bound by arithmetic: rows that fill a GPU, and whose predictions do
-// not take more memory than this; towards few, the second product should find its rows in the second-level cache.
+// The size of matrix products. With many targets they are bound by arithmetic, and take enough rows to fill a GPU, or
+// more while the predictions fit in kProductBytes. With few targets, the second product should find its rows in the
+// second-level cache.
 constexpr int64_t kProductRows = 16384, kProductBytes = 64 << 20;
 
-// What an instance of tiles.cuh is made for. Registers decide: a thread has thread_sums() gradients in its own type and
-// in double, and kRowsAtOnce rows times some targets of dot products.
+// The sizes of an instance of tiles.cuh, which registers limit. A thread keeps thread_sums() gradient sums, both in its
+// type and in double, and the dot products of kRowsAtOnce rows with some targets.
 constexpr int thread_sums(Dtype x) { return x == Dtype::float64 ? 8 : 16; }
 constexpr int kRowsAtOnce = 2;
 constexpr int targets_at_once(int64_t k) { return k == 1 ? 1 : 4; }
-// Of shared memory: what all threads read, and the sums of a thread's residuals.
+// Shared memory for the values that all threads read, and for the sums of each thread's residuals.
 LINREG_MATH constexpr int residual_bytes(int threads) { return 32 + 48 * threads; }
-constexpr int vector_columns(Dtype x,
-                             int targets) {  // read at once; 1: one by one, for there are no registers for more
+// The columns that a thread reads at once. With several targets, only float32 leaves registers for more than one.
+constexpr int vector_columns(Dtype x, int targets) {
   return targets == 1 || x == Dtype::float32 ? 16 / int(size_of(x)) : 1;
 }
 
@@ -41,12 +42,12 @@ constexpr int log_from(int64_t at_least) {
 }
 constexpr int power_of_two_from(int64_t at_least) { return 1 << log_from(at_least); }
 
-// The tiles after which the sums of residuals go on in double: a thread has every (threads / targets)-th row.
+// The tiles after which the sums of residuals move to double. A thread has every (threads / targets)-th row.
 LINREG_MATH constexpr int residual_tiles(const Layout& l, int threads) {
   return kChain / int(((l.rows << l.targets_log) + threads - 1) / threads);
 }
 
-// Lays tiles of so many rows over a block; false if they do not fit in `bytes`.
+// Lays out tiles of `rows` rows for a block. False if they do not fit in `bytes`.
 constexpr bool lay_out(Plan& plan, const Problem& p, int64_t rows, int64_t bytes) {
   Layout& l = plan.layout;
   const int targets = targets_at_once(p.k), warps = plan.threads / kWarp;
@@ -54,7 +55,8 @@ constexpr bool lay_out(Plan& plan, const Problem& p, int64_t rows, int64_t bytes
   const int64_t vectors = p.d / columns, size = p.x.dtype == Dtype::float64 ? 8 : 4;
   l.rows = int(rows);
   l.targets_log = log_from(p.k > targets ? p.k : targets);
-  // Up to eight lanes, with four turns or more each, which pay for the exchanges; more where rows are few.
+  // Up to eight lanes share a row if each has at least four vectors, which pays for the exchanges. More lanes share it
+  // if there are too few rows for the warp.
   while (l.lanes_log < 5 && 2 << l.lanes_log <= vectors &&
          ((l.lanes_log < 3 && 8 << l.lanes_log <= vectors) || kRowsAtOnce * (kWarp >> l.lanes_log) > rows))
     ++l.lanes_log;
@@ -69,7 +71,7 @@ constexpr bool lay_out(Plan& plan, const Problem& p, int64_t rows, int64_t bytes
   const int64_t groups = ceil_div(rows < p.n ? rows : p.n, kFewRows), most = plan.threads / l.span;
   l.groups = int(groups < 1 ? 1 : groups < most ? groups : most);
   const int64_t chain = ceil_div(rows, l.groups), of_target = ceil_div(rows * padded, plan.threads);  // of a thread
-  const auto wastes = [](int64_t rows) { return rows > kChain || kChain % rows > kChain / 8; };       // of a chain
+  const auto wastes = [](int64_t rows) { return rows > kChain || kChain % rows > kChain / 8; };       // part of a chain
   if (wastes(chain) || wastes(of_target)) return false;
   l.chain_tiles = int(kChain / chain);
 
@@ -94,8 +96,8 @@ constexpr int64_t product_rows(const Problem& p, const Limits& limits) {
   return p.k > kMostTargets ? many : few;
 }
 
-// The rows of a tile, before it is seen whether they fit: as many as a tile may have, or fewer so that every
-// multiprocessor has a tile.
+// The rows of a tile, whether or not they fit in shared memory: the most that a tile may have, or fewer so that every
+// multiprocessor gets a tile.
 constexpr int64_t wanted_rows(const Problem& p, int resident, const Limits& limits) {
   const int64_t row_bytes = p.d * int64_t(size_of(p.x.dtype)) + p.k * int64_t(size_of(p.y.dtype));
   const auto rows_of = [&](int64_t bytes) { return row_bytes > 0 ? ceil_div(bytes, row_bytes) : kChain; };
@@ -112,7 +114,7 @@ constexpr Plan plan_of(const Problem& p, const Limits& limits) {
   const int columns = plan.vectors ? vector_columns(p.x.dtype, targets) : 1;
   const int64_t sets = p.d / columns * ceil_div(p.k, targets);
   plan.threads = sets > kMaxThreads / 2 ? kMaxThreads : kMaxThreads / 2;
-  const int resident = kMaxThreads / plan.threads;  // blocks of a multiprocessor, by their registers
+  const int resident = kMaxThreads / plan.threads;  // blocks per multiprocessor, limited by registers
   const int64_t bytes = (limits.shared_bytes + kSharedReserved) / resident - kSharedReserved;
   const bool fits = p.k <= kMostTargets && sets * columns * targets <= int64_t(thread_sums(p.x.dtype)) * plan.threads;
   int64_t rows = fits ? wanted_rows(p, resident, limits) : 0;
@@ -130,40 +132,40 @@ constexpr Plan plan_of(const Problem& p, const Limits& limits) {
   return plan;
 }
 
-// How the steps of a run are taken: many in one launch where all rows fit in the shared memory of one block, else
-// launched one by one. The layout follows from the problem and the device, not from how many steps a call takes:
-// steps in two calls are the steps of one.
+// The steps of a run. If all rows fit in the shared memory of one block, one launch takes many steps; else each step is
+// launched alone. The layout depends on the problem and the device, not on the number of steps in a call, so that a run
+// split into several calls has the same bits.
 
-constexpr int kRunThreads = 256;        // at most: what a thread keeps takes more than the 128 registers of 512
+constexpr int kRunThreads = 256;        // the largest block: with 512 threads, the 128 registers of each do not suffice
 constexpr int kMostColumns = 8;         // of a thread
-constexpr int kFewestLanes = 8;         // that share a row of more columns: then few exchanges add up the lanes' sums
-constexpr int kRowsOfNarrowThread = 8;  // that a thread should have before there are more warps
-constexpr int kRowsOfWideThread = 4;    // where a row takes exchanges
+constexpr int kFewestLanes = 8;         // that share a wider row, so that few exchanges add the lanes' sums
+constexpr int kRowsOfNarrowThread = 8;  // the rows that a thread should have before a block gets more warps
+constexpr int kRowsOfWideThread = 4;    // the same if lanes share a row
 constexpr int kMostRows = 64;           // of a thread, which sums them in its own type
-constexpr int64_t kOneWarpNumbers = 1 << 10;  // of x: up to here two barriers cost more than the other warps save
-// Numbers of a batch times targets. Each takes some 6 instructions of the 128 that a multiprocessor does a clock: 2 µs.
-// A step that is launched alone, with its rows gathered before, takes some 5 µs.
+constexpr int64_t kOneWarpNumbers = 1 << 10;  // numbers of x up to which two barriers cost more than more warps save
+// Numbers of a batch times targets. Each takes some 6 of the 128 instructions that a multiprocessor executes per clock:
+// 2 µs in all. A step launched alone takes some 5 µs.
 constexpr int64_t kMostProducts = 1 << 16;
-// A launch must end within 100 ms. A step is estimated to take 0.5 µs, and 40 ps a product (as above); a GPU of two
-// multiprocessors at half of the clock takes twice as long.
+// A launch takes the steps that an estimated 4 ms allow, at 0.5 µs plus 40 ps per product. It has to end within 100 ms,
+// even on a GPU that is many times slower.
 constexpr double kStepSeconds = 0.5e-6, kProductSeconds = 40e-12, kLaunchSeconds = 4e-3;
 
-// Rows that a thread has in flight where each is so many of its columns: more of them would spill.
+// The rows that a thread processes at once, given the columns it has of each. More would spill.
 constexpr int rows_in_flight(int columns) { return columns >= 4 ? 2 : 4; }
 
 struct ResidentLayout {
   int rows = 0;
-  int columns_of_thread = 1, lanes = 1;  // that a row lies over
-  int workers = 1, warps = 1;            // of a target, and of all
-  bool one_warp = false;                 // whose lanes have whole rows, of one target
-  int stride = 0;                        // from a column of x to the next, in rows
-  int columns = 0;                       // lanes · columns_of_thread, d or a few more
-  int line = 0;                          // doubles of a warp's sums
-  int weight_columns = 0;                // of v: 1 or k
+  int columns_of_thread = 1, lanes = 1;  // columns of a thread, and the lanes that share a row
+  int workers = 1, warps = 1;            // warps per target, and in all
+  bool one_warp = false;                 // a single warp, whose lanes take whole rows of one target
+  int stride = 0;                        // between the columns of x, in rows
+  int columns = 0;                       // lanes · columns_of_thread: d, padded
+  int line = 0;                          // doubles in a warp's line of sums
+  int weight_columns = 0;                // columns of v: 0, 1 or k
   int shared_bytes = 0;
 };
 
-// Lays all rows over a block; false if they do not fit.
+// Lays out all rows for one block. False if they do not fit.
 constexpr bool lay_out(ResidentLayout& l, const Problem& p, const Run& run, const Limits& limits) {
   const int64_t rows = p.n, batch = batch_rows(run, 0), size = p.x.dtype == Dtype::float64 ? 8 : 4;
   if (p.d < 1 || p.d > kMostColumns * kWarp || p.k < 1 || p.k > kRunThreads / kWarp || rows < 1) return false;
@@ -181,7 +183,7 @@ constexpr bool lay_out(ResidentLayout& l, const Problem& p, const Run& run, cons
   l.warps = l.workers * int(p.k);
   l.one_warp = l.warps == 1 && l.lanes == 1;
   l.line = l.columns + 3;
-  // Lanes of a row read a column each, at the same row: with this stride from banks of their own.
+  // The lanes of a row each read their own column at the same row. This stride puts these reads in different banks.
   l.stride = l.rows;
   while (l.lanes > 1 && l.stride % kWarp != kWarp / l.lanes) ++l.stride;
   l.weight_columns = !p.v.data ? 0 : p.v.col_stride == 0 ? 1 : int(p.k);
@@ -191,7 +193,7 @@ constexpr bool lay_out(ResidentLayout& l, const Problem& p, const Run& run, cons
   return bytes <= limits.shared_bytes;
 }
 
-// Of one launch, at most.
+// The most steps of one launch.
 constexpr int64_t launch_steps(const Problem& p, const Run& run) {
   const double products = double(batch_rows(run, 0) * p.d * p.k);
   return int64_t(kLaunchSeconds / (kStepSeconds + kProductSeconds * products));

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The kernels between and after the matrix products of a pass over many targets.
 //
-// residuals_kernel reads P = X Wᵀ, Y and v once, n·k each, and writes v ℓ'(R) once, in P's place where they have its
-// dtype. A thread has one target at a time, so neighbours read neighbours, and sums it over the rows of its block.
-// finish_kernel scales the second product or applies the rule to it, each block some columns.
-// Both compute in the type of the products, with sums of at most kChain rows before they go on in double.
-// Deterministic: rows and columns of a thread follow from the sizes, and sums are combined in fixed order.
+// residuals_kernel reads P = X Wᵀ, Y and v once, n·k each, and writes v ℓ'(R) once, in place of P if the dtypes agree.
+// A thread takes one target at a time, so that accesses coalesce, and sums over its rows. It computes in the type of
+// the products, and sums at most kChain rows before the sum moves to double.
+//
+// finish_kernel scales the second product or applies the rule to it, in double. Each block takes some columns.
+//
+// Deterministic: the sizes determine each thread's rows and columns, and sums are combined in a fixed order.
 #include "finish.cuh"
 #include "plan.h"
 
@@ -13,7 +15,7 @@ namespace linreg::cuda {
 
 constexpr int kProductThreads = 256;
 
-// Threads of a block that take neighbouring targets; the others take other rows.
+// The threads of a block that take neighbouring targets. The other threads take the same targets of other rows.
 LINREG_MATH constexpr int target_lanes(int64_t k) {
   int lanes = kWarp;
   while (lanes < k && lanes < kProductThreads) lanes *= 2;
@@ -49,23 +51,23 @@ residuals_kernel(LINREG_PARAMETER Pass pass, LINREG_PARAMETER Residuals wanted) 
       }
       for (int s = 0; s < 3; ++s) totals[s] += double(sums[s]);
     }
-    sync_block();  // the sums of the targets before have been added
+    sync_block();  // the sums of the previous targets have been read
     for (int s = 0; s < 3; ++s) shared[s * kProductThreads + thread_index()] = totals[s];
-    sync_block();  // all workers' sums are there
+    sync_block();  // all workers' sums are stored
     for (int s = worker; s < 3 && t < p.k; s += int(workers)) {
       double sum = 0;
       for (int other = 0; other < workers; ++other) sum += shared[s * kProductThreads + other * lanes + lane];
       store_cg(line + s * p.k + t, sum);
     }
   }
-  sync_block();  // nobody reads the sums any more: the flag takes their place
+  sync_block();  // all sums have been read; the flag takes their place
   const int64_t count = weight_sums(p);
   if (!reduce_blocks(pass.partials, pass.line_stride, count, pass.counters, static_cast<int*>(shared_memory()))) return;
   for (int64_t i = thread_index(); i < count; i += thread_count())
     wanted.sums[i] = load_cg(pass.partials + i) + (wanted.add ? wanted.sums[i] : 0);
 }
 
-constexpr int kFinishColumns = 8;  // of a block: 32 bytes of float32, which memory reads and writes as one
+constexpr int kFinishColumns = 8;  // of a block: 32 bytes of float32, one memory sector
 
 LINREG_KERNEL(kProductThreads, 2)
 finish_kernel(LINREG_PARAMETER Pass pass) {
@@ -74,8 +76,8 @@ finish_kernel(LINREG_PARAMETER Pass pass) {
 }
 namespace {
 
-constexpr int kResidualBlocks = 4;  // of a multiprocessor, at most
-constexpr int kRowsOfAThread = 8;   // at least, of one target
+constexpr int kResidualBlocks = 4;  // the most per multiprocessor
+constexpr int kRowsOfAThread = 8;   // the fewest, of one target
 
 int residual_blocks(const Problem& p, const Limits& limits) {
   const int64_t workers = kProductThreads / target_lanes(p.k);

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Many steps of a run in one launch, by one block, over rows that stay in its shared memory; and the end of any run.
+// Many steps of a run in one launch, by one block whose rows stay in shared memory; and the end of any run.
 //
-// Read: the rows, once a launch; they are converted once, to double if they are float64, else to float. Written: a loss
-// a step, and the parameters at the end. Launch: one block; one warp where that is enough, which exchanges sums and
-// weights by shuffles, else several warps and two barriers a step. A row lies over some lanes of a warp, and a thread
-// sums at most kMostRows rows in its own type; everything across threads is in double. Deterministic: which thread has
-// which rows follows from the sizes, and sums are added in fixed order. Parameters are rounded to their dtype after
-// every step, so that steps in two launches are the steps of one.
+// Reads the rows once per launch, and converts them once: float64 to double, all others to float. Writes a loss per
+// step and, at the end, the parameters.
+//
+// Launch: one block. If one warp is enough, it exchanges sums and weights by shuffles; several warps need two barriers
+// per step. Some lanes of a warp share a row. A thread sums at most kMostRows rows in its own type; sums over rows of
+// several threads are in double.
+//
+// Deterministic: the sizes determine each thread's rows, and sums are added in a fixed order. Parameters are rounded to
+// their dtype after every step, so that splitting a run into launches does not change its bits.
 #include <cmath>
 
 #include "../math/reduction.h"
@@ -17,19 +20,19 @@ namespace linreg::cuda {
 
 struct ResidentRun {
   Problem problem;
-  Run run;  // order and lr are the device's
+  Run run;  // with order and lr on the device
   Sgd sgd;
   Parameter weight, bias;
   bool stop_nonfinite;
-  const void* before;  // the loss of the step before run.begin, which may have ended the run; nullptr: there is none
+  const void* before;  // the loss of the step before run.begin, which may have ended the run; nullptr: none
   void* losses;        // [run.end - run.begin]
   ResidentLayout layout;
 };
 
 struct Batch {
   int64_t index = 0;               // in its epoch
-  int n = 0;                       // rows
-  const int64_t* order = nullptr;  // of its epoch
+  int n = 0;                       // its rows
+  const int64_t* order = nullptr;  // its epoch's order
 };
 
 LINREG_DEVICE Batch batch_of(const Run& run, int64_t step) {
@@ -43,16 +46,16 @@ LINREG_DEVICE Batch following(const Run& run, const Batch& batch) {
   return {index, int(batch_rows(run, index)), !run.order || same_epoch ? batch.order : batch.order + run.order_stride};
 }
 
-// The losses from `step` on, of steps that are not reached.
+// Sets the losses from `step` on, which the run does not reach, to nan.
 LINREG_DEVICE void leave_unreached(const ResidentRun& call, int64_t step) {
   for (int64_t i = step - call.run.begin + thread_index(); i < call.run.end - call.run.begin; i += thread_count())
     store_number(call.losses, call.problem.w.dtype, i, NAN);
 }
 
-constexpr int kAbsent = -1;   // in place of a row: the batch has none there
-constexpr int kMissing = -2;  // the order names a row that there is not, which is nan
+constexpr int kAbsent = -1;   // instead of a row: beyond the end of the batch
+constexpr int kMissing = -2;  // instead of a row: its index is out of range, so the row is nan
 
-// `count` numbers, `stride` apart, in fixed order.
+// The sum of `count` numbers, `stride` apart, in a fixed order.
 LINREG_DEVICE double sum_apart(const double* numbers, int count, int stride) {
   double sum = numbers[0];
   for (int i = 1; i < count; ++i) sum += numbers[i * stride];
@@ -63,10 +66,10 @@ template <class T, int kColumns>
 class ResidentSteps {
  public:
   static constexpr int kRows = rows_in_flight(kColumns);
-  // The sums of a thread: of its columns, then the loss, Σ v ℓ' and Σ v.
+  // The sums of a thread: one per column, then the loss, Σ v ℓ' and Σ v.
   static constexpr int kLossSum = kColumns, kBiasSum = kColumns + 1, kWeightSum = kColumns + 2, kSums = kColumns + 3;
-  static constexpr int kScattered = kColumns == 1 ? 4 : kColumns == 8 ? 16 : 8;  // kSums as a power of two
-  static constexpr int kShare = kWarp / kScattered;                              // lanes that a scattered sum ends in
+  static constexpr int kScattered = kColumns == 1 ? 4 : kColumns == 8 ? 16 : 8;  // kSums, as a power of two
+  static constexpr int kShare = kWarp / kScattered;  // the lanes in which a scattered sum ends
 
   LINREG_DEVICE ResidentSteps(const ResidentRun& call, void* memory)
       : call_(call),
@@ -91,7 +94,7 @@ class ResidentSteps {
     if (sgd.lr_on_device) sgd.lr = load_as<double>(sgd.lr_on_device, sgd.lr_dtype, 0);
     int64_t step = run.begin;
     Batch batch = batch_of(run, step);
-    int scaled = -1;  // the rows of the batch that the scale is for: a division takes as long as half of a step
+    int scaled = -1;  // the batch size for which scale_ holds: a division takes half as long as a step
     for (; step < run.end; ++step) {
       if (run.lr) sgd.lr = run.lr[step - run.begin];
       if (scaled != batch.n) scale_ = reduction_scale(p_.reduction, double(batch.n) * double(p_.k));
@@ -107,19 +110,19 @@ class ResidentSteps {
   }
 
  private:
-  // A number of a parameter and its momentum, in the type that holds every number of their dtype.
+  // An element of a parameter and of its momentum buffer, in a type that represents their dtype exactly.
   struct Number {
     T p = 0, buffer = 0;
   };
 
-  // Of a target there are its weights, then its bias.
+  // A target's parameters are its weights, then its bias.
   LINREG_DEVICE bool is_bias(int column) const { return column == int(p_.d); }
   LINREG_DEVICE const Parameter& parameter(int column) const { return is_bias(column) ? call_.bias : call_.weight; }
   LINREG_DEVICE int64_t place(const Rows& of, int t, int column) const {
     return is_bias(column) ? t : t * of.row_stride + column;
   }
 
-  // In one warp, the number of a parameter whose sum ends in this lane; -1: none.
+  // With one warp: the index of the parameter whose sum ends in this lane; -1: none.
   LINREG_DEVICE int number() const {
     const int sum = thread_index() / kShare;
     return sum < int(p_.d) ? sum : sum == kBiasSum ? int(p_.d) : -1;
@@ -165,7 +168,7 @@ class ResidentSteps {
     return 0 <= row && row < l_.rows ? int(row) : kMissing;
   }
 
-  // This thread's sums of a batch, for its columns and its target.
+  // This thread's sums over a batch, for its columns and its target.
   LINREG_DEVICE void add(const Batch& batch, double (&out)[kScattered]) const {
     T sums[kSums] = {};
     for (int from = 0; from < batch.n; from += kRows * slots_) {
@@ -207,8 +210,8 @@ class ResidentSteps {
     }
   }
 
-  // Leaves a warp's sums at `line`, those over the lanes that have other rows of the same columns: column c of lane i
-  // at c · lanes + i, then those of the losses, their derivatives and the weights.
+  // Adds a warp's sums over the lanes that have different rows of the same columns, and stores them at `line`: column c
+  // of lane i at c · lanes + i, then the loss, Σ v ℓ' and Σ v.
   LINREG_DEVICE void leave_sums(const double (&sums)[kScattered], double* line) const {
     const int in_warp = thread_index() % kWarp;
     if (l_.lanes == 1) {
@@ -225,14 +228,14 @@ class ResidentSteps {
     }
   }
 
-  // Writes the loss of a step; true if the run ends with it.
+  // Writes the loss of a step. True if it ends the run.
   LINREG_DEVICE bool ends(int64_t step, double loss_sum) const {
     const double loss = round_to(scale_ * loss_sum, dtype_);
     if (thread_index() == 0) store_number(call_.losses, dtype_, step - call_.run.begin, loss);
     return call_.stop_nonfinite && !is_finite(loss);
   }
 
-  // The rule, rounded to the dtype.
+  // Applies the rule, rounded to the dtype.
   LINREG_DEVICE void update(Number& number, int column, double sum, const Sgd& sgd) const {
     const Parameter& of = parameter(column);
     if (of.frozen || !of.value.data) return;
@@ -242,7 +245,7 @@ class ResidentSteps {
     number.buffer = T(round_to(next.buffer, dtype_));
   }
 
-  // A step of one warp, whose lanes have a whole row each: a sum ends in the lane that has its parameter.
+  // A step of one warp, whose lanes take whole rows. Each sum ends in the lane that owns its parameter.
   LINREG_DEVICE bool ends_warp(int64_t step, const double (&sums)[kScattered], const Sgd& sgd) {
     const double mine = scatter_sums(sums, kWarp);
     if (p_.v.data) scale_ = reduction_scale(p_.reduction, shuffle(mine, kWeightSum * kShare));
@@ -256,7 +259,7 @@ class ResidentSteps {
 
   LINREG_DEVICE bool ends_block(int64_t step, const double (&sums)[kScattered], const Sgd& sgd) {
     leave_sums(sums, lines_ + thread_index() / kWarp * l_.line);
-    sync_block();  // every warp's sums are there, and all weights have been taken
+    sync_block();  // every warp's sums are stored, and all weights have been read
     if (p_.v.data) scale_ = reduction_scale(p_.reduction, sum_apart(lines_ + l_.columns + 2, l_.warps, l_.line));
     if (call_.stop_nonfinite || thread_index() == 0)
       if (ends(step, sum_apart(lines_ + l_.columns, l_.warps, l_.line))) return true;
@@ -265,13 +268,13 @@ class ResidentSteps {
       const double* const first = lines_ + t * l_.line + (is_bias(column) ? l_.columns + 1 : column);
       update(numbers_[i], column, sum_apart(first, l_.workers, int(p_.k) * l_.line), sgd);
     }
-    sync_block();  // every parameter is there, and all sums have been read
+    sync_block();  // every parameter is stored, and all sums have been read
     take_weights();
     return false;
   }
 
   LINREG_DEVICE void store() const {
-    sync_block();  // one warp has taken its weights before its first step
+    sync_block();  // with one warp: all lanes have read their weights
     if (l_.one_warp && number() >= 0 && thread_index() % kShare == 0) numbers_[number()] = own_;
     sync_block();  // every parameter is in shared memory
     for (int i = thread_index(); i < p_.k * columns_; i += thread_count()) {
@@ -288,16 +291,16 @@ class ResidentSteps {
   const Problem& p_;
   const ResidentLayout& l_;
   const Dtype dtype_;       // of the parameters and the losses
-  const int columns_;       // of a target's parameters
-  const int lane_;          // of those that share a row
+  const int columns_;       // the parameters of a target
+  const int lane_;          // among the lanes that share a row
   const int target_;        // of this warp
-  const int slot_, slots_;  // which rows of a batch this thread has: slot_, slot_ + slots_, …
+  const int slot_, slots_;  // this thread takes rows slot_, slot_ + slots_, … of a batch
   double* const lines_;     // [warps, line]
   Number* const numbers_;   // [k, d + 1]
   T* const x_;              // [d, stride]
   T* const y_;              // [k, rows]
   T* const v_;              // [weight columns, rows]
-  Number own_;              // of one warp
+  Number own_;              // with one warp: this lane's parameter
   T w_[kColumns], b_;
   double scale_ = 1;
   bool first_weight_ = false, first_bias_ = false;
@@ -311,7 +314,7 @@ resident_kernel(LINREG_PARAMETER ResidentRun call) {
   ResidentSteps<T, kColumns>(call, shared_memory()).run();
 }
 
-// The kernel after the last step, of one block: it counts the steps and marks the losses that were not reached.
+// After the last step, one block counts the steps taken and sets the losses of unreached steps to nan.
 constexpr int kEndThreads = 256;
 
 LINREG_KERNEL(kEndThreads, 1)
@@ -319,11 +322,11 @@ end_kernel(LINREG_PARAMETER Run run, const bool stop_nonfinite, LINREG_PARAMETER
            LINREG_PARAMETER Losses validation_losses, int64_t* const taken) {
   int64_t* const firsts = static_cast<int64_t*>(shared_memory());  // [threads]
   const int64_t steps = run.end - run.begin;
-  int64_t first = steps;  // of this thread's the first that was not taken
+  int64_t first = steps;  // the first of this thread's steps that was not taken
   for (int64_t i = thread_index(); stop_nonfinite && i < first; i += thread_count())
     if (!is_finite(load_as<double>(losses.data, losses.dtype, i))) first = i;
   firsts[thread_index()] = first;
-  sync_block();  // every thread has read its losses and left what it found
+  sync_block();  // every thread has read its losses and stored its result
   for (int i = 0; i < thread_count(); ++i) first = firsts[i] < first ? firsts[i] : first;
   if (thread_index() == 0) *taken = first;
   for (int64_t i = first + 1 + thread_index(); i < steps; i += thread_count())

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The pass: predictions, residuals, losses and gradient sums from one reading of X.
 //
-// Read once: X, Y and v, or their rows in an order, by asynchronous copies into a ring of kStages tiles in shared
-// memory, flat, so that any width and alignment is read alike. Written: what is wanted, and a line of sums a block.
-// Launch: blocks that take every block_count()-th tile. A tile goes through three phases with a barrier between: dot
-// products (some lanes share a row, warps share what is left), residuals (a thread has one target), gradients (a thread
-// owns some columns of kTargets targets, for every groups-th row). float32 and 16-bit rows are computed in float, in
-// which a thread adds at most kChain rows before it goes on in double; what is added across threads and blocks is
-// double. Deterministic: which thread adds which rows follows from the plan, and sums are combined in fixed order.
+// Memory traffic: asynchronous copies read the rows of X, Y and v once, in the given order, into a ring of kStages
+// tiles in shared memory. Contiguous rows are copied as flat words, so that any width and alignment reads alike. The
+// requested outputs and a line of sums per block are written.
+//
+// Launch: a block takes every block_count()-th tile. A tile goes through three phases, separated by barriers: dot
+// products (some lanes share a row; warps divide the rest), residuals (a thread has one target) and gradients (a thread
+// owns some columns of kTargets targets, for every groups-th row).
+//
+// Accuracy: float32 and 16-bit rows are computed in float. A thread adds at most kChain rows before a sum moves to
+// double; sums over rows of several threads and blocks are in double. Deterministic: the plan determines which thread
+// adds which rows, and sums are combined in a fixed order.
 #pragma once
 
 #include "finish.cuh"
@@ -15,7 +19,7 @@
 
 namespace linreg::cuda {
 
-// Copies a tile of rows into shared memory, densely: element (i, j) is at tile_shift() + (i · columns + j) · size.
+// Copies a tile of rows into shared memory without gaps: element (i, j) is at shift() + (i · columns + j) · size().
 struct TileRows {
   const View& view;
   const Problem& of;
@@ -49,7 +53,7 @@ struct TileRows {
     }
   }
 
-  // Words may have numbers of the rows before and after, but nothing from outside of the matrix.
+  // A word may include numbers of the rows before and after, but none from outside the matrix.
   LINREG_DEVICE void copy_flat(int64_t first, int rows, char* to) const {
     const char* const begin = row(first) - shift(first);
     const int bytes = shift(first) + rows * columns * size();
@@ -65,7 +69,7 @@ struct TileRows {
     }
   }
 
-  // Rows with gaps or in an order, in words if every row is some, else number by number.
+  // Copies rows that have gaps or are in an order: in words if every row consists of aligned words, else by number.
   LINREG_DEVICE void copy_apart(int64_t first, int rows, char* to) const {
     const int64_t row_step = view.row_stride * size();
     const bool words = view.col_stride == 1 && columns * size() % 16 == 0 && row_step % 16 == 0 &&
@@ -81,7 +85,7 @@ struct TileRows {
         const char* const from = row(index) + piece * piece_step;
         char* const at = to + (i * pieces + piece) * bytes;
         if (!there) {
-          memset(at, 0xff, bytes);  // a nan of any dtype
+          memset(at, 0xff, bytes);  // nan in every dtype
         } else if (words) {
           copy_async<16>(at, from);
         } else {
@@ -98,18 +102,19 @@ class TilesPass {
   using T = Wide<kX>;
   using Number = Stored<kX>;
   static constexpr int kColumns = kVectors ? vector_columns(kX, kTargets) : 1;  // read at once
-  static constexpr int kChunks = thread_sums(kX) / (kColumns * kTargets);       // of columns that a thread may own
+  static constexpr int kChunks = thread_sums(kX) / (kColumns * kTargets);       // the most that a thread owns
   static constexpr int kDots = kRowsAtOnce * kTargets;
 
-  // What a thread has added of the residuals of its target: the loss, Σ v and Σ v ℓ'. In shared memory, since registers
-  // are short.
+  // A thread's sums over the residuals of its target: the loss, Σ v and Σ v ℓ'. They are in shared memory, because
+  // registers are scarce.
   struct ResidualSums {
     double totals[3];
     T sums[3];
   };
 
-  // What all threads read, in shared memory, since registers are short and a conversion would be made again in every
-  // loop: two constants in the type of the sums, this block's tiles, and whether sums go on in double after this tile.
+  // Values that all threads read: two constants in the type of the sums, the number of this block's tiles so far, and
+  // whether sums move to double after this tile. In shared memory, because registers are scarce and the compiler would
+  // repeat the constants' conversion in every loop.
   struct alignas(16) Common {
     T delta, scale;
     int tiles;
@@ -139,19 +144,19 @@ class TilesPass {
     for (int stage = 0; stage < kStages - 1; ++stage) fetch(block_index() + stage * block_count(), stage);
     int stage = 0;
     for (int tile = block_index(); tile < l_.tiles; tile += block_count()) {
-      copy_wait<kStages - 2>();  // this thread's part of the tile is there
-      sync_block();              // the others' too, and the tile before is done with
+      copy_wait<kStages - 2>();  // this thread's copies of the tile are complete
+      sync_block();              // so are all others', and no thread still uses the previous tile
       fetch(tile + (kStages - 1) * block_count(), stage == 0 ? kStages - 1 : stage - 1);
       const int64_t first = first_row(tile);
       const int rows = rows_of(tile), at = l_.ring_at + stage * l_.stage_bytes;
       const char* const x = shared_ + at + x_rows().shift(first);
       if (thread_index() == 0) count_tile();
-      // Numbers that are side by side are read at once where they lie for that.
+      // Vector loads need an aligned tile.
       const bool words = reinterpret_cast<uintptr_t>(x) % (kColumns * sizeof(Number)) == 0;
       words ? predict<true>(x, rows) : predict<false>(x, rows);
-      sync_block();  // every part of every dot product is there
+      sync_block();  // every part of every dot product is stored
       with_loss(p_.loss, [&]<Loss kLoss>() { residuals<kLoss>(first, rows, shared_ + at); });
-      sync_block();  // every dloss is there
+      sync_block();  // every dloss is stored
       if (pass_.weight_sum) words ? add_tile<true>(x, rows) : add_tile<false>(x, rows);
       if (pass_.input_gradient) write_input_gradient(first, rows);
       if (common_->move_sums) go_on_in_double();
@@ -162,9 +167,9 @@ class TilesPass {
     go_on_with_residuals();
   }
 
-  // Leaves this block's sums at `line`.
+  // Stores this block's sums at `line`.
   LINREG_DEVICE void leave_sums(double* line) {
-    sync_block();  // shared memory is free
+    sync_block();  // shared memory can be reused
     leave_residual_sums(line);
     if (!pass_.weight_sum) return;
     double* const of_weights = line + weight_sums(p_);
@@ -173,14 +178,14 @@ class TilesPass {
     double* const slots = reinterpret_cast<double*>(shared_) + residual_sums();
     put_sums([&](int at, double sum) { slots[group_ * count + at] = sum; });
     for (int apart = 1; apart < l_.groups; apart *= 2) {
-      sync_block();  // the sums of the step before are there
+      sync_block();  // the sums of the previous level are stored
       const int pairs = (l_.groups - apart + 2 * apart - 1) / (2 * apart);
       for (int i = thread_index(); i < pairs * count; i += thread_count()) {
         const int at = i / count * 2 * apart * count + i % count;
         slots[at] += slots[at + apart * count];
       }
     }
-    sync_block();  // all groups are added
+    sync_block();  // all groups' sums are added
     for (int i = thread_index(); i < count; i += thread_count()) store_cg(of_weights + i, slots[i]);
   }
 
@@ -208,7 +213,7 @@ class TilesPass {
     copy_commit();
   }
 
-  // Columns [j, j + kColumns) of kCount rows from `row` on, `step` apart, and of the last row instead of later ones.
+  // Reads columns [j, j + kColumns) of kCount rows from `row` on, `step` apart; rows beyond `last` read as `last`.
   template <bool kWords, int kCount>
   LINREG_DEVICE void read(const char* x, int row, int step, int last, int j, T (&out)[kCount][kColumns]) const {
     Number numbers[kCount][kColumns];
@@ -230,7 +235,7 @@ class TilesPass {
       for (int c = 0; c < kColumns; ++c) out[u][c] = widen<kX>(numbers[u][c]);
   }
 
-  // Parts of dot products. A warp takes a part of the columns of some rows for kTargets targets at a time.
+  // Computes parts of dot products. A warp takes a part of the columns of some rows, for kTargets targets at a time.
   template <bool kWords>
   LINREG_DEVICE void predict(const char* x, int rows) const {
     const int lane = thread_index() % kWarp, in_row = lane & (lanes() - 1), row_step = kWarp >> l_.lanes_log;
@@ -266,7 +271,7 @@ class TilesPass {
     }
   }
 
-  // Sums over the lanes of a row, each of which one lane puts.
+  // Sums the dot products over the lanes of a row. One lane puts each sum.
   template <class Put>
   LINREG_DEVICE void leave_dots(const T (&dot)[kDots], int in_row, const Put& put) const {
     if (lanes() < kDots) {
@@ -282,14 +287,14 @@ class TilesPass {
     }
   }
 
-  // From dot products to v ℓ'(r), in place.
+  // Replaces the dot products by v ℓ'(r).
   template <Loss kLoss>
   LINREG_DEVICE void residuals(int64_t first, int rows, const char* tile) {
     const int t = thread_index() & (targets_there() - 1), parts = 1 << l_.parts_log;
     const char* const y = tile + l_.y_at + y_rows().shift(first);
     const char* const v = tile + l_.v_at + v_rows().shift(first);
     const int weight_columns = v_rows().columns;
-    T sums[3] = {};  // of this tile
+    T sums[3] = {};  // over this tile
     const T delta = common_->delta, scale = common_->scale;
     const T bias = p_.b.data && t < targets_ ? load_as<T>(p_.b, 0, t) : T(0);
     for (int i = thread_index() >> l_.targets_log; i < rows; i += thread_count() >> l_.targets_log) {
@@ -313,7 +318,7 @@ class TilesPass {
     for (int i = 0; i < 3; ++i) of_residuals_->sums[i] += sums[i];
   }
 
-  // Of X's dtype, or float32 beside 16-bit rows.
+  // Loads a number of X's dtype or, beside 16-bit rows, float32.
   LINREG_DEVICE T load_like(const char* from, Dtype dtype, int i) const {
     if constexpr (sizeof(Number) == 2) {
       if (dtype == Dtype::float32) return reinterpret_cast<const float*>(from)[i];
@@ -321,7 +326,7 @@ class TilesPass {
     return widen<kX>(reinterpret_cast<const Number*>(from)[i]);
   }
 
-  // Calls work(chunk, first column, first target) for the columns that this thread owns.
+  // Calls work(chunk, first column, first target) for the sums that this thread owns.
   template <class Work>
   LINREG_DEVICE void for_chunks(const Work& work) const {
     if (group_ >= l_.groups) return;
@@ -409,7 +414,7 @@ class TilesPass {
     });
   }
 
-  // Doubles that the warps leave of the residuals, in shared memory: [warps, 3, targets].
+  // The number of the warps' residual sums in shared memory: [warps, 3, targets].
   LINREG_DEVICE int residual_sums() const { return thread_count() / kWarp * 3 * targets_there(); }
 
   LINREG_DEVICE void leave_residual_sums(double* line) {
@@ -419,7 +424,7 @@ class TilesPass {
       const double sum = sum_lanes(of_residuals_->totals[i], targets_there(), kWarp);
       if (lane < targets_there()) lines[(thread_index() / kWarp * 3 + i) * targets_there() + lane] = sum;
     }
-    sync_block();  // every warp's sums are there
+    sync_block();  // every warp's sums are stored
     for (int i = thread_index(); i < 3 * targets_there(); i += thread_count()) {
       double sum = 0;
       for (int warp = 0; warp < thread_count() / kWarp; ++warp) sum += lines[warp * 3 * targets_there() + i];
@@ -434,10 +439,10 @@ class TilesPass {
   const int columns_, targets_;
   Common* const common_;
   ResidualSums* const of_residuals_;
-  char* const shared_;  // what follows them
+  char* const shared_;  // shared memory behind both
   T* const w_;          // [targets, d]
-  T* const dots_;       // [parts, rows, targets], of which the first part becomes v ℓ'(r)
-  const int group_;     // whose rows this thread adds
+  T* const dots_;       // [parts, rows, targets]; the first part becomes v ℓ'(r)
+  const int group_;     // of threads, whose rows this thread adds
   T sums_[kChunks][kTargets][kColumns] = {};
   double totals_[kChunks][kTargets][kColumns] = {};
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// 16-bit numbers to and from float32, on their bits: the same on every processor.
+// Converts 16-bit numbers to and from float32 with integer operations: the same bits on every processor.
 #pragma once
 
 #include <string.h>

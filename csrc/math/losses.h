@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The table of losses, from which all code that depends on the loss is generated.
+// The table of losses. Everything that depends on the loss comes from it. Only mse has shorter code besides, where
+// speed needs it (with_loss.h, small_steps.cpp).
 #pragma once
 
 #include <array>
@@ -10,9 +11,9 @@
 
 namespace linreg {
 
-// A row holds a loss's name, its threshold's name, condition and the condition in words, and ℓ(r) and dℓ/dr for a
-// residual r or a vector of them, with z = |r| and delta the threshold. The conventions are torch.nn.functional's:
-// sign(0) = 0, and sign(nan) = 0 for l1, while the others propagate nan.
+// A row holds a loss's name; its threshold's name, condition, and condition in words; and ℓ(r) and dℓ/dr for a residual
+// r or a vector of them, where z = |r| and delta is the threshold. The conventions are those of torch.nn.functional:
+// sign(0) = 0. For l1, sign(nan) = 0, too; the other losses propagate nan.
 // clang-format off
 #define LINREG_LOSSES(LOSS)                                                                       \
   LOSS(mse, "", true, "",                                                                         \

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a pass's sums are divided by.
+// The divisor of a pass's sums, and its reciprocal.
 #pragma once
 
 #include "../linreg.h"
@@ -7,7 +7,7 @@
 
 namespace linreg {
 
-// 1 for a sum; for a mean n k, or Σ v if weighted. A quotient is rounded once, a product with the reciprocal twice.
+// 1 for a sum; for a mean, n k or, if weighted, Σ v. A division rounds once, a product with the reciprocal twice.
 LINREG_MATH double reduction_divisor(Reduction reduction, double total) {
   return reduction == Reduction::mean ? total : 1.0;
 }

@@ -20,7 +20,7 @@ LINREG_MATH void two_sum(T value, T& sum, T& compensation) {
 // sum + compensation, or after an overflow the sum alone, because the compensation is nan.
 LINREG_MATH double total_of(double sum, double compensation) { return sum - sum == 0 ? sum + compensation : sum; }
 
-// Adds `parts` rows of `count` numbers pairwise into the first.
+// Adds `parts` rows of `count` numbers pairwise into the first row.
 LINREG_MATH void pairwise_sum(double* rows, int64_t parts, int64_t stride, int64_t count) {
   for (int64_t apart = 1; apart < parts; apart *= 2)
     for (int64_t part = 0; part + apart < parts; part += 2 * apart) {
@@ -30,8 +30,8 @@ LINREG_MATH void pairwise_sum(double* rows, int64_t parts, int64_t stride, int64
     }
 }
 
-// The compensated sums of a line's places, of which place i belongs to number i % count: pairwise into the first
-// `count`. One after the other, 16 places of a sum in float64 had 1.3 times PyTorch's error.
+// Adds the compensated sums of a line's places into its first `count` places; place i belongs to sum i % count. The
+// addition is pairwise: a chain over 16 places in float64 had 1.3 times PyTorch's error.
 LINREG_MATH void sum_places(double* sums, const double* compensations, int64_t places, int64_t count) {
   for (int64_t i = 0; i < places; ++i) sums[i] = total_of(sums[i], compensations[i]);
   if (count > 0) pairwise_sum(sums, places / count, count, count);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the operators need from a type of device: memory, and the entry points of linreg.h. Each type has its own file
-// in this folder, cpu.cpp or cuda.cpp; a build without CUDA leaves out the latter.
+// The interface between the operators and a type of device: memory, and the entry points of linreg.h. Each type has its
+// own file in this folder, cpu.cpp or cuda.cpp; a build without CUDA omits the latter.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -44,7 +44,7 @@ struct Backend {
   void (*add_moments)(const char* op, c10::Device device, MomentRows& rows, const Moments& moments);
   void (*residual_moments)(const char* op, c10::Device device, MomentRows& rows, const double* w, const double* offset,
                            const double* center, double* sums);
-  // How a pass is made; nullptr if the entries above find that out.
+  // Computes the plan of a pass; nullptr if the entries above do so themselves.
   Plan (*plan)(const char* op, c10::Device device, const Problem& problem) = nullptr;
   // For products.h, as in linreg.h.
   void (*residuals)(const char* op, c10::Device device, const Problem& rows, const Residuals& wanted) = nullptr;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A training step of a recognised model, loss and optimizer, bound once to what linreg_ext/training/match.py found.
+// A training step of a recognised model, loss and optimizer, bound once to the match of linreg_ext/training/match.py.
 //
 // Before every step, all guards are checked here:
 //   structure   the modules' parameters and children, the plain attributes that forward reads (a loss's reduction), the
@@ -39,7 +39,7 @@ namespace {
 
 PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
 
-// The keys are interned strings, so that looking them up runs no Python code, and what is borrowed below stays valid.
+// The keys are interned strings, so that looking them up runs no Python code, and borrowed references stay valid.
 struct Names {
   PyObject *params = interned("params"), *foreach = interned("foreach"), *differentiable = interned("differentiable"),
            *param_groups = interned("param_groups"), *state = interned("state"), *training = interned("training"),
@@ -106,7 +106,7 @@ struct Hooks {
 
 enum class Layout : long { rows, vector, columns, scalar };  // in the order of match.py's LAYOUTS
 
-// What a step is bound to. Python objects are borrowed from a tuple that the step holds.
+// The objects that a step is bound to. Python objects are borrowed from a tuple that the step holds.
 struct Binding {
   PyObject *model, *optimizer, *optimizer_dict, *harmless_mode;
   PyObject* parameters[2];         // weight, bias or nullptr
@@ -256,7 +256,7 @@ std::string read_rule(const Binding& b, PyObject* group, OptimizerState& found) 
   return "";
 }
 
-// Compares tensors by identity: comparing values may run other threads, which may free what is borrowed here.
+// Compares tensors by identity: comparing values may run other threads, which may free the objects borrowed here.
 bool same_rule(PyObject* group, PyObject* other) {
   for (PyObject* const name : names().rule) {
     PyObject *const one = entry(group, name), *const two = entry(other, name);

@@ -57,7 +57,7 @@ struct SgdArguments {
   std::array<bool, 2> first_step{};  // the buffer is initialised, not read
   std::array<bool, 2> frozen{};      // the parameter is read, not updated, and needs no buffer
   bool skip_nonfinite = false;       // change nothing if the loss is nan or inf
-  int64_t steps = 1;                 // of a run: lr_tensor may have one number for each
+  int64_t steps = 1;                 // of a run; lr_tensor may have one number per step
 };
 
 // A tensor and its name in messages; nullptr: not given.

@@ -31,7 +31,7 @@ inline bool plain(at::ArrayRef<const at::Tensor*> tensors) {
 }
 
 // Whether the tensors differ in device or layout (those on the CPU may join any device). The operator's checks reject
-// that by name, where the dispatcher would follow one of the tensors.
+// that by name, whereas the dispatcher would follow one of the tensors.
 inline bool mixed(at::ArrayRef<const at::Tensor*> tensors) {
   constexpr c10::DispatchKeySet kModes =
       c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize, c10::DispatchKey::Batched,

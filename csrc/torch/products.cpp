@@ -30,7 +30,7 @@ void* rows_from(void* data, int64_t first, int64_t columns, Dtype dtype) {
   return data ? static_cast<char*>(data) + first * columns * int64_t(size_of(dtype)) : nullptr;
 }
 
-// Memory as a tensor; given the device, torch need not ask the driver for it.
+// A tensor on existing memory. Passing the device spares torch a query of the driver.
 at::Tensor view(const void* data, Dtype dtype, at::IntArrayRef sizes, at::IntArrayRef strides, c10::Device device) {
   return at::for_blob(const_cast<void*>(data), sizes)
       .strides(strides)
@@ -39,12 +39,13 @@ at::Tensor view(const void* data, Dtype dtype, at::IntArrayRef sizes, at::IntArr
       .make_tensor();
 }
 
-// Memory as a matrix.
+// The same as a matrix.
 at::Tensor matrix(const void* data, Dtype dtype, int64_t rows, int64_t columns, int64_t stride, c10::Device device) {
   return view(data, dtype, {rows, columns}, {stride, 1}, device);
 }
 
-// The rows that the order names, contiguous, in place of all; a row that there is not is nan. Returns their memory.
+// Replaces an operand by a contiguous copy of the rows that the order selects, and returns the copy. Rows whose index
+// is out of range are nan.
 at::Tensor gather(View& rows, int64_t columns, const at::Tensor& order, int64_t count) {
   if (!rows.data) return {};
   if (rows.col_stride == 0) columns = std::min<int64_t>(1, columns);
@@ -101,8 +102,8 @@ void Products::run(const char* op, const Backend& backend, c10::Device device, P
     gathered[2] = gather(p.v, p.k, order, p.rows);
   }
   const Dtype wide = p.x.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-  // A GPU multiplies bfloat16 into float32. It is widened first on the CPU and with float32 parameters, and float16
-  // always: derivatives not yet divided by the number of elements may exceed its range.
+  // On a GPU, bfloat16 products accumulate in float32. On the CPU and with float32 parameters, bfloat16 is widened
+  // first. float16 always is: derivatives not yet divided by the number of elements may exceed its range.
   const Dtype factor = device.is_cuda() && p.w.dtype == p.x.dtype && p.x.dtype == Dtype::bfloat16 ? p.x.dtype : wide;
   const auto factors = scalar_type_of(factor), sums = scalar_type_of(wide);
   const at::Tensor w = matrix(p.w.data, p.w.dtype, p.k, p.d, p.w.row_stride, device).to(factors);

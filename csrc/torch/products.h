@@ -11,7 +11,7 @@
 
 namespace linreg::torch_ops {
 
-// 1 / Σ v, a double on the device, for gradients of a weighted mean that are written row by row; else undefined.
+// 1 / Σ v as a double on the device, for gradients of a weighted mean that are written row by row; otherwise undefined.
 at::Tensor weighted_scale(const Problem& problem, const Gradients& gradients, c10::Device device);
 
 class Products {

@@ -10,7 +10,7 @@
 namespace linreg::torch_ops {
 namespace {
 
-// Where a step reads a parameter: where the previous step wrote it.
+// The view through which a step reads a parameter: that of the previous step's result.
 View current(const Parameter& parameter, const View& view) {
   if (!parameter.value.data || parameter.frozen) return view;
   return {parameter.value.data, parameter.value.row_stride, 1, parameter.value.dtype};
@@ -22,7 +22,7 @@ View shifted(View view, int64_t rows) {
   return view;
 }
 
-// The rows of a step: a slice of all rows, or those that the order names.
+// The rows of a step: a slice of all rows, or those that the order selects.
 Problem batch_of(const RunCall& call, int64_t step) {
   const Run& run = call.run;
   const int64_t first = step % run.epoch_steps * run.batch_size;

@@ -13,7 +13,7 @@ MANY = (
 EMPTY = ("tests/test_parity.py::test_a_step_without_rows_does_what_pytorchs_does",)
 STEPS = ("tests/test_run.py::test_every_step_is_a_single_step",)
 RACE = ("race",)
-ORDER = ("race", "allowed")  # a race, or memory read before the arrival that allows it
+ORDER = ("race", "allowed")  # a race, or a read before the arrival that allows it
 ADDRESS = ("AddressSanitizer",)
 
 CUDA = (
@@ -21,17 +21,17 @@ CUDA = (
     Mutant("cuda tiles: a tile is read before its copies are waited for", "csrc/cuda/tiles.cuh",
            "copy_wait<kStages - 2>();", "", SHAPES, build="races"),
     Mutant("cuda tiles: a tile is read before the other threads' copies", "csrc/cuda/tiles.cuh", "sync_block();", "", SHAPES,
-           within="sync_block();              // the others' too", says=RACE, build="races"),
+           within="sync_block();              // so are all others'", says=RACE, build="races"),
     Mutant("cuda tiles: a barrier after the dot products is missing", "csrc/cuda/tiles.cuh", "sync_block();", "", SHAPES,
-           within="sync_block();  // every part of every dot product is there", says=RACE, build="races"),
+           within="sync_block();  // every part of every dot product is stored", says=RACE, build="races"),
     Mutant("cuda tiles: a barrier after the residuals is missing", "csrc/cuda/tiles.cuh", "sync_block();", "", SHAPES,
-           within="sync_block();  // every dloss is there", says=RACE, build="races"),
+           within="sync_block();  // every dloss is stored", says=RACE, build="races"),
     Mutant("cuda reduction: the fence before arrival is missing", "csrc/cuda/finish.cuh", "fence();", "", SHAPES,
-           within="fence();  // of what the block has stored", says=ORDER, build="races"),
+           within="fence();  // orders the block's stores", says=ORDER, build="races"),
     Mutant("cuda run: a barrier between warps is missing", "csrc/cuda/sgd_run.cu", "sync_block();", "", PARTS,
-           within="sync_block();  // every warp's sums are there, and", says=RACE, build="races"),
+           within="sync_block();  // every warp's sums are stored, and", says=RACE, build="races"),
     Mutant("cuda run: a barrier after the update is missing", "csrc/cuda/sgd_run.cu", "sync_block();", "", PARTS,
-           within="sync_block();  // every parameter is there, and", says=RACE, build="races"),
+           within="sync_block();  // every parameter is stored, and", says=RACE, build="races"),
     # Sums.
     Mutant("cuda tiles: a row beyond the last is added", "csrc/cuda/tiles.cuh", "i < rows", "i <= rows", SHAPES,
            within="for (; i < rows; i += l_.groups)", build="races"),
@@ -63,9 +63,9 @@ CUDA = (
            "batch.order + run.order_stride", "batch.order", STEPS, build="races"),
     Mutant("cuda tiles: rows are read in sequence", "csrc/cuda/tiles.cuh", "of.order[first + i]", "first + i", STEPS,
            build="races"),
-    Mutant("cuda products: every row that is gathered is the first", "csrc/torch/products.cpp", "order.clamp(0, count - 1)",
+    Mutant("cuda products: every gathered row is the first", "csrc/torch/products.cpp", "order.clamp(0, count - 1)",
            "order.clamp(0, 0)", MANY, build="races"),
-    Mutant("cuda pass: X's gradient of a weighted mean is that of a sum", "csrc/cuda/pass.cuh",
+    Mutant("cuda pass: X's gradient of a weighted mean is scaled like a sum's", "csrc/cuda/pass.cuh",
            "pass.weighted_scale ? *pass.weighted_scale : pass.scale", "1.0",
            ("tests/test_parity.py::test_losses_reductions_weights",), build="races"),
     Mutant("cuda pass: X's gradient without targets is nan", "csrc/cuda/pass.cu", "problem.k == 0 ? 0 : reduction_scale(problem, 0)",

@@ -31,7 +31,7 @@ def shape(n: int, d: int, k: int) -> tuple[str, ...]:
 
 
 KERNELS = (
-    # Losses. (GCC 12 cannot compile a choice with a comparison of vectors on both sides.)
+    # Losses. (GCC 12 cannot compile a conditional expression with vector comparisons on both sides.)
     Mutant("loss: mse's derivative lacks the 2", "csrc/math/losses.h", "S(2)", "S(1)", BY_HAND),
     Mutant("loss: the derivative of an absolute error is 2", "csrc/math/losses.h", "S(1)", "S(2)", BY_HAND,
            within="const T one = filled(r, S(1))"),
@@ -55,7 +55,7 @@ KERNELS = (
     Mutant("reduction: a small step's mean divides by the rows alone", "csrc/cpu/small_steps.cpp",
            "double(columns.n) * double(k)", "double(columns.n)", OPTION),
     # The rule.
-    Mutant("rule: weight decay comes before maximize", "csrc/math/sgd.h",
+    Mutant("rule: weight decay is applied before maximize", "csrc/math/sgd.h",
            "if (sgd.maximize) g = -g;\n  if (sgd.weight_decay != 0) g += T(sgd.weight_decay) * p;",
            "if (sgd.weight_decay != 0) g += T(sgd.weight_decay) * p; if (sgd.maximize) g = -g;", RULE),
     Mutant("rule: the first step is dampened", "csrc/math/sgd.h",
@@ -87,7 +87,7 @@ KERNELS = (
            shape(1, 17, 3)),
     Mutant("columns: the last row is not loaded", "csrc/cpu/columns.h", "rows - done", "rows - done - 1", shape(1, 5, 1),
            within="x.dtype, rows - done, columns"),
-    # Between the products.
+    # Residuals.
     Mutant("residuals: a lane beyond the last row is added", "csrc/cpu/residuals.h", "line - i", "line - i + 1",
            shape(1, 5, 1)),
     Mutant("residuals: the bias is missing", "csrc/cpu/residuals.h", "load(bias + i)", "V{}", shape(31, 5, 1)),
@@ -97,9 +97,9 @@ KERNELS = (
     Mutant("residuals: the target's gradient has the wrong sign", "csrc/cpu/residuals.h", "-piece.predictions[i]", "piece.predictions[i]", WEIGHTS),
     Mutant("residuals: rows of targets with gaps are read as contiguous", "csrc/cpu/residuals.h",
            "view.row_stride == targets", "true", GAPS),
-    Mutant("residuals: rows of a set of targets are written side by side", "csrc/cpu/residuals.h",
+    Mutant("residuals: rows of a piece of targets are written without gaps", "csrc/cpu/residuals.h",
            "piece.targets == p.k", "true", WEIGHTS),
-    Mutant("residuals: targets beyond a piece have the bias of the first ones", "csrc/cpu/residuals.h", "all.bias + t",
+    Mutant("residuals: every piece of targets uses the first piece's bias", "csrc/cpu/residuals.h", "all.bias + t",
            "all.bias", shape(9, 6, 700)),
     # The pass.
     Mutant("pass: chunks depend on the threads", "csrc/cpu/plan.h", "ceil_div(p.n, wanted)",
@@ -130,7 +130,7 @@ KERNELS = (
     # Steps.
     Mutant("step: taken although its loss is not finite", "csrc/cpu/sgd_step.cpp",
            "skip_nonfinite && !std::isfinite(load_one<double>(loss, loss_dtype(problem)))", "false", STOPS),
-    Mutant("step: columns beyond a piece are read as the first ones", "csrc/cpu/sgd_step.cpp",
+    Mutant("step: every piece of columns reads the first piece", "csrc/cpu/sgd_step.cpp",
            "j * int64_t(size_of(dtype))", "0", PIECES),
     Mutant("step: a thread skips its last row", "csrc/cpu/sgd_step.cpp", "rows * (thread + 1) / count",
            "rows * (thread + 1) / count - (count > 1)", PIECES),
@@ -157,7 +157,7 @@ KERNELS = (
            "if (stop_nonfinite && !std::isfinite(load_one<double>(loss, dtype))) return step - run.begin;", "", STOPS),
     Mutant("run: every step is a first step", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;", "", NESTEROV,
            within="return step - run.begin;\n    w.first_step = b.first_step = false;"),
-    Mutant("run: momentum starts anew after validation", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;",
+    Mutant("run: momentum restarts after validation", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;",
            "", ("tests/test_batches.py::test_every_loader[cpu-in order-True-torch.float32]",),
            within="break;\n    w.first_step = b.first_step = false;"),
     Mutant("run: every epoch uses the first epoch's learning rates", "csrc/cpu/sgd_run.cpp", "run.lr + (part.begin - run.begin)",

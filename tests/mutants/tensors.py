@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Faults in csrc/torch: checks, autograd, and what steps read from Python."""
+"""Faults in csrc/torch: checks, autograd, and the settings that steps read from Python."""
 
 from .mutant import Mutant
 
@@ -15,35 +15,35 @@ WATCHED = (BOUND + "test_what_is_watched",)
 
 TENSORS = (
     # Checks.
-    Mutant("check: what is written may overlap what is read", "csrc/torch/check.cpp",
+    Mutant("check: written memory may overlap memory that is read", "csrc/torch/check.cpp",
            "overlapping(extents[i], extents[j])", "false", BAD_STEP),
-    Mutant("check: what is written may be expanded", "csrc/torch/check.cpp",
+    Mutant("check: a written tensor may be expanded", "csrc/torch/check.cpp",
            "tensor.stride(dim) == 0 && tensor.size(dim) > 1 && tensor.numel() > 0", "false", BAD_STEP),
     Mutant("check: rows that interleave overlap", "csrc/torch/check.cpp",
            "begin < b_begin + b.length && b_begin < begin + a.length", "true",
            (ERRORS + "test_memory_that_interleaves_without_overlap_is_accepted",)),
-    Mutant("check: a target of any shape", "csrc/torch/check.cpp",
+    Mutant("check: the target may have any shape", "csrc/torch/check.cpp",
            "check_target(op, rows, outputs, o.target);", "", BAD_LOSS),
-    Mutant("bound step: weights are overlooked", "csrc/torch/bound_step.cpp", "as_weight(b, x, y, v, target, copies[3])", "nullptr",
+    Mutant("bound step: weights are ignored", "csrc/torch/bound_step.cpp", "as_weight(b, x, y, v, target, copies[3])", "nullptr",
            ("tests/test_loop_cases.py::test_weights_at_every_level",)),
     Mutant("bound step: weights keep their shape", "csrc/torch/bound_step.cpp", "y.dim() == target.dim()", "true",
            ("tests/test_loop_cases.py::test_weights_of_a_loss_that_reshapes",)),
-    Mutant("bound step: any number of features", "csrc/torch/bound_step.cpp", "x.dim() >= 1 && x.size(-1) == features",
+    Mutant("bound step: the number of features is not checked", "csrc/torch/bound_step.cpp", "x.dim() >= 1 && x.size(-1) == features",
            "true", ("tests/test_loop_cases.py::test_a_wrong_number_of_features_speaks_of_the_input",)),
-    Mutant("bound step: rates ahead are overlooked", "csrc/torch/bound_step.cpp", "tensor(7)",
+    Mutant("bound step: precomputed learning rates are ignored", "csrc/torch/bound_step.cpp", "tensor(7)",
            "static_cast<const at::Tensor*>(nullptr)",
            ("tests/test_batches.py::test_every_scheduler_steps_as_in_the_plain_loop",)),
     Mutant("run: validation has no weights", "csrc/torch/ops.cpp", "validation.weight",
            "static_cast<const at::Tensor*>(nullptr)", ("tests/test_run.py::test_validation_after_every_epoch",),
            within="*validation.target, operands.linear_bias, validation.weight"),
-    Mutant("check: a target of any dtype", "csrc/torch/check.cpp",
+    Mutant("check: the target may have any dtype", "csrc/torch/check.cpp",
            'check_dtype(op, "target", o.target, dtype, wide);', "", BAD_LOSS),
-    Mutant("check: a momentum buffer of any shape", "csrc/torch/check.cpp",
+    Mutant("check: a momentum buffer may have any shape", "csrc/torch/check.cpp",
            "if (buffer->sizes() != parameter.sizes()) wrong_shape(op, name, word(parameter.sizes()), *buffer);", "",
            BAD_STEP),
-    Mutant("check: a threshold of 0 for huber", "csrc/math/losses.h", "delta > 0", "delta >= 0",
+    Mutant("check: huber accepts a threshold of 0", "csrc/math/losses.h", "delta > 0", "delta >= 0",
            (*BAD_LOSS, *BAD_STEP), within='LOSS(huber, "delta", delta > 0'),
-    Mutant("check: an order may hold the index behind the last", "csrc/torch/check.cpp",
+    Mutant("check: an order may contain the index one past the end", "csrc/torch/check.cpp",
            "uint64_t(order[i]) < uint64_t(rows)", "uint64_t(order[i]) <= uint64_t(rows)", BAD_RUN,
            within="in_range &= uint64_t(order[i]) < uint64_t(rows)"),
     Mutant("check: the negative bit is left to PyTorch", "csrc/torch/ops.cpp",

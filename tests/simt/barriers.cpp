@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where threads wait for each other: the lanes of a warp in a shuffle, the threads of a block at a barrier. All of them
-// must make the same call.
+// The points at which threads wait for each other: the lanes of a warp in a shuffle, the threads of a block at a
+// barrier. All of them must make the same call.
 #include <cstring>
 
 #include "grid.h"

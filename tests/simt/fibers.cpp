@@ -24,7 +24,7 @@ constexpr size_t kGuardBytes = 4096;
 constexpr size_t kStride = kGuardBytes + kStackBytes;
 constexpr size_t kStacksPerMap = 32;
 
-// Unused stacks, the most recently used and so cached one on top. They are kept until the process ends.
+// Unused stacks, the most recently used, which is still cached, on top. They are kept until the process ends.
 std::vector<char*>& pool() {
   static std::vector<char*> stacks;
   return stacks;
@@ -43,7 +43,7 @@ bool refill_pool() {
 }
 
 #ifdef __SANITIZE_ADDRESS__
-Fiber* left = nullptr;  // the origin of the latest switch
+Fiber* left = nullptr;  // the fiber that the latest switch left
 #endif
 
 }  // namespace

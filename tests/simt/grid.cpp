@@ -16,7 +16,7 @@ Position position() { return *here; }
 namespace {
 
 constexpr uint32_t kAllLanes = ~0u;
-// A polling thread lets others run. After this many polls without progress, it is a deadlock.
+// A polling thread lets others run. This many polls without progress are a deadlock.
 constexpr int64_t kMaxPolls = 1 << 17;
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A running grid: its threads, what they wait for, and the scheduler.
+// A running grid: its threads, the events they wait for, and the scheduler.
 #pragma once
 
 #include <map>
@@ -38,7 +38,7 @@ struct Thread {
   Place place;
   std::vector<Store> pending;  // stores that no other thread sees yet
   const double* polled = nullptr;
-  std::vector<Copy> copies;  // that it has not waited for
+  std::vector<Copy> copies;  // those not yet waited for
   int commits = 0;
 };
 
@@ -108,7 +108,7 @@ class Grid {
 
   Random random_;
   uint32_t leave_mask_;    // how rarely a warp with ready lanes yields to another
-  uint32_t recent_mask_;   // how rarely that is not the latest to become ready
+  uint32_t recent_mask_;   // how rarely the other warp is not the latest to become ready
   std::vector<int> todo_;  // blocks that have not started, the next one last
   int capacity_, wanted_;  // the limit on resident blocks, and the number wanted now
   std::vector<std::unique_ptr<Block>> resident_;

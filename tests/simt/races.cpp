@@ -13,7 +13,7 @@
 namespace linreg::simt {
 namespace {
 
-constexpr int kMany = -1;   // threads of a block
+constexpr int kMany = -1;   // several threads of a block
 constexpr int kHalves = 8;  // of a chunk
 
 // The progress of a block. An epoch lies between two of its barriers.
@@ -32,8 +32,8 @@ struct Access {
 
 // The accesses to some bytes that matter to later ones.
 struct Cell {
-  Access write, read;           // the latest; a read of the block that read last
-  std::vector<Access> earlier;  // the latest reads of other blocks, since the write
+  Access write, read;           // the latest write, and the latest read of the block that read last
+  std::vector<Access> earlier;  // the other blocks' latest reads since the write
 };
 
 // 16 bytes of memory, as one cell until an access is narrower, then as cells of `grain` times 2 bytes, which is the
@@ -58,7 +58,7 @@ struct Stack {
   size_t bytes = 0;
 };
 
-// Kept, since the system reads a file to find it.
+// Cached, because the system reads a file to find it.
 const Stack& stack_of_this_thread() {
   static thread_local const Stack stack = [] {
     pthread_attr_t attributes;
@@ -78,7 +78,7 @@ struct {
   uintptr_t key = 0;
   Chunk* chunk = nullptr;
 } recent[1 << 12];          // chunks, by the last bits of their keys
-Stack host_stack;           // of the thread that runs the grid; it has the kernel's parameters, which are constant
+Stack host_stack;           // of the thread that runs the grid; it holds the kernel's parameters, which are constant
 std::vector<Clock> clocks;  // of blocks
 
 // Whether the thread's present access is ordered after an earlier one.
@@ -111,7 +111,7 @@ void note(Cell& cell, const void* address, bool write, const Access& now, const 
     return;
   }
   if (cell.read.block >= 0 && cell.read.block != now.block) {
-    // Those that read lately are likely to read again: many others have ended.
+    // A recent reader is likely to read again: many other blocks have ended.
     const auto own = std::find_if(cell.earlier.rbegin(), cell.earlier.rend(),
                                   [&](const Access& read) { return read.block == now.block; });
     if (own == cell.earlier.rend()) {

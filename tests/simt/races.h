@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Detects races in any schedule: two accesses to one location, at least one of them a write, that nothing orders.
-// Within a block, a barrier that both threads passed orders them. Between blocks, a fence by the first access's thread
-// does, or one by another thread after a barrier; that the second block has observed the fence is not checked. A
-// shuffle orders no memory.
+// Within a block, a barrier that both threads passed orders them. Between blocks, a fence orders them: one by the
+// thread of the first access, or by another thread after a barrier. Whether the second block has observed the fence is
+// not checked. A shuffle orders no memory.
 //
 // It works for kernels compiled with -fsanitize=thread, whose accesses call note_access.
 #pragma once

@@ -2,9 +2,9 @@
 // The implementation of device.cuh on a CPU: run_grid runs a grid to its end. Each thread is a fiber that runs until it
 // must wait, in an order that depends on the seed.
 //
-// The memory model is as weak as permitted. A store_cg is visible to the block after a barrier, and to all after a
-// fence by a thread that sees it or at the end of the grid; until then others read nan. An asynchronous copy takes
-// place when its thread waits for it; until then all read nan.
+// The memory model is as weak as permitted. A store_cg becomes visible to its block after a barrier. It becomes visible
+// to all threads after a fence by a thread that sees it, or at the end of the grid. Until then, others read nan. An
+// asynchronous copy takes place when its thread waits for it; until then, all threads read nan.
 //
 // Not modelled: plain stores to global memory, which all threads see at once (races.h detects unordered ones); reads
 // that are too early because a fence after an arrival is missing; the bounds in LINREG_KERNEL; registers and time.
