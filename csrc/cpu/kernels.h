@@ -45,8 +45,8 @@ struct MomentKernels {
   // Counts, mean [ld] and the lower triangle of the moments [m + 1, ld]; false if a weight is negative.
   bool (*moments)(const MomentRows& rows, int64_t begin, int64_t end, int64_t ld, void* block, double* out);
   // For each target Σ v r z, [ld], and Σ v r² in some lanes of [kMomentCounts], for r = w z; w is [k, ld].
-  void (*gradient)(const MomentRows& rows, const double* w, const double* center, int64_t begin, int64_t end, int64_t ld,
-                   double* block, double* out);
+  void (*gradient)(const MomentRows& rows, const double* w, const double* center, int64_t begin, int64_t end,
+                   int64_t ld, double* block, double* out);
 };
 
 #define LINREG_DECLARE_KERNELS(set)          \

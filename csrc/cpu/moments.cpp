@@ -96,7 +96,9 @@ bool has_negative_weight(const MomentRows& p) {
 
 }  // namespace
 
-size_t moments_workspace(const MomentRows& rows) { return rows.group ? 0 : size_t(Layout(rows).parts()) * sizeof(double); }
+size_t moments_workspace(const MomentRows& rows) {
+  return rows.group ? 0 : size_t(Layout(rows).parts()) * sizeof(double);
+}
 
 bool add_moments(const MomentRows& p, const Moments& to, void* workspace) {
   if (p.n == 0) return true;
