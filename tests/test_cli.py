@@ -634,6 +634,9 @@ def test_a_call_takes_many_epochs_and_validates_each(monkeypatch: pytest.MonkeyP
         sgd_run(step, order, validation, sizes, steps, chunks)
         taken.append(sizes[2])
         x, y, _ = validation
+        trained = step[0][order.unique()].tolist()
+        assert (len(trained), len(x)) == (12, 3)
+        assert not any(row in trained for row in x.tolist())
         last_losses.append(F.mse_loss(F.linear(x, *step[2]), y).item())
 
     monkeypatch.setattr(train, "sgd_run", spy)

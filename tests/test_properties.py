@@ -272,6 +272,8 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
         sizes[abs(extended(finite)[-1]) * sizes > torch.finfo(torch.float64).max] = np.inf
     # Other gradients are computed for a grad_output of 1, and then scaled.
     added = summed(finite, losses, slopes, settings.reduction, max(1, abs(settings.grad_loss)), sizes=True)
+    if settings.reduction == "mean" and problem.weight is not None:  # divided when all weighted losses have been added
+        added["loss"] = summed(finite, losses, slopes, "sum", 1, sizes=True)["loss"]
     doubt = in_doubt(plain_problem, settings)
     if cancels:  # weighted losses and derivatives may be rounded to subnormals before they are multiplied by an operand
         smallest = UNITS * torch.finfo(problem.input.dtype).smallest_normal * torch.finfo(problem.input.dtype).eps
@@ -323,6 +325,13 @@ def test_special_values_among_others(data, settings, wanted):
                 t.view(-1)[data.draw(st.integers(0, t.numel() - 1))] = value
     problem = data.draw(layouts(problem))
     judge(problem, data.draw(forms(problem)), settings, wanted, cancels=True)
+
+
+@given(LOSS_SETTINGS)
+def test_weighted_losses_that_overflow_before_they_are_divided(settings):
+    """Gradients of a mean are right, though the weights' sum overflows too, and PyTorch's are 0."""
+    x, w, y = torch.tensor([[1.5]]), torch.tensor([[-0.25], [-2.0]]), torch.tensor([[0.125, -4.5]])
+    judge(Problem(x, w, y, None, torch.tensor([3e38])), as_it_is, settings, [True] * 4, cancels=True)
 
 
 @st.composite

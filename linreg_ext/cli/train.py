@@ -108,10 +108,10 @@ class _Run:
                     raise _diverges(f"is {losses[-1].item()} at step {step_number}", args, lr)
                 self._losses.append(losses)
                 self._rates += rates.tolist()
-                means = self._means(losses.view(len(some), steps), order, batch_size)
+                means, val_means = self._means(losses.view(len(some), steps), order, batch_size), val_losses.tolist()
                 self._epoch_losses += means
-                self._val_losses += val_losses.tolist()
-                for loss, val_loss in itertools.zip_longest(means, val_losses.tolist()):
+                self._val_losses += val_means
+                for loss, val_loss in itertools.zip_longest(means, val_means):
                     if bar:
                         bar.update()
                     yield loss, val_loss
