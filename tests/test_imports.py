@@ -15,12 +15,12 @@ PACKAGE = Path(linreg_ext.__file__).parent
 # From the bottom up. A module may import from lower layers, and a folder's modules from each other.
 LAYERS = (
     {"_C"},  # the compiled part
-    {"_version", "_extension", "autocast", "losses", "plots", "tables"},
+    {"_version", "_extension", "autocast", "losses", "plots", "standardize", "tables"},
     {"reference"},
     {"autograd"},
     {"functional"},
     {"least_squares", "modules"},
-    {"training"},
+    {"estimator", "training"},
     {"__init__"},
     {"cli", "examples"},
     {"__main__"},

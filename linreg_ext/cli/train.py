@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..functional import Chunk, linear_loss, sgd_run, steps_taken
+from ..standardize import Scale, can_decorrelate, scale_of, shares, steady_lr
 from ..training import History
 from .coefficients import Coefficients, require_in_range
 from .dataset import Dataset
 from .errors import CommandError
 from .report import many, print_constant
-from .standardize import Scale, can_decorrelate, scale_of, shares, steady_lr
 
 _EPOCHS = 200  # for small tables; large ones take enough steps in fewer epochs
 _STEPS = 200_000

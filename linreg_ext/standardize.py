@@ -91,10 +91,10 @@ def steady_lr(x: Tensor, share: Tensor, batch_size: int, targets: int, momentum:
     The result is half of this bound; the other losses' Hessians are smaller.
     """
     rows = share.nonzero()[:, 0]
-    rows = rows[:: -(-len(rows) // 100_000)]  # a sample is enough
-    x, share = x[rows], (share[rows] / share[rows].sum()).float()
+    rows = rows[:: -(-len(rows) // 16_384)]  # a sample is enough
+    x, share = x[rows].float(), (share[rows] / share[rows].sum()).float()
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-    direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0)).to(x)
     for _ in range(30):  # power iteration: an error of a few percent is fine
         direction = x.T @ (share * (x @ (direction / direction.norm())))
     squares = x.square().sum(1)
