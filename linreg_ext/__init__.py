@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fused linear regression for PyTorch: loss, gradient and SGD update in one pass over the data."""
 
+from typing import TYPE_CHECKING, Any
+
 from ._extension import build_info
 from ._version import __version__
 from .functional import FUNCTIONS, sgd_run_, sgd_step_
 from .least_squares import LeastSquares, LeastSquaresSolution, lstsq, lstsq_batches
 from .modules import MODULES
 from .training import History, StopTraining, TrainStep, evaluate, fit, make_train_step
+
+if TYPE_CHECKING:
+    from .estimator import LinearRegressor as LinearRegressor
 
 linear_mse_loss, LinearMSELoss = FUNCTIONS["mse"], MODULES["mse"]
 linear_l1_loss, LinearL1Loss = FUNCTIONS["l1"], MODULES["l1"]
@@ -40,3 +45,11 @@ __all__ = [
     "sgd_run_",
     "sgd_step_",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LinearRegressor":  # on first use, since it needs scikit-learn
+        from .estimator import LinearRegressor
+
+        return LinearRegressor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

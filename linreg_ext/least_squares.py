@@ -272,11 +272,16 @@ class LeastSquares:
         return int(self._counts[:, 0].sum())
 
     @property
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ v, and the mean [D + K] and covariance [D + K, D + K] of [X | Y], over Σ v; of each group, if any."""
+        counts, mean, moments = self._as_moments()
+        parts = counts[:, 1], mean, moments / counts[:, 1, None, None]
+        return parts if self.groups is not None else tuple(part[0] for part in parts)
+
+    @property
     def variance(self) -> Tensor:
         """[D + K], or [groups, D + K]: the weighted variance of the columns of [X | Y], over n, in float64."""
-        counts, _, moments = self._as_moments()
-        variance = moments.diagonal(dim1=1, dim2=2) / counts[:, 1:]
-        return variance[0] if self.groups is None else variance
+        return self.statistics[2].diagonal(dim1=-2, dim2=-1)
 
     def select(self, features: Sequence[int]) -> LeastSquares:
         """The same rows with some of the features, in the given order."""
