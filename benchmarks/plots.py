@@ -51,6 +51,29 @@ def draw(rows: list[Row], path: Path) -> bool:
     return True
 
 
+def draw_estimators(rows: list[Row], path: Path) -> None:
+    """Draw the speed-up of `LinearRegressor` over scikit-learn's estimators, by rows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    chosen = [row for row in rows if row["workload"] == "estimators" and row["d"] == "16"]
+    ours = {row["case"]: float(row["seconds"]) for row in chosen if row["role"] == "ours"}
+    points: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in chosen:
+        if row["role"] == "peer":
+            points[row["variant"].split()[-1]][int(row["n"])] = float(row["seconds"]) / ours[row["case"]]
+    for (name, line), (color, marker) in zip(points.items(), STYLES.values(), strict=False):
+        axes.plot(*zip(*sorted(line.items()), strict=True), label=name, color=color, marker=marker)
+    axes.axhline(1, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(title="LinearRegressor: times as fast, 16 features", xlabel="rows", xscale="log", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}×")
+    axes.grid(alpha=0.25, which="major")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
 def _bandwidth(axes: Axes, rows: list[Row]) -> None:
     even = [row for row in rows if int(row["d"]).bit_count() == 1]
     _lines(axes, even, "d", "of_bwread")

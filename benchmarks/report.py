@@ -22,7 +22,8 @@ WORK = {  # what a case of a workload is, where its name alone does not say it
     "loss": "{}, loss and `backward()`",
     "launch": "{}",
 }
-LEFT_OUT = ("sizes", "bits", "constants", "order", "memory")
+LEFT_OUT = ("sizes", "bits", "constants", "order", "memory", "estimators")
+ESTIMATORS = "scikit-learn "  # before the name of an estimator
 
 Case = targets.Case
 
@@ -37,6 +38,10 @@ def write(paths: list[Path], root: Path) -> None:
         has_plot = device not in plotted and plots.draw(rows, plot)
         plotted.add(device)
         sections.append(section(rows) + (f"\n\n![{ALT}]({plot.name})" if has_plot else ""))
+        if table := estimators(targets.cases(rows)):
+            plot = root / "docs" / "estimators.png"
+            plots.draw_estimators(rows, plot)
+            sections.append(f"{table}\n\n![speed-up over each estimator of scikit-learn, over rows]({plot.name})")
     _fill(root / "docs" / "performance.md", sections)
     _fill(root / "README.md", [figures(machines[0]), f"![{ALT}](docs/how_fast_{machines[0][0]['device']}.png)"])
 
@@ -71,6 +76,27 @@ def section(rows: list[Row]) -> str:
     timed = [case for case in cases if any(row["seconds"] and row["role"] == "ours" for row in case.values())]
     shown = [case for case in timed if _first(case)["workload"] not in LEFT_OUT]
     return "\n\n".join(filter(None, (_machine(rows), _table(shown), _losses(shown), _memory(cases))))
+
+
+def estimators(cases: list[Case]) -> str:
+    """A line for each number of rows: the time of `LinearRegressor`, and its speed-up over each estimator."""
+    found: dict[tuple[int, int], dict[str, str]] = {}
+    peers: list[str] = []
+    for case in cases:
+        ours = next((row for row in case.values() if row["role"] == "ours"), None)
+        if ours is None or ours["workload"] != "estimators":
+            continue
+        name = ours["case"].partition(":")[0]
+        theirs = case.get(ESTIMATORS + name)
+        gain = f", {_gain(_seconds(theirs) / _seconds(ours))}" if theirs else ""
+        peers += [name] * (name not in peers)
+        found.setdefault((int(ours["n"]), int(ours["d"])), {})[name] = duration(_seconds(ours)) + gain
+    if not found:
+        return ""
+    lines = [["rows × features", *peers], [":--", *["--:"] * len(peers)]]
+    lines += [[f"{n:,} × {d}", *(of.get(peer, "") for peer in peers)] for (n, d), of in sorted(found.items())]
+    about = "Times of `LinearRegressor.fit` in float64, and its speed-up over the estimator with the same objective:"
+    return f"### scikit-learn's estimators\n\n{about}\n\n{_markdown(lines)}"
 
 
 def _machines(rows: list[Row]) -> list[list[Row]]:

@@ -118,6 +118,8 @@ TARGETS = (
     Target("C14", "time over", 1.2, HALF_PRODUCT),
     Target("C14", "speed-up over", 25, "scikit-learn"),
     Target("C14b", "of BWread", 0.8),
+    Target("S1", "speed-up over", 20, "scikit-learn LinearRegression"),
+    Target("S2", "speed-up over", 5, "scikit-learn SGDRegressor"),
     Target("G1", "of BWread", 0.94),
     Target("G2", "of BWread", 0.92, where=_of("bfloat16")),
     Target("G2", "of BWread", 0.94, where=_of("float64")),

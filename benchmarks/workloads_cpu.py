@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import linreg_ext
 from linreg_ext.examples import b_one_feature
 
-from . import epochs, exact, memory, ours
+from . import epochs, estimators, exact, memory, ours
 from .clocks import Variant
 from .harness import Bench, Case, Maker
 from .names import BWREAD, NAME, PRODUCTS
@@ -180,6 +180,7 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "memory": memory.measure,
     "exact": exact.exact,
     "moments": exact.passes,
+    "estimators": estimators.estimators,
     "bits": bits,
     "sizes": sizes,
 }

@@ -26,7 +26,7 @@ def bench(path=None, **how):
 
 
 SLOW = ("memory", "program")
-WITHOUT_EAGER = ("memory", "exact", "moments")
+WITHOUT_EAGER = ("memory", "exact", "moments", "estimators")
 
 
 @pytest.mark.parametrize("workload", cases(core=[w for w in workloads_cpu.WORKLOADS if w not in SLOW], extended=SLOW))
@@ -206,6 +206,19 @@ def test_figures_of_the_readme(tmp_path):
     _, readme = report(tmp_path)
     assert "| Some CPU, 2 threads | linreg_ext | plain PyTorch | speed-up |" in readme
     assert readme.count("| 2.00 µs | 1.00 ms | 500× |") == len(FIGURES) == 3
+
+
+def test_estimators_have_a_table_and_a_plot(tmp_path):
+    written = Results(tmp_path / "results.csv", ABOUT)
+    for peer, n, seconds in (("Ridge", 100, 1e-3), ("Ridge", 1000, 8e-3), ("SGDRegressor", 1000, 4e-3)):
+        about = {"workload": "estimators", "case": f"{peer}: {n:,} × 16", "n": n, "d": 16, "k": 1, "dtype": "float64"}
+        written.add(**about, device="cpu", variant=f"{NAME} LinearRegressor", role="ours", seconds=2e-3)
+        written.add(**about, device="cpu", variant=f"scikit-learn {peer}", role="peer", seconds=seconds)
+    page, _ = report(tmp_path)
+    assert "| rows × features | Ridge | SGDRegressor |" in page
+    assert "| 100 × 16 | 2.00 ms, **0.50×** |  |" in page
+    assert "| 1,000 × 16 | 2.00 ms, 4.0× | 2.00 ms, 2.0× |" in page
+    assert (tmp_path / "docs" / "estimators.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_machine_with_the_most_results_comes_first(tmp_path):
