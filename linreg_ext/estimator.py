@@ -51,8 +51,8 @@ class LinearRegressor(RegressorMixin, BaseEstimator):
 
         Σ v ℓ(X wᵀ + b − y) + alpha ‖w‖²
 
-    `alpha` and the thresholds are in the units of the data. The arguments from `standardize` to `shuffle`, `verbose` and
-    `warm_start` are for SGD.
+    `alpha` and the thresholds are in the units of the data. The arguments from `standardize` to `random_state`,
+    `verbose` and `warm_start` are for SGD.
 
     Args:
         loss: `"mse"`, `"l1"`, `"huber"`, `"smooth_l1"` or `"quantile"`.
