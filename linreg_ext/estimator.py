@@ -307,11 +307,12 @@ class LinearRegressor(RegressorMixin, BaseEstimator):
         moving = [target.change for target in targets if not target.converged]
         self.converged_ = not moving
         if moving and not part:
+            last = min(rows.block, self.n_iter_)
             warnings.warn(
-                f"LinearRegressor: SGD did not converge in {self.n_iter_} epochs: the last {rows.block} changed the "
+                f"LinearRegressor: SGD did not converge in {self.n_iter_} epochs: the last {last} changed the "
                 f"loss by {100 * max(moving, key=abs):+.2g} %; raise max_iter or tol, or lower learning_rate",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=5,  # that of whoever calls fit
             )
         weight, bias = scale.leave(*(torch.cat([getattr(t, name) for t in targets]).double() for name in ("u", "c")))
         return weight, bias, torch.full_like(weight, math.nan)

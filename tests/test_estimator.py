@@ -293,6 +293,16 @@ def test_a_stream_approaches_the_fit(loss):
         assert mean_loss(loss, model.predict(x) - y, **named) < 1.05 * least
 
 
+def test_the_noise_of_a_stream_averages_out():
+    r = np.random.default_rng(0)
+    x = r.standard_normal((4000, 10))
+    y = x.sum(1) + r.standard_normal(4000)
+    model = LinearRegressor(solver="sgd", random_state=0)
+    for part in np.split(np.arange(4000), 200):
+        model.partial_fit(x[part], y[part])
+    assert np.square(model.predict(x) - y).mean() < 1.03 * LinearRegressor().fit(x, y).loss_
+
+
 def test_a_warm_start_goes_on():
     x, y = diabetes()
     model = LinearRegressor("l1", warm_start=True).fit(x, y)
@@ -310,9 +320,10 @@ def test_a_warm_start_goes_on():
 def test_without_convergence_it_warns_with_the_number():
     x, y = diabetes()
     with pytest.warns(
-        ConvergenceWarning, match=r"in 1 epochs: the last 32 changed the loss by -\d[\d.e+]* %; raise max"
-    ):
+        ConvergenceWarning, match=r"in 1 epochs: the last 1 changed the loss by -\d[\d.e+]* %; raise max"
+    ) as caught:
         model = LinearRegressor(solver="sgd", max_iter=1, learning_rate=0.1).fit(x, y)
+    assert caught[0].filename == __file__
     assert not model.converged_
     assert model.n_iter_ == 1
     with pytest.warns(ConvergenceWarning, match="lower learning_rate"):
