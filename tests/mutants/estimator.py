@@ -49,5 +49,5 @@ ESTIMATORS = (
     _mutant("rows set aside are trained on", "self.z, self.t, self.v = rows\n", "pass\n",
             "test_early_stopping_watches_rows_set_aside"),
     _mutant("a warm start is cold", "if start is not None:\n            weight, bias", "if False:\n            weight, bias",
-            "test_a_warm_start_goes_on", "test_a_stream_approaches_the_fit"),
+            "test_a_warm_start_goes_on", "test_the_noise_of_a_stream_averages_out"),
 )  # fmt: skip
