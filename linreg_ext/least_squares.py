@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Exact least squares in one pass over the data, of any size: update, merge, solve.
+"""Exact least squares in one pass over the data, of any size: update, merge, all-reduce, solve.
 
 The pass is `moments` in `csrc/cpu` and `csrc/cuda`. What follows is linear algebra on D × D matrices, by torch.linalg
 in float64.
@@ -7,6 +7,7 @@ in float64.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import reference
@@ -218,6 +220,37 @@ class LeastSquares:
             reference.merge_moments_(
                 self._counts, self._mean, self._moments, *(t.to(self._counts.device) for t in theirs)
             )
+        return self
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> LeastSquares:
+        """Add the rows of all processes, once each of them has added its own; it may have none.
+
+        The processes exchange counts and means, and then the moments about the common means; for QR, their factors.
+
+        Args:
+            group: the process group; None is the default one. All its processes call this, on objects of one kind.
+
+        Returns:
+            This object, equal in all processes.
+        """
+        if self.method == "qr":
+            own = {name: t.cpu() if isinstance(t, Tensor) else t for name, t in self.state_dict().items()}
+            states: list[Any] = [None] * dist.get_world_size(group)
+            dist.all_gather_object(states, own, group=group)
+            self.load_state_dict(states[0])
+            other = copy.copy(self)
+            for state in states[1:]:
+                other.load_state_dict(state)
+                self.merge(other)
+            return self
+        sums = torch.cat([self._counts, self._counts[:, 1:] * self._mean], 1)
+        dist.all_reduce(sums, group=group)
+        weight = sums[:, 1:2]
+        mean = torch.where(weight > 0, sums[:, 2:] / weight, 0.0)
+        apart = self._mean - mean
+        self._moments += self._counts[:, 1, None, None] * (apart[:, :, None] * apart[:, None])
+        dist.all_reduce(self._moments, group=group)
+        self._counts, self._mean = sums[:, :2].clone(), mean
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -477,7 +510,7 @@ class LeastSquares:
         It would if the columns are nearly dependent or their lengths far apart.
         """
         first = self._solve_gram(0.0)
-        spread = first.scale.amax(1) / first.scale.amin(1) if self.in_features else torch.ones(())
+        spread = first.scale.amax(1) / first.scale.amin(1) if self.in_features else torch.ones((), device="cpu")
         if not ((first.condition <= _DOUBLE).all() and (spread <= _SPREAD).all()):
             return [self._solve_gram(l2) for l2 in path]
         # The scaled moments are L Lᵀ, and the penalty is l2 S⁻² with S = diag(scale). With L⁻¹ S⁻¹ = Q Σ Vᵀ and
