@@ -8,13 +8,12 @@ import warnings
 import torch
 import torch.distributed as dist
 
-TIMEOUT = datetime.timedelta(seconds=60)
 
-
-def join(rank, size, folder):
-    """Make this process a member of the group."""
+def join(rank, size, folder, seconds=60):
+    """Make this process a member of the group, which waits for another one for at most some seconds."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=TIMEOUT)
+    timeout = datetime.timedelta(seconds=seconds)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timeout)
 
 
 def _work(rank, size, checks, folder):

@@ -3,13 +3,16 @@
 
 import copy
 import itertools
+import os
 import re
+import signal
+import time
 
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import cases
-from processes import run_in_processes
+from processes import join, run_in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -486,3 +489,51 @@ CHECKS = [check for name, check in list(globals().items()) if name.startswith("c
 @pytest.mark.parametrize("size", cases([3], [2, 4]))
 def test_processes(size, tmp_path):
     run_in_processes(size, CHECKS, tmp_path)
+
+
+def killed(epoch, i):
+    if (epoch, i, dist.get_rank()) == (2, 1, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def silent(epoch, i):
+    if (epoch, i, dist.get_rank()) == (2, 1, 1):
+        time.sleep(25)
+
+
+def work(rank, size, sabotage, folder):
+    join(rank, size, folder, seconds=6)
+    model = nn.Linear(3, 1)
+    try:
+        loader = Failing(batches(rank), sabotage)
+        fit(
+            99,
+            model,
+            nn.MSELoss(),
+            torch.optim.SGD(model.parameters(), lr=0.01),
+            loader,
+            process_group=dist.group.WORLD,
+        )
+    except RuntimeError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+        os._exit(1)
+
+
+@pytest.mark.parametrize("sabotage", [killed, pytest.param(silent, marks=pytest.mark.extended)])
+def test_a_lost_rank_ends_all(sabotage, tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=work, args=(rank, 3, sabotage, tmp_path), daemon=True) for rank in range(3)]
+    for process in processes:
+        process.start()
+    processes[1].join(60)
+    since = time.monotonic()
+    for process in processes:
+        process.join(max(0, 30 + since - time.monotonic()))
+    assert [process.exitcode for process in processes] == [1, -signal.SIGKILL if sabotage is killed else 1, 1]
+    for rank in (0, 2):
+        message = (tmp_path / f"{rank}.txt").read_text()
+        assert re.match(
+            rf"fit: rank {rank} of 3 has lost another rank, which was killed or did not answer before the timeout of the "
+            "process group: .",
+            message,
+        ), message

@@ -13,6 +13,7 @@ CLI = "tests/test_cli.py::"
 TABLES = "tests/test_tables.py::"
 STOPPING = "tests/test_stopping.py::"
 CASES = "tests/test_loop_cases.py::"
+GROUPS = ("tests/test_process_group.py::test_processes",)
 
 LOADER = (LOADERS + "test_every_loader",)
 DIVERGENCE = (LOADERS + "test_divergence_at_step_3_of_epoch_7",)
@@ -86,7 +87,8 @@ PYTHON = (
             (STEP + "test_what_makes_sgd_step_for_itself",)),
     # Steps.
     _python("step: gradients accumulate from step to step", "training/train_step.py", "self.optimizer.zero_grad()", "pass",
-            (STEP + "test_another_optimizer_gets_its_gradients_from_one_pass",)),
+            (STEP + "test_another_optimizer_gets_its_gradients_from_one_pass",),
+            within="loss.backward()\n            self.optimizer.step()\n            self.optimizer.zero_grad()"),
     _python("step: an eager step is taken although its loss is not finite", "training/train_step.py",
             "if not (skip_nonfinite and not math.isfinite(loss.detach().sum().item())):", "if True:",
             (FIT + "test_divergence_stops_with_the_last_finite_parameters",)),
@@ -100,8 +102,9 @@ PYTHON = (
             "1 if weight is None", (FIT + "test_levels_below_fused", *HISTORY)),
     _python("fit: an interrupted epoch of batches is not rewound", "training/fit.py", "self._rewind(before, 0, begun, None)", "pass",
             (LOADERS + "test_a_scheduler_stops_where_the_training_does",)),
-    _python("fit: a callback cannot end a run", "training/fit.py", "over, returned = True, None", "returned = None",
-            (CASES + "test_stop_training_keeps_the_epoch", STOPPING + "test_a_callback_sees_every_epoch_and_can_end_the_run")),
+    _python("fit: a callback cannot end a run", "training/fit.py", "over = True", "pass",
+            (CASES + "test_stop_training_keeps_the_epoch", STOPPING + "test_a_callback_sees_every_epoch_and_can_end_the_run"),
+            within="except StopTraining:\n                over = True"),
     _python("fit: a callback's return value causes no warning", "training/fit.py", "returned is not None and not warned", "False",
             (CASES + "test_what_a_callback_returns_means_nothing_and_warns_once",)),
     _python("fit: a custom order uses other rows' weights", "training/fit.py",
@@ -118,7 +121,7 @@ PYTHON = (
             "self._copies[key][0] == _identity(tensor)", "True",
             (LOADERS + "test_a_data_set_is_brought_to_the_device_once",)),
     _python("fit: a plateau scheduler gets the training loss", "training/fit.py",
-            "schedule.end_epoch((recorder.val_loss or recorder.epoch_loss)[-1])", "schedule.end_epoch(recorder.epoch_loss[-1])",
+            "schedule.end_epoch(loss)", "schedule.end_epoch(recorder.epoch_loss[-1])",
             SCHEDULERS),
     _python("schedule: a changing momentum is ignored", "training/schedule.py",
             'getattr(scheduler, "cycle_momentum", False)', "False", SCHEDULERS),
@@ -150,9 +153,24 @@ PYTHON = (
             "(by_epoch if self._summed else by_epoch * rows).sum(1) / rows.sum(1)", "by_epoch.mean(1)", HISTORY),
     _python("recorder: bad data is called divergence", "training/history.py", "if len(bad):", "if False:",
             (CASES + "test_a_nan_in_the_data_is_named",)),
-    _python("recorder: the step that diverged is counted from 0", "training/history.py", "step = len(self.step_loss)",
-            "step = len(self.step_loss) - 1",
+    _python("recorder: the step that diverged is counted from 0", "training/history.py", "len(self.step_loss), _cause(batch)",
+            "len(self.step_loss) - 1, _cause(batch)",
             DIVERGENCE),
+    # Groups of processes.
+    _python("group: the ranks' means are averaged", "training/train_step.py", "numbers[WEIGHT] if self._is_mean", "numbers[GOES_ON] if self._is_mean",
+            GROUPS),
+    _python("group: DistributedDataParallel's ranks are weighted by their rows", "training/train_step.py",
+            "numbers[GOES_ON] if self._group.averages", "numbers[WEIGHT] if self._group.averages", GROUPS),
+    _python("group: an eager loss counts once", "training/train_step.py", "part.copy_(grad.reshape(-1)).mul_(rows)", "part.copy_(grad.reshape(-1))",
+            GROUPS),
+    _python("group: each rank keeps its optimizer's state", "training/distributed.py", "optimizer.load_state_dict(state[0])", "pass", GROUPS),
+    _python("group: each rank keeps its parameters", "training/distributed.py", "tensor.copy_(values)", "pass", GROUPS),
+    _python("group: nobody learns of a failure", "training/distributed.py", "sums.zero_()[FAILED] = 1", "sums.zero_()", GROUPS),
+    _python("group: a rank stops alone", "training/distributed.py", "[GOES_ON] == self.size", "[GOES_ON] > 0", GROUPS),
+    _python("group: each rank has its own validation loss", "training/fit.py", "loss_fn, val_batches, group)", "loss_fn, val_batches)", GROUPS),
+    _python("group: every epoch has the same order", "training/distributed.py", "sampler.set_epoch(epoch)", "sampler.set_epoch(0)", GROUPS),
+    _python("group: DistributedDataParallel's communication is disregarded", "training/train_step.py",
+            "self._not_fusable if self.bound is None else reduction_of_its_own(self._parallel)", "self._not_fusable", GROUPS),
     _python("recorder: a learning rate tensor is not copied", "training/history.py",
             "lr.detach().clone() if isinstance(lr, Tensor) else lr", "lr",
             (FIT + "test_history_keeps_the_rates_that_a_tensor_had",)),
