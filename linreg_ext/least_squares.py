@@ -225,7 +225,7 @@ class LeastSquares:
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> LeastSquares:
         """Add the rows of all processes, once each of them has added its own; it may have none.
 
-        The processes exchange counts and means, and then the moments about the common means; for QR, their factors.
+        The processes exchange their counts and means, and add up their moments; for QR, they exchange their factors.
 
         Args:
             group: the process group; None is the default one. All its processes call this, on objects of one kind.
@@ -243,14 +243,15 @@ class LeastSquares:
                 other.load_state_dict(state)
                 self.merge(other)
             return self
-        sums = torch.cat([self._counts, self._counts[:, 1:] * self._mean], 1)
-        dist.all_reduce(sums, group=group)
-        weight = sums[:, 1:2]
-        mean = torch.where(weight > 0, sums[:, 2:] / weight, 0.0)
-        apart = self._mean - mean
-        self._moments += self._counts[:, 1, None, None] * (apart[:, :, None] * apart[:, None])
+        own = torch.cat([self._counts, self._mean], 1)
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, own, group=group)
         dist.all_reduce(self._moments, group=group)
-        self._counts, self._mean = sums[:, :2].clone(), mean
+        self._counts, self._mean = torch.zeros_like(self._counts), torch.zeros_like(self._mean)
+        between = torch.zeros_like(self._moments)
+        for part in parts:
+            reference.merge_moments_(self._counts, self._mean, between, part[:, :2], part[:, 2:], between.new_zeros(()))
+        self._moments += between
         return self
 
     def state_dict(self) -> dict[str, Any]:
