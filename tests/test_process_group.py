@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Several processes, with batches of any sizes and numbers, train as one process does on the joined batches."""
 
+import contextlib
 import copy
+import io
 import itertools
 import os
 import re
@@ -460,6 +462,17 @@ def check_fit_of_distributed_data_parallel():
     losses = [torch.empty_like(history.step_loss) for _ in range(size)]
     dist.all_gather(losses, history.step_loss)
     assert all(torch.equal(other, history.step_loss) for other in losses)
+
+
+def check_what_is_said():
+    """Fails if every rank prints, or repeated rows go unnoticed."""
+    data = TensorDataset(torch.randn(6 * dist.get_world_size() + 1, 3), torch.randn(6 * dist.get_world_size() + 1, 1))
+    loader = DataLoader(data, batch_size=4, sampler=DistributedSampler(data))
+    model, out = nn.Linear(3, 1), io.StringIO()
+    words = rf"the DistributedSampler of train_dl counts {dist.get_world_size() - 1} of {len(data)} rows twice so that"
+    with contextlib.redirect_stdout(out), pytest.warns(UserWarning, match=words):
+        fit(2, model, nn.MSELoss(), sgd(model), loader, log_every=1, process_group=dist.group.WORLD)
+    assert out.getvalue().count("Epoch [") == (2 if dist.get_rank() == 0 else 0)
 
 
 def check_moments():

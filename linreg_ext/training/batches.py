@@ -87,7 +87,7 @@ def rows_of(batch: Batch) -> int | Tensor:
 
 def weight_by_row(weight: Tensor) -> Tensor:
     """[rows], float64: each row's mean weight."""
-    return weight.detach().double().reshape(len(weight), -1).mean(1)
+    return weight.detach().double().unsqueeze(-1).flatten(1).mean(1)
 
 
 def length_of(loader: Any) -> int | None:

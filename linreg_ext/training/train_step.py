@@ -144,9 +144,11 @@ class TrainStep:
 
     def step(self, x: Tensor, y: Tensor, weight: Tensor | None = None, *, skip_nonfinite: bool = False) -> Tensor:
         """Take one step; with `skip_nonfinite`, change nothing when the loss is nan or inf."""
-        if self._group is not None and self.group is not None:
-            return self.shared_step(lambda: (x, y, weight), skip_nonfinite)[0]
-        bound = self.bound if self._parallel is None else None
+        bound = self.bound
+        if self._group is not None:
+            if self.group is not None:
+                return self.shared_step(lambda: (x, y, weight), skip_nonfinite)[0]
+            bound = None
         found = None if bound is None else bound.step(x, y, weight, skip_nonfinite)
         if found is None:
             found = self._ask("step", x, y, weight, skip_nonfinite)
@@ -197,7 +199,7 @@ class TrainStep:
         divisor = numbers[GOES_ON] if self._group.averages else numbers[WEIGHT] if self._is_mean else 1.0
         mean = sums / (divisor or math.nan)  # 0: neither rows nor weights
         loss = mean[LOSS].to(self._shared[0].dtype)
-        if divisor == 0 or (skip_nonfinite and not math.isfinite(numbers[LOSS])):
+        if divisor == 0 or (skip_nonfinite and not math.isfinite(loss.item())):
             return loss, numbers[WEIGHT], batch
         if self._ask("update", mean)[0] != "fused":
             for parameter, grad in zip(self._shared, mean[:LOSS].split(self._sizes), strict=True):
