@@ -371,6 +371,12 @@ SETTINGS = [
     for m, d, w, n, x in itertools.product((0.0, 0.9), (0.0, 0.3), (0.0, 0.1), (False, True), (False, True))
     if not n or (m > 0 and d == 0)
 ]
+SETTINGS += [
+    {"lr": torch.tensor(0.01)},
+    {"foreach": True},
+    {"fused": True, "momentum": 0.9},
+    {"dampening": 0.5, "momentum": 0.9},
+]
 
 
 def check_distributed_data_parallel():
@@ -380,7 +386,7 @@ def check_distributed_data_parallel():
     data = [(torch.randn(n, 3, generator=generator), torch.randn(n, 2, generator=generator)) for n in (3 + rank, 4, 1)]
     for settings in SETTINGS:
         models = [DistributedDataParallel(m) for m in twins(linear(targets=2))]
-        optimizers = [sgd(model, lr=0.01, **{**settings}) for model in models]
+        optimizers = [sgd(model, **{"lr": 0.01, **settings}) for model in models]
         step = make_train_step(models[0], nn.MSELoss(), optimizers[0])
         assert step.explain().startswith("fused: an affine model under mse with SGD, one all-reduce of "), (
             step.explain()
@@ -392,6 +398,19 @@ def check_distributed_data_parallel():
             optimizers[1].zero_grad()
         assert step.level == "fused"
         assert_same_training(*models, *optimizers)
+    models = [DistributedDataParallel(m, gradient_as_bucket_view=True) for m in twins(linear(targets=2))]
+    optimizers = [
+        torch.optim.SGD([{"params": [m.module.weight], "lr": 0.1}, {"params": [m.module.bias]}], lr=0.01)
+        for m in models
+    ]
+    step = make_train_step(models[0], nn.MSELoss(), optimizers[0])
+    assert step.explain() == "gradients: weight and bias have different settings in the optimizer"
+    for x, y in data:
+        step(x, y)
+        nn.functional.mse_loss(models[1](x), y).backward()
+        optimizers[1].step()
+        optimizers[1].zero_grad()
+    assert_same_training(*models, *optimizers)
 
 
 def check_distributed_data_parallel_that_is_not_fused():

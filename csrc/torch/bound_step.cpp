@@ -557,7 +557,7 @@ PyObject* bound_loss(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// Hooks run only in a backward pass, and the gradient that they see is not yet that of all processes.
+// Steps with hooks on a parameter are eager here: only a backward pass runs them.
 PyObject* bound_sums(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 5);
@@ -696,10 +696,12 @@ PyObject* bound_step_type() {
       method("step", &bound_step, "step(x, y, weight, skip_nonfinite): the loss of a fused step, else as level."),
       method("level", &bound_level, "level(x, y, weight): (level, reason) of a step; None: bind again."),
       method("loss", &bound_loss, "loss(x, y, weight): the model's loss in one pass, recorded by autograd."),
-      method("sums", &bound_sums,
-             "sums(x, y, weight, sums, adds_up): level, after writing the gradients and the loss of a pass to the float64 "
-             "tensor `sums`: if it `adds_up`, the sums over rows of a mean over targets; nothing if eager."),
-      method("update", &bound_update, "update(gradients): level, after the update if fused; with the gradients in one row."),
+      method(
+          "sums", &bound_sums,
+          "sums(x, y, weight, sums, adds_up): level, after writing the gradients and the loss of a pass to the float64 "
+          "tensor `sums`: if it `adds_up`, the sums over rows of a mean over targets; nothing if eager."),
+      method("update", &bound_update,
+             "update(gradients): level, after the update if fused; with the gradients in one row."),
       method("run", &bound_run,
              "run(x, y, weight, order, validation_input, validation_target, validation_weight, rates, batch_size, "
              "drop_last, epochs, begin, end, stop_nonfinite): sgd_run_ of fused steps."),
