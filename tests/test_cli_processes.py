@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from linreg_ext.cli import main
+from linreg_ext.cli.processes import Processes
 from linreg_ext.tables.stream import shard_of
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -102,7 +103,7 @@ def weights(folder):
     return load_file(folder / "weights.safetensors")
 
 
-CORE = ["parquet", "csv", "near", "sgd", "absent", "text"]
+CORE = ["parquet", "csv", "near", "absent", "text"]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,24 @@ def test_processes_fit_as_one(size, names, folder):
         if is_exact:
             assert out == of_one[1].replace("out1_", f"out{size}_")
         assert out.count("wrote") == 1
+
+
+def test_idle_cores_are_mentioned(monkeypatch):
+    processes = Processes()
+    processes.started, processes.size = True, 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for threads, local, words in (
+        ("1", "", "leaves 6 of 8 cores idle; OMP_NUM_THREADS=4 uses them"),
+        ("1", "3", "leaves 5 of 8 cores idle; OMP_NUM_THREADS=2 uses them"),
+        ("1", "8", ""),
+        ("4", "", ""),
+    ):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        if local:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        assert processes.thread_note() == (f"OMP_NUM_THREADS=1, as torchrun sets it, {words}" if words else "")
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
 
 def test_shards_are_contiguous_and_complete():
