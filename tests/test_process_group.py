@@ -78,8 +78,9 @@ def assert_same_training(model, twin, optimizer, its_optimizer, rtol=1e-5):
     """The same parameters and optimizer state, and the same bits on all ranks."""
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert_close(ours.detach(), theirs.detach(), rtol)
+        ours = ours.detach().contiguous()
         of_all = [torch.empty_like(ours) for _ in range(dist.get_world_size())]
-        dist.all_gather(of_all, ours.detach().contiguous())
+        dist.all_gather(of_all, ours)
         assert all(torch.equal(other, ours) for other in of_all)
     ours, theirs = (o.state_dict()["state"] for o in (optimizer, its_optimizer))
     assert ours.keys() == theirs.keys()
@@ -217,7 +218,12 @@ def check_layouts_frozen_parameters_and_16_bits():
         model.bias.requires_grad_(False)
         return model
 
-    for build, targets in ((Columns, 2), (Vector, 1), (frozen, 1)):
+    def strided():
+        model = nn.Linear(3, 2)
+        model.weight = nn.Parameter(model.weight.detach().t().contiguous().t())
+        return model
+
+    for build, targets in ((Columns, 2), (Vector, 1), (frozen, 1), (strided, 2)):
         model, twin = twins(build)
         optimizer, its_optimizer = sgd(model), sgd(twin)
         fit(3, model, nn.MSELoss(), optimizer, mine(targets=targets), process_group=dist.group.WORLD)

@@ -164,7 +164,7 @@ PYTHON = (
     _python("group: an eager loss counts once", "training/train_step.py", "part.copy_(grad.reshape(-1)).mul_(rows)", "part.copy_(grad.reshape(-1))",
             GROUPS),
     _python("group: each rank keeps its optimizer's state", "training/distributed.py", "optimizer.load_state_dict(state[0])", "pass", GROUPS),
-    _python("group: each rank keeps its parameters", "training/distributed.py", "tensor.copy_(values)", "pass", GROUPS),
+    _python("group: each rank keeps parameters that are not contiguous", "training/distributed.py", "tensor.copy_(values)", "pass", GROUPS),
     _python("group: nobody learns of a failure", "training/distributed.py", "sums.zero_()[FAILED] = 1", "sums.zero_()", GROUPS),
     _python("group: a rank stops alone", "training/distributed.py", "[GOES_ON] == self.size", "[GOES_ON] > 0", GROUPS),
     _python("group: each rank has its own validation loss", "training/fit.py", "loss_fn, val_batches, group)", "loss_fn, val_batches)", GROUPS),
