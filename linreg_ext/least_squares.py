@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Exact least squares in one pass over the data, of any size: update, merge, solve.
+"""Exact least squares in one pass over the data, of any size: update, merge, all-reduce, solve.
 
 The pass is `moments` in `csrc/cpu` and `csrc/cuda`. What follows is linear algebra on D × D matrices, by torch.linalg
 in float64.
@@ -7,6 +7,7 @@ in float64.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import reference
@@ -218,6 +220,38 @@ class LeastSquares:
             reference.merge_moments_(
                 self._counts, self._mean, self._moments, *(t.to(self._counts.device) for t in theirs)
             )
+        return self
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> LeastSquares:
+        """Add the rows of all processes, once each of them has added its own; it may have none.
+
+        The processes exchange their counts and means, and add up their moments; for QR, they exchange their factors.
+
+        Args:
+            group: the process group; None is the default one. All its processes call this, on objects of one kind.
+
+        Returns:
+            This object, equal in all processes.
+        """
+        if self.method == "qr":
+            own = {name: t.cpu() if isinstance(t, Tensor) else t for name, t in self.state_dict().items()}
+            states: list[Any] = [None] * dist.get_world_size(group)
+            dist.all_gather_object(states, own, group=group)
+            self.load_state_dict(states[0])
+            other = copy.copy(self)
+            for state in states[1:]:
+                other.load_state_dict(state)
+                self.merge(other)
+            return self
+        own = torch.cat([self._counts, self._mean], 1)
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, own, group=group)
+        dist.all_reduce(self._moments, group=group)
+        self._counts, self._mean = torch.zeros_like(self._counts), torch.zeros_like(self._mean)
+        between = torch.zeros_like(self._moments)
+        for part in parts:
+            reference.merge_moments_(self._counts, self._mean, between, part[:, :2], part[:, 2:], between.new_zeros(()))
+        self._moments += between
         return self
 
     def state_dict(self) -> dict[str, Any]:

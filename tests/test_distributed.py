@@ -2,14 +2,12 @@
 """Two processes train like one: DistributedDataParallel, FSDP2 and DTensor over gloo, on the CPU."""
 
 import copy
-import datetime
-import traceback
-import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from processes import run_in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -121,23 +119,6 @@ def check_unequal_last_batches():
     assert_same_parameters(*models)
 
 
-def check_train_step_of_the_wrapper():
-    """Fails if the wrapped model is fused, and so updated before the gradients are reduced."""
-    mine, joined = loaders(12, 3)
-    model, twin = made(lambda: nn.Linear(3, 1)), made(lambda: nn.Linear(3, 1))
-    wrapped = DistributedDataParallel(model)
-    step = make_train_step(wrapped, nn.MSELoss(), sgd(wrapped))
-    plain = make_train_step(twin, nn.MSELoss(), sgd(twin))
-    for _ in range(2):
-        for x, y in mine:
-            step(x, y)
-        for x, y in joined:
-            plain(x, y)
-    assert step.explain() == "eager: the model holds a DistributedDataParallel"
-    assert plain.explain().startswith("fused")
-    assert_same_parameters(model, twin)
-
-
 def check_train_step_of_the_wrapped():
     """Fails if the reducer's hooks on the parameters are bypassed."""
     model = nn.Linear(3, 1)
@@ -210,29 +191,8 @@ def check_dtensors():
     assert_same_parameters(model, twin)
 
 
-LIMIT = datetime.timedelta(seconds=60)
-CHECKS = {name: check for name, check in list(globals().items()) if name.startswith("check_")}
-
-
-def work(rank, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=LIMIT)
-    failures = {}
-    for name, check in CHECKS.items():
-        try:
-            check()
-        except BaseException:
-            failures[name] = traceback.format_exc()
-            break  # the processes may be out of step
-    torch.save(failures, f"{folder}/{rank}.pt")
-    if not failures:
-        dist.barrier()
-    dist.destroy_process_group()
+CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_")]
 
 
 def test_two_processes(tmp_path):
-    """All checks above in one pair of processes, since starting them takes longer than the checks."""
-    torch.multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method="spawn")
-    failures = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert failures == [{}, {}], "\n".join(text for found in failures for text in found.values())
+    run_in_processes(2, CHECKS, tmp_path)

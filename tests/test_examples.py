@@ -77,8 +77,8 @@ def run(name, fused, device):
     """The results of a run, the final level of each TrainStep, and the printed text."""
     steps, init = [], linreg_ext.TrainStep.__init__
 
-    def recorded(step, *args):
-        init(step, *args)
+    def recorded(step, *args, **options):
+        init(step, *args, **options)
         steps.append(step)
 
     torch.manual_seed(0)

@@ -64,8 +64,9 @@ PyObject* entry(PyObject* dict, PyObject* name) {
 std::string word(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
 std::string text(PyObject* object) { return std::string(pybind11::str(pybind11::handle(object))); }
 
-// Whether a parameter has hooks, or the node that accumulates its gradient, where DistributedDataParallel puts its own.
-bool has_hooks(THPVariable* variable) {
+// Whether a parameter has hooks, or the node that accumulates its gradient has, beyond the `expected` ones: those of
+// DistributedDataParallel.
+bool has_hooks(THPVariable* variable, size_t expected) {
   namespace impl = torch::autograd::impl;
   const at::Tensor& tensor = THPVariable_Unpack(variable);
   const auto none = [](PyObject* hooks) {
@@ -76,7 +77,7 @@ bool has_hooks(THPVariable* variable) {
   const size_t python_hook = variable->backward_hooks && variable->backward_hooks != Py_None;  // one calls them all
   if (impl::hooks(tensor).size() > python_hook) return true;
   const auto node = impl::try_get_grad_accumulator(tensor);
-  return node && !(node->pre_hooks().empty() && node->post_hooks().empty());
+  return node && !(node->pre_hooks().empty() && node->post_hooks().size() <= expected);
 }
 
 // A dictionary, and a copy of it from when the step was bound.
@@ -116,6 +117,7 @@ struct Binding {
   std::vector<Hooks> module_hooks, optimizer_hooks;
   Layout layout;
   bool flat, flattens;
+  size_t expected_hooks;  // of each parameter
   std::string op, loss, reduction, not_sgd;
   double delta;
 
@@ -320,7 +322,7 @@ std::string why_gradients(const Binding& b, OptimizerState& found) {
   if (reason.empty()) reason = find_buffers(b, found);
   if (!reason.empty()) return reason;
   for (size_t i = 0; i < 2 && b.parameters[i]; ++i) {
-    if (found.is_trained[i] && has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i])))
+    if (found.is_trained[i] && has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i]), b.expected_hooks))
       return "a parameter has hooks";
     // SGD would apply it even to a frozen parameter.
     if (found.groups[i] && b.tensor(i)->unsafeGetTensorImpl()->grad().defined())
@@ -391,10 +393,14 @@ struct Buffers {
       found.sgd.frozen[i] = !found.is_trained[i];
       if (found.sgd.rule.momentum == 0 || !found.is_trained[i]) continue;
       if (!found.buffers[i]) fresh_[i] = at::empty_like(*b.tensor(i));
-      const at::Tensor& buffer = found.buffers[i] ? THPVariable_Unpack(found.buffers[i].get()) : fresh_[i];
+      const at::Tensor& buffer = of(i);
       found.sgd.first_step[i] = fresh_[i].defined();
       found.sgd.momentum_buffers[i] = i == 0 ? &as_rows(b.layout, buffer, views_[i]) : &as_bias(buffer, views_[i]);
     }
+  }
+
+  const at::Tensor& of(size_t i) const {
+    return found_.buffers[i] ? THPVariable_Unpack(found_.buffers[i].get()) : fresh_[i];
   }
 
   // Gives new buffers to the optimizer, unless `loss`, of the first step, shows that it was skipped.
@@ -551,6 +557,87 @@ PyObject* bound_loss(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// Steps with hooks on a parameter are eager here: only a backward pass runs them.
+PyObject* bound_sums(PyObject* self, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect(count, 5);
+  const Binding& b = binding_of(self);
+  Decision decision(b, items[0], items[1], items[2]);
+  for (size_t i = 0; i < 2 && b.tensor(i) && decision.level && *decision.level == 'g'; ++i)
+    if (has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i]), b.expected_hooks)) decision.level = "eager";
+  if (!decision.level || *decision.level == 'e') return decision.result(b);
+  const bool adds_up = items[4] == Py_True;
+  const at::NoGradGuard no_grad;
+  const at::Tensor& sums = THPVariable_Unpack(items[3]);
+  Views views(b, *decision.x, *decision.y, decision.v);
+  const bool half = c10::elementSize(views.w.scalar_type()) == 2;  // a sum may leave the range of 16 bits
+  const at::Tensor w = half ? views.w.to(at::kFloat) : views.w;
+  const at::Tensor bias = half && views.bias ? views.bias->to(at::kFloat) : views.bias ? *views.bias : at::Tensor();
+  const Operands operands{views.operands.input, w, views.operands.target, views.bias ? &bias : nullptr,
+                          views.operands.weight};
+  set_training(b);
+  std::tuple<at::Tensor, std::vector<at::Tensor>> pass;
+  {
+    std::optional<pybind11::gil_scoped_release> released;
+    if (takes_long(operands.input, w)) released.emplace();
+    pass = recorded("linreg_ext::linear_loss_grads", [&] {
+      return linear_loss_grads(operands, {b.loss, b.delta, adds_up ? "sum" : b.reduction},
+                               {false, true, views.bias != nullptr, false});
+    });
+  }
+  auto& [loss, grads] = pass;
+  int64_t begin = 0;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const at::Tensor grad = i == 0 && b.layout == Layout::columns ? grads[i].t() : grads[i];
+    sums.narrow(0, begin, grad.numel()).view(grad.sizes()).copy_(grad);
+    begin += grad.numel();
+  }
+  sums.select(0, begin).copy_(loss);
+  const int64_t targets = w.dim() == 2 ? w.size(0) : 1;
+  if (adds_up && targets > 1 && b.reduction == "mean") sums.narrow(0, 0, begin + 1).div_(targets);
+  return decision.result(b);
+  END_HANDLE_TH_ERRORS
+}
+
+// torch.optim.SGD's rule, by the operations of its loop over single tensors.
+PyObject* bound_update(PyObject* self, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect(count, 1);
+  const Binding& b = binding_of(self);
+  Decision decision(b, Py_None, Py_None, Py_None, true);
+  if (!decision.is_fused()) return decision.result(b);
+  const at::NoGradGuard no_grad;
+  const at::Tensor& mean = THPVariable_Unpack(items[0]);
+  const Sgd& rule = decision.found.sgd.rule;
+  Buffers buffers(b, decision.found);
+  int64_t begin = 0;
+  for (size_t i = 0; i < 2 && b.tensor(i); ++i) {
+    const at::Tensor& parameter = *b.tensor(i);
+    const at::Tensor part = mean.narrow(0, begin, parameter.numel());
+    begin += parameter.numel();
+    if (!decision.found.is_trained[i]) continue;
+    at::Tensor g = part.view(parameter.sizes()).to(parameter.scalar_type());
+    if (rule.maximize) g = -g;
+    if (rule.weight_decay != 0) g = g.add(parameter, rule.weight_decay);
+    if (rule.momentum != 0) {
+      const at::Tensor& buffer = buffers.of(i);
+      if (decision.found.sgd.first_step[i])
+        buffer.copy_(g);
+      else
+        buffer.mul_(rule.momentum).add_(g, 1 - rule.dampening);
+      g = rule.nesterov ? g.add(buffer, rule.momentum) : buffer;
+    }
+    if (const at::Tensor* const lr = decision.found.sgd.lr_tensor)
+      parameter.sub_(g * *lr);
+    else
+      parameter.add_(g, -rule.lr);
+  }
+  buffers.keep({}, false);
+  mark_step(b);
+  return decision.result(b);
+  END_HANDLE_TH_ERRORS
+}
+
 PyObject* bound_run(PyObject* self, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect(count, 14);
@@ -609,6 +696,12 @@ PyObject* bound_step_type() {
       method("step", &bound_step, "step(x, y, weight, skip_nonfinite): the loss of a fused step, else as level."),
       method("level", &bound_level, "level(x, y, weight): (level, reason) of a step; None: bind again."),
       method("loss", &bound_loss, "loss(x, y, weight): the model's loss in one pass, recorded by autograd."),
+      method(
+          "sums", &bound_sums,
+          "sums(x, y, weight, sums, adds_up): level, after writing the gradients and the loss of a pass to the float64 "
+          "tensor `sums`: if it `adds_up`, the sums over rows of a mean over targets; nothing if eager."),
+      method("update", &bound_update,
+             "update(gradients): level, after the update if fused; with the gradients in one row."),
       method("run", &bound_run,
              "run(x, y, weight, order, validation_input, validation_target, validation_weight, rates, batch_size, "
              "drop_last, epochs, begin, end, stop_nonfinite): sgd_run_ of fused steps."),
@@ -629,7 +722,7 @@ PyObject* bound_step_type() {
 PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   namespace py = pybind11;
-  expect(count, 13);
+  expect(count, 14);
   const auto item = [&](Py_ssize_t i) { return py::reinterpret_borrow<py::object>(items[i + 1]); };
   py::list held;
   const auto hold = [&](const py::object& object) {
@@ -653,6 +746,7 @@ PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   b->delta = objective[1].cast<double>();
   b->reduction = objective[2].cast<std::string>();
   b->not_sgd = item(10).cast<std::string>();
+  b->expected_hooks = item(12).cast<size_t>();
 
   constexpr const char* kHooks[] = {"forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"};
   const auto watch_hooks = [&](std::vector<Hooks>& list, const py::object& owner, const std::string& name,

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import io
 import json
 import platform
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,32 +20,50 @@ from torch import Tensor
 
 from .. import plots
 from .._version import __version__
-from ..tables import first_line
+from ..tables import TableError, first_line
 from ..training import History
 from . import exact, report, run_folder
 from .coefficients import weights_file
 from .dataset import Dataset, read_dataset, require_varying
 from .errors import CommandError
+from .processes import LostRankError, Processes
 from .stream import fit_stream, wants_stream
 from .train import train
 
 
 def fit(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run the command; under torchrun, as one of several processes, of which the first alone prints and writes."""
+    processes = Processes()
+    is_first = processes.rank == 0
+    args.bar = args.bar and is_first
+    with contextlib.redirect_stdout(sys.stdout if is_first else io.StringIO()):
+        try:
+            _fit(args, processes)
+        except LostRankError:
+            raise
+        except (CommandError, TableError, OSError) as error:
+            processes.fail(error)
+        finally:
+            processes.close()
+
+
+def _fit(args: argparse.Namespace, processes: Processes) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: this PyTorch finds no CUDA device")
     clock = _Clock(args.verbose)
     place = args.out or Path("runs") / _stem(args.table)
-    history = None
-    if wants_stream(args):
-        dataset, model, solution, constant, scores = fit_stream(args)
-        run_folder.require_writable(place, dataset.path)
+    is_first, history = processes.rank == 0, None
+    if note := processes.thread_note():
+        print(f"note: {note}")
+    if wants_stream(args, processes):
+        dataset, model, solution, constant, scores = fit_stream(args, processes)
+        processes.together(lambda: is_first and run_folder.require_writable(place, dataset.path))
         report.print_dataset(dataset)
         clock.says("reading and solving")
     else:
         generator = torch.Generator().manual_seed(args.seed)
-        dataset = read_dataset(args, generator)
-        run_folder.require_writable(place, dataset.path)
+        dataset = processes.together(lambda: read_dataset(args, generator))
+        processes.together(lambda: is_first and run_folder.require_writable(place, dataset.path))
         require_varying(dataset)
         report.print_dataset(dataset)
         clock.says("reading")
@@ -51,30 +71,34 @@ def fit(args: argparse.Namespace) -> None:
             model, solution, constant = exact.solve(dataset, args.l2)
             clock.says("solving")
         else:
-            model, history = train(dataset, args, generator)
+            model, history = train(dataset, args, generator, processes)
             clock.says("training")
         scores = report.scores_of(dataset, model.predict(dataset.x))
-    if args.solver == "exact":
-        report.print_constant(constant)
-        report.print_solution(solution, args.l2)
-    report.print_coefficients(model, dataset.encoding)
-    report.print_scores(model.targets, scores)
-    if args.solver == "sgd" and args.loss == "mse" and not args.weight_decay:
-        print(f"SGD: {exact.distance_line(model, dataset)}")
-    label = f"{args.loss} loss" + (" (standardised targets)" if args.standardize else "")
-    files = {
-        **weights_file(model),
-        run_folder.ENCODING: _json(dataset.encoding.to_json()),
-        run_folder.MODEL: _json(_origin(args, dataset)),
-        **({} if history is None else {run_folder.HISTORY: _history_file(history)}),
-        **_plot_file(dataset, history, model.predict(dataset.x), scores, label),
-    }
-    clock.says("drawing")
-    try:
-        run_folder.write(place, files)
-    except OSError as error:
-        raise CommandError(f"--out {place}: {error.strerror or error}") from None
-    print(f"\nwrote {place}: {', '.join(files)}")
+
+    def finish() -> None:
+        if args.solver == "exact":
+            report.print_constant(constant)
+            report.print_solution(solution, args.l2)
+        report.print_coefficients(model, dataset.encoding)
+        report.print_scores(model.targets, scores)
+        if args.solver == "sgd" and args.loss == "mse" and not args.weight_decay:
+            print(f"SGD: {exact.distance_line(model, dataset)}")
+        label = f"{args.loss} loss" + (" (standardised targets)" if args.standardize else "")
+        files = {
+            **weights_file(model),
+            run_folder.ENCODING: _json(dataset.encoding.to_json()),
+            run_folder.MODEL: _json(_origin(args, dataset)),
+            **({} if history is None else {run_folder.HISTORY: _history_file(history)}),
+            **_plot_file(dataset, history, model.predict(dataset.x), scores, label),
+        }
+        clock.says("drawing")
+        try:
+            run_folder.write(place, files)
+        except OSError as error:
+            raise CommandError(f"--out {place}: {error.strerror or error}") from None
+        print(f"\nwrote {place}: {', '.join(files)}")
+
+    processes.together(lambda: is_first and finish())
 
 
 class _Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..tables import Encoding, Stream, available_memory, bytes_in_memory, find_e
 from .coefficients import Coefficients, require_in_range
 from .dataset import Columns, Dataset, options_of, weight_of, with_numbers
 from .errors import CommandError
+from .processes import Processes
 from .report import Scores
 
 _MOST_POINTS = 2000  # drawn
@@ -26,9 +28,9 @@ Rows = tuple[Tensor, Tensor, Tensor | None, Tensor]  # x, y, weight and, bool, h
 
 
 def fit_stream(
-    args: argparse.Namespace,
+    args: argparse.Namespace, processes: Processes
 ) -> tuple[Dataset, Coefficients, LeastSquaresSolution, list[str], list[Scores]]:
-    """Fit without holding the table.
+    """Fit without holding the table; each process reads and adds up a part of it.
 
     Returns:
         A data set of some rows, to draw; the model and its solution; the constant columns; and the scores.
@@ -43,9 +45,10 @@ def fit_stream(
         if bad:
             raise CommandError(f"--stream: {option} needs the table in memory; use {cure} or --no-stream")
     columns, categories = Columns(args), with_numbers(args.categories or ())
-    stream = Stream(columns.path, options_of(args), columns.choose, categories)
+    shard = (processes.rank, processes.size)
+    stream = processes.together(lambda: Stream(columns.path, options_of(args), columns.choose, categories, shard))
     with _bar(args.bar, f"reading {columns.path.name}", None) as progress:
-        short = stream.summary(progress)
+        short = stream.summary(progress, processes.gather)
     targets = columns.targets_of(short)
     features = columns.features_of(short, targets)
     encoding, _, notes = find_encoding(
@@ -54,25 +57,34 @@ def fit_stream(
     )  # fmt: skip
     blocks = _Blocks(args, stream, encoding, columns.weight)
     training, validation = (LeastSquares(len(encoding.names), len(targets)) for _ in range(2))
-    sample, stride = [], -(-stream.rows // _MOST_POINTS)
-    for x, y, weight, held_out in blocks:
-        for part, rows in ((training, ~held_out), (validation, held_out)):
-            part.update(x[rows], y[rows], None if weight is None else weight[rows])
-        sample.append((x[::stride].clone(), y[::stride].clone(), held_out[::stride].clone()))
+    stride = -(-stream.rows // _MOST_POINTS)
+
+    def add() -> tuple[int, dict[str, int], list[tuple[Tensor, Tensor, Tensor]]]:
+        sample = []
+        for x, y, weight, held_out in blocks:
+            for part, rows in ((training, ~held_out), (validation, held_out)):
+                part.update(x[rows], y[rows], None if weight is None else weight[rows])
+            sample.append((x[::stride].clone(), y[::stride].clone(), held_out[::stride].clone()))
+        return blocks.dropped, blocks.missing, sample
+
+    counts, gaps, samples = zip(*processes.gather(add), strict=True)
+    for moments in (training, validation):
+        processes.all_reduce(moments)
     if training.rows < 2:
         raise CommandError(f"{columns.path}: expected at least 2 rows without missing cells, got {training.rows}")
-    if blocks.dropped:
-        gaps = [f"{name} {count:,}" for name, count in blocks.missing.items() if count]
-        notes.append(f"dropped {blocks.dropped:,} of {stream.rows:,} rows with missing cells ({listing(gaps)})")
+    if any(counts):
+        found = {name: sum(each[name] for each in gaps) for name in blocks.columns}
+        listed = listing([f"{name} {count:,}" for name, count in found.items() if count])
+        notes.append(f"dropped {sum(counts):,} of {stream.rows:,} rows with missing cells ({listed})")
     varying = training.variance[: len(encoding.names)] > 0
     solution = training.select(varying.nonzero()[:, 0].tolist()).solve(args.l2)
     if solution.rank < int(varying.sum()) or solution.condition > _CONDITION:
-        solution = lstsq_batches(_Training(blocks, varying), l2=args.l2)
+        solution = _solve_again(_Training(blocks, varying), len(targets), args.l2, processes)
     weight, errors = (torch.full((len(targets), len(varying)), fill, dtype=torch.float64) for fill in (0, np.nan))
     weight[:, varying], errors[:, varying] = solution.weight, solution.weight_stderr
     model = Coefficients(encoding.names, tuple(targets), weight, solution.bias, errors, solution.bias_stderr)
     require_in_range(model, vanished=torch.zeros_like(weight, dtype=torch.bool))
-    x, y, held_out = (torch.cat(parts) for parts in zip(*sample, strict=True))
+    x, y, held_out = (torch.cat(parts) for parts in zip(*itertools.chain(*samples), strict=True))
     dataset = Dataset(
         stream.path, encoding, x, y, None, held_out, (*stream.notes, *notes), not columns.targets,
         (training.rows, validation.rows),
@@ -81,8 +93,28 @@ def fit_stream(
     return dataset, model, solution, constant, _scores(model, training, validation)
 
 
-def wants_stream(args: argparse.Namespace) -> bool:
-    """Whether to stream: as the option says, else if the table would not fit in memory."""
+def _solve_again(rows: _Training, targets: int, l2: float, processes: Processes) -> LeastSquaresSolution:
+    """The solution by more passes, for columns that are nearly dependent."""
+    if processes.size == 1:
+        return lstsq_batches(rows, l2=l2)
+    factor = LeastSquares(int(rows.varying.sum()), targets, method="qr")
+
+    def add() -> None:
+        for x, y, weight in rows:
+            factor.update(x, y, weight)
+
+    processes.together(add)
+    return processes.all_reduce(factor).solve(l2)
+
+
+def wants_stream(args: argparse.Namespace, processes: Processes) -> bool:
+    """Whether to stream: as the option says, else if processes share the table or it would not fit in memory."""
+    if processes.started and args.solver == "exact":
+        if args.stream is False and processes.size > 1:
+            raise CommandError(
+                "--no-stream: several processes read the table in parts; leave it out, or run one process"
+            )
+        return args.stream is not False
     if args.stream is not None or args.table is None or args.solver != "exact" or not args.table.exists():
         return bool(args.stream)
     return bytes_in_memory(args.table) > available_memory()
@@ -97,7 +129,6 @@ class _Blocks:
         self.dropped, self.missing = 0, dict.fromkeys(self.columns, 0)
 
     def __iter__(self) -> Iterator[Rows]:
-        generator = torch.Generator().manual_seed(self._args.seed)
         self.dropped, self.missing = 0, dict.fromkeys(self.columns, 0)
         with _bar(self._args.bar, f"fitting {self._stream.path.name}", self._stream.rows) as progress:
             for table in self._stream.blocks(self.columns, progress):
@@ -115,19 +146,20 @@ class _Blocks:
                 x = torch.from_numpy(self._encoding.encode(table, rows))
                 y = np.column_stack([table.columns[name].values[rows] for name in self._encoding.targets])
                 weight = weight_of(table, self._weight[0], rows) if self._weight else None
-                held_out = torch.rand(len(x), generator=generator) < self._args.val_fraction
-                yield x, torch.from_numpy(y), weight, held_out
+                draws = np.random.PCG64(self._args.seed).advance(table.line(0))  # whoever reads these rows
+                held_out = np.random.Generator(draws).random(table.rows)[rows] < self._args.val_fraction
+                yield x, torch.from_numpy(y), weight, torch.from_numpy(held_out)
 
 
 class _Training:
     """The training rows and varying columns of blocks, for `lstsq_batches`."""
 
     def __init__(self, blocks: _Blocks, varying: Tensor) -> None:
-        self._blocks, self._varying = blocks, varying
+        self._blocks, self.varying = blocks, varying
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         for x, y, weight, held_out in self._blocks:
-            yield x[~held_out][:, self._varying], y[~held_out], None if weight is None else weight[~held_out]
+            yield x[~held_out][:, self.varying], y[~held_out], None if weight is None else weight[~held_out]
 
 
 def _scores(model: Coefficients, training: LeastSquares, validation: LeastSquares) -> list[Scores]:

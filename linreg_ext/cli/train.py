@@ -7,28 +7,39 @@ import argparse
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from ..functional import Chunk, linear_loss, sgd_run, steps_taken
+from ..losses import LOSSES
 from ..standardize import Scale, can_decorrelate, scale_of, shares, steady_lr
-from ..training import History
+from ..training import DivergenceError, History, fit
 from .coefficients import Coefficients, require_in_range
 from .dataset import Dataset
 from .errors import CommandError
+from .processes import LostRankError, Processes
 from .report import many, print_constant
+
+Batch = tuple[Tensor, Tensor, Tensor | None]  # input, target and weight
 
 _EPOCHS = 200  # for small tables; large ones take enough steps in fewer epochs
 _STEPS = 200_000
 _BATCH, _FEW_ROWS = 64, 4096
 
 
-def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator) -> tuple[Coefficients, History]:
-    """Train by SGD in float32 on scaled columns, as the arguments specify; `generator` shuffles the rows."""
+def train(
+    dataset: Dataset, args: argparse.Namespace, generator: torch.Generator, processes: Processes
+) -> tuple[Coefficients, History]:
+    """Train by SGD in float32 on scaled columns, as the arguments specify; `generator` shuffles the rows.
+
+    Several processes, each with the whole data set, share the rows of every batch.
+    """
     share = shares(dataset.held_out, dataset.weight)
     rows = share.nonzero()[:, 0]
     of_x, of_y = _scales(dataset, share, args)
@@ -40,11 +51,18 @@ def train(dataset: Dataset, args: argparse.Namespace, generator: torch.Generator
     print_constant([name for name, same in zip(dataset.encoding.names, of_x.constant, strict=True) if same])
     _print_plan(args, of_x, epochs, batch_size, lr)
     run = _Run(x, y, dataset, rows, args)
-    for epoch, (loss, val_loss) in enumerate(run.epochs(epochs, lr, batch_size, generator), 1):
+
+    def show(epoch: int, loss: float, val_loss: float | None) -> None:
         if not args.bar and (epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0):
             validation = "" if val_loss is None else f", Val loss: {val_loss:.6g}"
             print(f"Epoch [{epoch}/{epochs}], Loss: {loss:.6g}{validation}", flush=True)
-    history = run.history()
+
+    if processes.size == 1:
+        for epoch, losses in enumerate(run.epochs(epochs, lr, batch_size, generator), 1):
+            show(epoch, *losses)
+        history = run.history()
+    else:
+        history = run.epochs_together(epochs, lr, batch_size, generator, processes, show)
     at_start, at_end = run.loss_at_start, history.epoch_loss[-1].item()
     if not (at_end <= 10 * at_start and run.linear_weight.isfinite().all() and run.linear_bias.isfinite().all()):
         raise _diverges(f"went from {at_start:.3g} to {at_end:.3g}", args, lr)
@@ -63,7 +81,7 @@ class _Run:
     def __init__(self, x: Tensor, y: Tensor, dataset: Dataset, rows: Tensor, args: argparse.Namespace) -> None:
         self._args, self._loss = args, args.loss.replace("-", "_")
         self._threshold = args.quantile if self._loss == "quantile" else 1.0
-        held_out = dataset.held_out.nonzero()[:, 0]
+        self._held_out = held_out = dataset.held_out.nonzero()[:, 0]
         weight = None if dataset.weight is None else dataset.weight.float()
         self._x, self._y, self._rows = x.to(args.device), y.to(args.device), rows
         self._weight = None if weight is None else weight.to(args.device)
@@ -91,7 +109,7 @@ class _Run:
                 # At a constant rate, the coefficients would keep fluctuating around the solution.
                 part = range(begin, min(begin + together, epochs))
                 some = [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in part]
-                order = torch.stack([rows[torch.randperm(len(rows), generator=generator)] for _ in some])
+                order = torch.stack([self._shuffled(generator) for _ in some])
                 rates = torch.tensor(some, dtype=torch.float64).repeat_interleave(steps)
                 first = 0b11 if buffers and begin == 0 else 0
                 step = (
@@ -116,6 +134,49 @@ class _Run:
                         bar.update()
                     yield loss, val_loss
 
+    def epochs_together(
+        self,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        generator: torch.Generator,
+        processes: Processes,
+        show: Callable[[int, float, float | None], None],
+    ) -> History:
+        """Train as `epochs` does, with a share of each batch in each process; `show` each epoch's losses."""
+        args, table = self._args, LOSSES[self._loss]
+        model = nn.Linear(self._x.shape[1], self._y.shape[1], device=args.device)
+        model.weight, model.bias = nn.Parameter(self.linear_weight), nn.Parameter(self.linear_bias)
+        if table.module is not None:
+            loss_fn = table.module(**table.options(self._threshold))
+        elif self._weight is None:
+            loss_fn = lambda p, y: table.plain(p, y, self._threshold).mean()  # noqa: E731
+        else:
+            raise CommandError(f"--weight: {args.loss} loss needs a single process")
+        optimizer = torch.optim.SGD(model.parameters(), lr, args.momentum, weight_decay=args.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: (1 + math.cos(math.pi * i / epochs)) / 2)
+        batches = _Shares(self._part, processes, lambda: self._shuffled(generator), batch_size)
+        held_out = self._held_out
+        val_batches = _Shares(self._part, processes, lambda: held_out, len(held_out)) if len(held_out) else None
+
+        def show_last(epoch: int, history: History) -> None:
+            show(epoch, history.epoch_loss[-1].item(), None if val_batches is None else history.val_loss[-1].item())
+
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "linreg_ext: eager")  # the quantile loss
+                return fit(
+                    epochs, model, loss_fn, optimizer, batches, val_dl=val_batches, scheduler=scheduler,
+                    progress=args.bar, on_epoch_end=show_last, process_group=dist.group.WORLD,
+                )  # fmt: skip
+        except DivergenceError as error:
+            raise _diverges(f"is {error.history.step_loss[-1].item()} at step {error.step}", args, lr) from None
+        except RuntimeError as error:
+            raise LostRankError(str(error)) from None
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        return self._rows[torch.randperm(len(self._rows), generator=generator)]
+
     def history(self) -> History:
         """The history of the epochs so far."""
         epoch_loss, val_loss, rates = (
@@ -123,7 +184,7 @@ class _Run:
         )
         return History(torch.cat(self._losses), epoch_loss, val_loss if len(val_loss) else None, rates)
 
-    def _part(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _part(self, rows: Tensor) -> Batch:
         rows = rows.to(self._args.device)
         return self._x[rows], self._y[rows], None if self._weight is None else self._weight[rows]
 
@@ -137,6 +198,25 @@ class _Run:
         weight = torch.ones(()) if self._weight is None else self._weight.cpu()[order]
         weights = torch.zeros_like(losses).index_add(1, batch, weight.double().expand(order.shape))
         return ((losses * weights).sum(1) / weights.sum(1)).tolist()
+
+
+class _Shares:
+    """Batches of which each rank has a share of the rows.
+
+    Args:
+        part: the batch of some rows.
+        draw: the rows of an epoch, equal on all ranks.
+    """
+
+    def __init__(
+        self, part: Callable[[Tensor], Batch], processes: Processes, draw: Callable[[], Tensor], batch_size: int
+    ) -> None:
+        self._part, self._processes, self._draw, self._batch_size = part, processes, draw, batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for rows in self._draw().split(self._batch_size):
+            x, y, weight = self._part(rows.tensor_split(self._processes.size)[self._processes.rank])
+            yield (x, y) if weight is None else (x, y, weight)
 
 
 def _bar(epochs: int, shown: bool) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,11 @@ class _Summary:
             self.low = min(self.low, np.nanmin(column.values))
             self.high = max(self.high, np.nanmax(column.values))
 
+    def merge(self, other: _Summary) -> None:
+        self.kinds |= other.kinds
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.levels |= other.levels
+
     def column(self) -> Column:
         """A short column with the same kind, extremes and levels."""
         if not self.kinds:
@@ -69,7 +75,14 @@ def bytes_in_memory(path: Path) -> int:
 
 
 class Stream:
-    """A text or Parquet file as blocks of rows.
+    """A text or Parquet file, or a folder of Parquet files, as blocks of rows.
+
+    Several readers may share it, each with a part of the rows: of Parquet files, contiguous row groups; of a text file,
+    which all of them parse, every n-th block.
+
+    Args:
+        shard: the number of this reader, from 0, and the number of all. The workers of a DataLoader divide a reader's
+            part among themselves.
 
     Attributes:
         path: the file.
@@ -77,7 +90,9 @@ class Stream:
         rows: the number of rows, once summarised.
     """
 
-    def __init__(self, path: Path, options: Options, choose: Choice, text: Collection[str]) -> None:
+    def __init__(
+        self, path: Path, options: Options, choose: Choice, text: Collection[str], shard: tuple[int, int] = (0, 1)
+    ) -> None:
         try:
             import pyarrow
             import pyarrow.parquet
@@ -86,13 +101,13 @@ class Stream:
         kind = kind_of(path)
         if kind == "numpy":
             raise TableError(f"{path}: expected text or Parquet to stream, got a NumPy file; use --no-stream")
-        self.path, self.rows, self._options, self._as_text = path, 0, options, set(text)
+        self.path, self.rows, self._options, self._as_text, self._shard = path, 0, options, set(text), shard
         self._arrow, self._decimal, self.notes, self.labels = pyarrow, ".", (), ()
         if kind == "text":
             file = TextFile(path, options, choose, frozenset(text), progress=False)
             self.names, self.notes, self._decimal = file.dialect.names, file.dialect.notes, file.dialect.decimal
             self.labels = self.names[:1] if file.dialect.labelled else ()
-            self._read = file.blocks
+            self._read = lambda names: self._text_blocks(file, names)
         else:
             schema = self._parquet().schema
             self.names, self.labels = names_of(path, schema.names), index_of(schema)
@@ -100,12 +115,20 @@ class Stream:
         chosen = set(choose(self.names))
         self.wanted = [name for name in self.names if name in chosen]
 
-    def summary(self, progress: Callable[[int], Any] = lambda rows: None) -> Table:
-        """A short table that has the kinds, extremes and levels of the whole one; sets `rows`."""
+    def summary(
+        self,
+        progress: Callable[[int], Any] = lambda rows: None,
+        together: Callable[[Callable[[], Any]], list[Any]] = lambda work: [work()],
+    ) -> Table:
+        """A short table that has the kinds, extremes and levels of the whole one; sets `rows`.
+
+        Args:
+            together: does some work in each of the readers that share the table, and returns their results.
+        """
         found = self._stored_summary()
         while found is None:
-            with contextlib.suppress(ReadAgain):
-                found = self._summarise(progress)
+            parts = together(lambda: self._summarise(progress))
+            found = None if None in parts else self._merged(parts)
         if not self.rows:
             raise TableError(f"{self.path}: expected rows of data, got none")
         columns = {name: summary.column() for name, summary in found.items()}
@@ -136,29 +159,36 @@ class Stream:
         self.rows = sum(fragment.metadata.num_rows for fragment in fragments)
         return found
 
-    def _summarise(self, progress: Callable[[int], Any]) -> dict[str, _Summary]:
-        found = {name: _Summary() for name in self.wanted}
-        self.rows = 0
-        for block in self.blocks(progress=progress):
-            self.rows += block.rows
-            for name, column in block.columns.items():
-                found[name].add(column)
+    def _summarise(self, progress: Callable[[int], Any]) -> tuple[int, dict[str, _Summary]] | None:
+        """The number of this reader's rows and their summaries; None if they must be read again."""
+        rows, found = 0, {name: _Summary() for name in self.wanted}
+        with contextlib.suppress(ReadAgain):
+            for block in self.blocks(progress=progress):
+                rows += block.rows
+                for name, column in block.columns.items():
+                    found[name].add(column)
+            return rows, found
+        return None
+
+    def _merged(self, parts: list[tuple[int, dict[str, _Summary]]]) -> dict[str, _Summary] | None:
+        """The summaries of all readers; None if the rows must be read again."""
+        self.rows, found = sum(rows for rows, _ in parts), parts[0][1]
+        for _, other in parts[1:]:
+            for name, summary in other.items():
+                found[name].merge(summary)
         mixed = {name for name, summary in found.items() if len(summary.kinds) > 1}
-        if mixed:  # numbers in some blocks, text in others
-            self._as_text |= mixed
-            raise ReadAgain
-        return found
+        self._as_text |= mixed  # numbers in some blocks, text in others
+        return None if mixed else found
 
     def blocks(
         self, columns: Sequence[str] | None = None, progress: Callable[[int], Any] = lambda rows: None
     ) -> Iterator[Table]:
-        """The rows of some columns, as tables."""
-        names, begin = list(columns or self.wanted), 0
+        """The rows of some columns that are this reader's, as tables whose `line` counts the rows of the whole one."""
+        names = list(columns or self.wanted)
         try:
-            for batch in self._read(names):
+            for begin, batch in self._read(names):
                 found = {name: self._column(batch.column(name), name) for name in names}
                 yield Table(self.path, self.names, found, batch.num_rows, line=lambda row, first=begin: first + row + 1)
-                begin += batch.num_rows
                 progress(batch.num_rows)
         except (self._arrow.ArrowException, OSError) as error:
             raise TableError(f"{self.path}: cannot be read ({first_line(error)})") from None
@@ -176,16 +206,50 @@ class Stream:
         except (self._arrow.ArrowException, OSError) as error:
             raise TableError(f"{self.path}: expected a Parquet file ({first_line(error)})") from None
 
-    def _parquet_blocks(self, names: list[str]) -> Iterator[Any]:
-        """A data set's own reader would read far ahead."""
+    def _place(self) -> tuple[int, int]:
+        """The number of this reader, or DataLoader worker, and the number of all."""
+        from torch.utils.data import get_worker_info
+
+        (index, count), worker = self._shard, get_worker_info()
+        return (
+            (index, count) if worker is None else (index * worker.num_workers + worker.id, count * worker.num_workers)
+        )
+
+    def _text_blocks(self, file: TextFile, names: list[str]) -> Iterator[tuple[int, Any]]:
+        """This reader's blocks of a text file, each with the number of its first row."""
+        (index, count), begin = self._place(), 0
+        for i, batch in enumerate(file.blocks(names)):
+            if i % count == index:
+                yield begin, batch
+            begin += batch.num_rows
+
+    def _parquet_blocks(self, names: list[str]) -> Iterator[tuple[int, Any]]:
+        """This reader's blocks of Parquet files, each with the number of its first row.
+
+        A data set's own reader would read far ahead.
+        """
         from pyarrow.dataset import get_partition_keys
         from pyarrow.parquet import ParquetFile
 
-        for fragment in self._parquet().get_fragments():
+        fragments = list(self._parquet().get_fragments())
+        groups = [(f, i) for f, fragment in enumerate(fragments) for i in range(fragment.metadata.num_row_groups)]
+        sizes = [fragments[f].metadata.row_group(i).num_rows for f, i in groups]
+        mine = shard_of(sizes, *self._place())
+        begin = sum(sizes[: mine.start])
+        for f, part in itertools.groupby(groups[mine.start : mine.stop], key=lambda group: group[0]):
+            fragment = fragments[f]
             keys = get_partition_keys(fragment.partition_expression)
+            stored = [name for name in names if name not in keys]
             with ParquetFile(fragment.path, pre_buffer=False) as file:
-                stored = [name for name in names if name not in keys]
-                for batch in file.iter_batches(batch_size=_ROWS, columns=stored):
+                for batch in file.iter_batches(batch_size=_ROWS, row_groups=[i for _, i in part], columns=stored):
                     columns = {name: self._arrow.repeat(keys[name], batch.num_rows) for name in names if name in keys}
                     columns.update(zip(stored, batch.columns, strict=True))
-                    yield self._arrow.RecordBatch.from_pydict({name: columns[name] for name in names})
+                    yield begin, self._arrow.RecordBatch.from_pydict({name: columns[name] for name in names})
+                    begin += batch.num_rows
+
+
+def shard_of(sizes: Sequence[int], index: int, count: int) -> range:
+    """The items of one of `count` readers: contiguous, each item with one reader, and the sizes about equal."""
+    middles = np.cumsum(sizes, dtype=np.float64) - np.asarray(sizes) / 2
+    begin, end = np.searchsorted(middles * count, np.array([index, index + 1]) * sum(sizes)).tolist()
+    return range(begin, len(sizes) if index + 1 == count else end)

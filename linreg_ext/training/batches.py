@@ -35,14 +35,17 @@ _SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRand
 class Batches:
     """An iterable, once per epoch, over a loader's batches on a device.
 
+    Args:
+        may_be_empty: whether an epoch may have no batch.
+
     Raises:
         ValueError: the loader is known to be empty.
     """
 
-    def __init__(self, name: str, loader: Iterable[Any] | None, device: Any) -> None:
+    def __init__(self, name: str, loader: Iterable[Any] | None, device: Any, *, may_be_empty: bool = False) -> None:
         self._name, self._loader, self._device = name, loader, device
-        self._had_some = False
-        if _is_empty(loader):
+        self._had_some, self._may_be_empty = False, may_be_empty
+        if not may_be_empty and _is_empty(loader):
             raise ValueError(f"fit: {name} must yield at least one batch, {_why_empty(loader)}")
 
     def __iter__(self) -> Iterator[Batch]:
@@ -50,7 +53,7 @@ class Batches:
         for batch in batches_of("fit", self._loader):
             has_some = True
             yield batch if self._device is None else to_device(batch, self._device)
-        if not has_some:
+        if not (has_some or self._may_be_empty):
             why = _why_empty(self._loader)
             if self._had_some:
                 why = (
@@ -84,7 +87,7 @@ def rows_of(batch: Batch) -> int | Tensor:
 
 def weight_by_row(weight: Tensor) -> Tensor:
     """[rows], float64: each row's mean weight."""
-    return weight.detach().double().reshape(len(weight), -1).mean(1)
+    return weight.detach().double().unsqueeze(-1).flatten(1).mean(1)
 
 
 def length_of(loader: Any) -> int | None:

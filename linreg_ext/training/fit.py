@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import functional
 from .batches import Batch, Batches, BatchOrder, DeviceCache, draw_epochs, rows_of, weight_by_row
+from .distributed import set_epoch, warn_if_padded
 from .evaluate import mean_loss
 from .history import History, Recorder
 from .schedule import Schedule
@@ -41,14 +43,15 @@ def fit(
     on_divergence: str = "stop",
     patience: int | None = None,
     on_epoch_end: Callable[[int, History], None] | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> History:
     """Train `model` for `num_epochs` passes over `train_dl`, each batch with the step of `make_train_step`.
 
     Batches come in the loader's order, and torch's random generators end up as in the plain loop. A fused step takes
     whole epochs in one call on a DataLoader of tensors in memory (a TensorDataset, a Subset of one, or a data set whose
     items are `self.x[index], self.y[index]`) with torch's own samplers. If the data fit in half of a GPU's free memory,
-    they are copied to `device` once. Any other loader is iterated. Ctrl-C ends the run between two steps, with the
-    generators in the state after those steps.
+    they are copied to `device` once. Any other loader is iterated, after a call of its sampler's `set_epoch`, if it has
+    one. Ctrl-C ends the run between two steps, with the generators in the state after those steps.
 
     Args:
         num_epochs: the number of passes over `train_dl`; >= 0.
@@ -70,15 +73,19 @@ def fit(
             no validation data), and restore the best epoch's parameters; None never stops early.
         on_epoch_end: called after each epoch with its number (from 1) and the history so far, which it must not
             change. It ends the run by raising `StopTraining`; its return value is ignored.
+        process_group: processes that train one model together, as in `make_train_step`; each calls `fit` with its own
+            rows in `train_dl` and `val_dl`, in any number of batches. Every step takes one batch from each rank that
+            has any left, and an epoch ends when none has. The ranks agree on validation, scheduler, divergence,
+            patience and `StopTraining`; only the group's first rank prints. None trains locally.
 
     Returns:
-        The `History` of the run.
+        The `History` of the run; with a process group, that of all rows, equal on all ranks.
 
     Raises:
         TypeError: model, loss_fn or opt is of the wrong kind, or a count is not an int.
         ValueError: an argument is out of range; a loader yields no batch, or something other than pairs or triples;
             or a batch's loss is not one number, or is not recognised but there are weights.
-        RuntimeError: a shape, dtype or device does not match.
+        RuntimeError: a shape, dtype or device does not match; or another rank of the process group failed or is lost.
         DivergenceError: see `on_divergence`.
 
     Equivalent to:
@@ -96,25 +103,54 @@ def fit(
         raise ValueError(f"fit: on_divergence must be 'stop' or 'continue', got {on_divergence!r}")
     if scheduler_interval not in ("epoch", "step"):
         raise ValueError(f"fit: scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}")
-    step, stop = TrainStep(model, loss_fn, opt, "fit"), on_divergence == "stop"
-    train_batches, val_batches = Batches("train_dl", train_dl, device), Batches("val_dl", val_dl, device)
-    if device is not None:
+    is_shared, stop = process_group is not None, on_divergence == "stop"
+    loaders = {"train_dl": train_dl, "val_dl": val_dl}
+    train_batches, val_batches = (Batches(*each, device, may_be_empty=is_shared) for each in loaders.items())
+    if device is not None and isinstance(model, nn.Module):
         model.to(device)
+    step = TrainStep(model, loss_fn, opt, "fit", process_group)
+    group, is_first = step.group, not step.rank
+    for name, loader in loaders.items() if is_shared else ():
+        warn_if_padded("fit", name, loader)
     schedule = Schedule(scheduler, scheduler_interval, opt)
     schedule.warn_if_longer(num_epochs, train_dl)
-    recorder = Recorder(summed=step.reduction == "sum", stop=stop, validated=val_dl is not None)
+    recorder = Recorder(summed=step.reduction == "sum", stop=stop, validated=val_dl is not None, group=group)
     stopping = None if patience is None else _EarlyStopping(model, patience)
 
-    bar = _progress_bar(num_epochs, progress)
+    bar = _progress_bar(num_epochs, progress if is_first else False)
+    log_every = log_every if is_first else None
     cache = DeviceCache(device)
     displays = bar is not None or log_every is not None
     speed: float | None = None  # epochs per second
-    epoch, over, warned = 0, False, False
+    epoch, goes_on, returned, warned = 0, True, None, False
+
+    def end_epoch() -> bool:
+        """What follows an epoch and its validation; whether the run goes on."""
+        nonlocal returned
+        loss, over = (recorder.val_loss or recorder.epoch_loss)[-1], False
+        schedule.end_epoch(loss)
+        if bar is not None:
+            bar.set_postfix(loss=f"{recorder.epoch_loss[-1]:.4g}", refresh=False)
+            bar.update(count)
+        if log_every is not None:
+            for ended in range(epoch - count + 1, epoch + 1):
+                if ended % log_every == 0:
+                    print(recorder.line(ended, num_epochs), flush=True)
+        if on_epoch_end is not None:
+            try:
+                returned = on_epoch_end(epoch, recorder.look())
+            except StopTraining:
+                over = True
+        if stopping is not None and stopping.is_over(loss):
+            over = True
+        return not over
+
     try:
-        while epoch < num_epochs and not over:
+        while epoch < num_epochs and goes_on:
             fused = _fused_epochs(step, train_dl, val_dl, cache)
             count = 1
             if fused is None:
+                set_epoch(train_dl, epoch)
                 _train_epoch(step, train_batches, recorder, stop, schedule)
             else:
                 alone = on_epoch_end is not None or stopping is not None or (val_dl is not None and not fused.validates)
@@ -126,30 +162,16 @@ def fit(
                 speed = count / (time.perf_counter() - started)
             epoch += count
             if val_dl is not None and len(recorder.val_loss) < epoch:
-                recorder.val_loss.append(mean_loss("fit: val_dl", model, loss_fn, val_batches))
-            schedule.end_epoch((recorder.val_loss or recorder.epoch_loss)[-1])
-            if bar is not None:
-                bar.set_postfix(loss=f"{recorder.epoch_loss[-1]:.4g}", refresh=False)
-                bar.update(count)
-            if log_every is not None:
-                for ended in range(epoch - count + 1, epoch + 1):
-                    if ended % log_every == 0:
-                        print(recorder.line(ended, num_epochs), flush=True)
-            if on_epoch_end is not None:
-                try:
-                    returned = on_epoch_end(epoch, recorder.look())
-                except StopTraining:
-                    over, returned = True, None
-                if returned is not None and not warned:
-                    warned = True
-                    warnings.warn(
-                        f"linreg_ext: fit: on_epoch_end returned {returned!r}, which is ignored; raise "
-                        "linreg_ext.StopTraining to end the run",
-                        UserWarning,
-                        stacklevel=2,
-                    )
-            if stopping is not None and stopping.is_over((recorder.val_loss or recorder.epoch_loss)[-1]):
-                over = True
+                recorder.val_loss.append(mean_loss("fit: val_dl", model, loss_fn, val_batches, group))
+            goes_on = end_epoch() if group is None else group.agree(end_epoch)
+            if returned is not None and not warned:
+                warned = True
+                warnings.warn(
+                    f"linreg_ext: fit: on_epoch_end returned {returned!r}, which is ignored; raise "
+                    "linreg_ext.StopTraining to end the run",
+                    UserWarning,
+                    stacklevel=2,
+                )
         if stopping is not None:
             stopping.restore()
     finally:
@@ -172,12 +194,31 @@ def _count(name: str, value: Any, least: int) -> int:
 
 def _train_epoch(step: TrainStep, batches: Iterable[Batch], recorder: Recorder, stop: bool, schedule: Schedule) -> None:
     """Train on each batch once."""
-    for batch in batches:
-        rate = step.optimizer.param_groups[0]["lr"]
-        loss = step.step(*batch, skip_nonfinite=stop)
-        recorder.add(loss, batch, rate)
+    for loss, rows, batch, rate in _steps(step, batches, stop):
+        recorder.add(loss, rows, batch, rate)
         schedule.end_step(loss)
     recorder.end_epoch()
+
+
+def _steps(
+    step: TrainStep, batches: Iterable[Batch], stop: bool
+) -> Iterator[tuple[Tensor, float | Tensor, Batch | None, float | Tensor]]:
+    """Take the steps of an epoch; yield the loss of each, its weight, the batch and the learning rate."""
+    if step.group is None:
+        for batch in batches:
+            rate = step.optimizer.param_groups[0]["lr"]
+            yield step.step(*batch, skip_nonfinite=stop), rows_of(batch), batch, rate
+        return
+    rest, count = iter(batches), 0
+    while True:
+        rate = step.optimizer.param_groups[0]["lr"]
+        taken = step.shared_step(lambda: next(rest, None), stop)
+        if taken is None:
+            break
+        count += 1
+        yield *taken, rate
+    if count == 0:
+        raise ValueError("fit: train_dl must yield at least one batch on some rank in every epoch, got none")
 
 
 _FLOAT64 = {"dtype": torch.float64, "device": "cpu"}
@@ -193,7 +234,7 @@ def _fused_epochs(step: TrainStep, train_dl: Any, val_dl: Any, cache: DeviceCach
     def is_fused(batch: Batch) -> bool:
         return batch[0].dim() == 2 and step.level_of(*batch)[0] == "fused"
 
-    if step.bound is None:
+    if step.bound is None or step.rank is not None:
         return None
     train = cache.order_of("train", train_dl)
     if train is None or train.epoch_steps == 0 or not is_fused(train.batch()):

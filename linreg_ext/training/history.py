@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import Batch, rows_of
-from .evaluate import mean_over_rows
+from .batches import Batch
+from .distributed import Group
+from .evaluate import sum_over_rows
 
 
 @dataclass(frozen=True)
@@ -106,20 +107,21 @@ class Recorder:
         summed: whether a batch's loss is the sum over its rows, not the mean.
         stop: whether to raise DivergenceError at the first nan or inf.
         validated: whether there are validation losses.
+        group: the processes that share every step.
 
     Attributes:
         step_loss, epoch_loss, val_loss: the losses so far.
     """
 
-    def __init__(self, *, summed: bool, stop: bool, validated: bool) -> None:
-        self._summed, self._stop, self._validated = summed, stop, validated
+    def __init__(self, *, summed: bool, stop: bool, validated: bool, group: Group | None) -> None:
+        self._summed, self._stop, self._validated, self._group = summed, stop, validated, group
         self.step_loss, self.epoch_loss, self.val_loss, self._lr = (_Numbers() for _ in range(4))
         self._ends: list[int] = []  # the number of steps taken by the end of each epoch
-        self._steps: list[tuple[Tensor, int | Tensor, float | Tensor]] = []  # loss, rows, rate
+        self._steps: list[tuple[Tensor, int | float | Tensor, float | Tensor]] = []  # loss, rows, rate
 
-    def add(self, loss: Tensor, batch: Batch, lr: float | Tensor) -> None:
-        """Record one step."""
-        self._steps.append((loss, rows_of(batch), lr.detach().clone() if isinstance(lr, Tensor) else lr))
+    def add(self, loss: Tensor, rows: int | float | Tensor, batch: Batch | None, lr: float | Tensor) -> None:
+        """Record one step, with the weight `rows` in its epoch's mean."""
+        self._steps.append((loss, rows, lr.detach().clone() if isinstance(lr, Tensor) else lr))
         if self._stop and not math.isfinite(loss.item()):  # synchronises a GPU: no further step may follow
             self._read_steps(batch)
 
@@ -127,7 +129,8 @@ class Recorder:
         """End the epoch of the steps added since the last one ended."""
         rows = [step[1] for step in self._steps]
         losses = self._read_steps()
-        self.epoch_loss.append(mean_over_rows(list(losses), rows, self._summed))
+        total, weight = sum_over_rows(list(losses), rows, self._summed)
+        self.epoch_loss.append(total / weight if weight else math.nan)
         self._ends.append(len(self.step_loss))
 
     def add_epochs(
@@ -186,7 +189,7 @@ class Recorder:
         """Record steps; raise DivergenceError at the first one that ends the run.
 
         Args:
-            number, batch: the number in its epoch, and the contents, of the batch that may end the run.
+            number, batch: the number in its epoch, and the contents on this rank, of the batch that may end the run.
         """
         bad = self._bad(losses)
         end = len(losses) if bad is None else bad + 1
@@ -194,23 +197,26 @@ class Recorder:
         self._lr.extend(rates[:end])
         if bad is None:
             return
-        step = len(self.step_loss)
+        step, cause = len(self.step_loss), _cause(batch)
+        if self._group is not None:
+            causes = enumerate(self._group.gather(cause))
+            cause = "; ".join(f"rank {rank}: {its}" for rank, its in causes if its != _cause(None)) or _cause(None)
         raise DivergenceError(
             f"fit: the loss is {losses[bad].item()} at step {step} (epoch {len(self.epoch_loss) + 1}, batch {number}): "
-            f"{_cause(batch)} (the parameters are those before that step)",
+            f"{cause} (the parameters are those before that step)",
             step,
             self.history(),
         )
 
 
-def _cause(batch: Batch) -> str:
+def _cause(batch: Batch | None) -> str:
     """The likely cause of a batch's nan or inf loss."""
-    for name, tensor in zip(("input", "target", "weight"), batch, strict=True):
+    for name, tensor in zip(("input", "target", "weight"), batch or (), strict=False):
         if isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.is_floating_point():
             bad = (~tensor.isfinite()).nonzero()
             if len(bad):
                 place = ", ".join(map(str, bad[0].tolist()))
                 return f"{name}[{place}] of that batch is {tensor[tuple(bad[0])].item()}; clean the data"
-    if isinstance(batch[2], Tensor) and batch[2].sum() == 0:
+    if batch and isinstance(batch[2], Tensor) and batch[2].sum() == 0:
         return "the weights of that batch add up to 0"
     return "training diverges; scale the features or lower the learning rate"

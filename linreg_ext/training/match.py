@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..losses import LOSSES
 
@@ -94,6 +95,7 @@ class Match(NamedTuple):
     objective: tuple[str, float, str]  # loss, threshold, reduction
     not_sgd: str
     attributes: tuple[tuple[nn.Module, str], ...]
+    expected_hooks: int  # of each parameter: DistributedDataParallel's
 
 
 def match(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Match:
@@ -103,7 +105,10 @@ def match(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimiz
         NotFusable: the model is not affine, or the loss is not in `LOSSES`.
     """
     loss = match_loss(loss_fn)
-    affine, modules, attributes = match_model(model)
+    parallel = type(model) is DistributedDataParallel
+    affine, modules, attributes = match_model(model.module if parallel else model)
+    if parallel:
+        modules = (model, *modules)
     if not hasattr(optimizer, "__dict__"):
         raise NotFusable(f"the optimizer is {with_article(type(optimizer))}, whose attributes cannot be watched")
     if not _is_pytorchs(Tensor.backward, "Tensor.backward"):
@@ -114,6 +119,7 @@ def match(model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], optimiz
     return Match(
         model, loss_fn, optimizer, modules, affine.weight, affine.bias, LAYOUTS.index(affine.layout), affine.flat,
         loss.flattens, (loss.loss, loss.threshold, loss.reduction), _not_sgd(optimizer), tuple(attributes),
+        int(parallel),
     )  # fmt: skip
 
 

@@ -53,4 +53,6 @@ LEAST_SQUARES = (
     _python("the smallest solution is that of scaled columns", "scale[:, None] * basis", "basis", RANK),
     _python("pieces of a factor keep their own centre", "block[:, :1] * (center - self._center).to(block.device)", "0", PIECES),
     _python("a loss ignores the mean residual", "counts[:, 1:] + level.square()", "counts[:, 1:]", (TESTS + "test_loss_of",)),
+    _python("what lies between the ranks' means is forgotten", "self._moments += between", "pass",
+            ("tests/test_process_group.py::test_processes",)),
 )  # fmt: skip

@@ -11,6 +11,7 @@ BAD_LOSS = (ERRORS + "test_bad_arguments_of_a_loss",)
 BAD_STEP = (ERRORS + "test_bad_arguments_of_a_step",)
 BAD_RUN = (ERRORS + "test_bad_arguments_of_a_run",)
 SETTINGS = (BOUND + "test_settings", BOUND + "test_what_is_read_at_every_step")
+GROUPS = ("tests/test_process_group.py::test_processes",)
 WATCHED = (BOUND + "test_what_is_watched",)
 
 TENSORS = (
@@ -103,9 +104,17 @@ TENSORS = (
            "PyDict_GET_SIZE(hooks.dict) > 0", "false", WATCHED,
            within="b.module_hooks)\n    if (PyDict_GET_SIZE(hooks.dict) > 0)"),
     Mutant("bound step: hooks of parameters are overlooked", "csrc/torch/bound_step.cpp",
-           "found.is_trained[i] && has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i]))", "false",
+           "found.is_trained[i] && has_hooks(reinterpret_cast<THPVariable*>(b.parameters[i]), b.expected_hooks)", "false",
            (*WATCHED, "tests/test_recognition.py::test_the_optimizer_steps_for_itself",
             "tests/test_distributed.py::test_two_processes")),
+    Mutant("bound step: sums over several targets are not a mean over them", "csrc/torch/bound_step.cpp",
+           'adds_up && targets > 1 && b.reduction == "mean"', "false", GROUPS),
+    Mutant("bound step: 16-bit gradients of a group are summed in 16 bits", "csrc/torch/bound_step.cpp",
+           "c10::elementSize(views.w.scalar_type()) == 2", "false", GROUPS, within="half = c10::elementSize(views.w.scalar_type()) == 2"),
+    Mutant("bound step: a group's momentum is dampened at first", "csrc/torch/bound_step.cpp",
+           "decision.found.sgd.first_step[i]", "false", GROUPS, within="if (decision.found.sgd.first_step[i])"),
+    Mutant("bound step: a group's update ignores weight decay", "csrc/torch/bound_step.cpp",
+           "g = g.add(parameter, rule.weight_decay);", "", GROUPS),
     Mutant("bound step: frozen weights are updated", "csrc/torch/bound_step.cpp", "found.sgd.frozen[i] = !found.is_trained[i];", "", SETTINGS),
     Mutant("bound step: every step is a first step", "csrc/torch/bound_step.cpp",
            "if (!found.buffers[i]) fresh_[i] = at::empty_like(*b.tensor(i));", "fresh_[i] = at::empty_like(*b.tensor(i));",
