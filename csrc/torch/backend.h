@@ -27,6 +27,18 @@ struct RunCall {
   at::Tensor done;               // 0-dim int64: the number of steps taken
 };
 
+// Many runs that one call takes, and their losses.
+struct ManyCall {
+  const char* op;
+  c10::Device device;
+  Problem problem;  // the first
+  Run run;
+  Sgd sgd;
+  Parameter weight, bias;
+  Many many;
+  at::Tensor losses;  // [end - begin, epochs]
+};
+
 using cuda::Plan;
 
 struct Backend {
@@ -40,6 +52,7 @@ struct Backend {
   void (*sgd_step)(const char* op, c10::Device device, Problem& problem, const Plan& plan, const Sgd& sgd,
                    const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss);
   void (*sgd_run)(RunCall& call);
+  void (*sgd_run_many)(ManyCall& call);
   // As in linreg.h.
   void (*add_moments)(const char* op, c10::Device device, MomentRows& rows, const Moments& moments);
   void (*residual_moments)(const char* op, c10::Device device, MomentRows& rows, const double* w, const double* offset,

@@ -114,6 +114,15 @@ void sgd_run(RunCall& call) {
   *call.done.mutable_data_ptr<int64_t>() = taken;
 }
 
+void sgd_run_many(ManyCall& call) {
+  Problem& problem = call.problem;
+  problem.threads = at::get_num_threads();
+  problem.multiply = multiply;
+  Workspace workspace(cpu::many_workspace(problem, call.run, call.many));
+  cpu::sgd_run_many(problem, call.run, call.sgd, call.weight, call.bias, call.many, call.losses.data_ptr(),
+                    workspace.get());
+}
+
 void add_moments(const char* op, c10::Device, MomentRows& rows, const Moments& moments) {
   rows.threads = at::get_num_threads();
   Workspace workspace(cpu::moments_workspace(rows));
@@ -128,7 +137,8 @@ void residual_moments(const char*, c10::Device, MomentRows& rows, const double* 
   cpu::residual_moments(rows, w, offset, center, sums, workspace.get());
 }
 
-constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, sgd_run, add_moments, residual_moments};
+constexpr Backend kBackend = {empty,   set_lr,       linear_loss, sgd_step,
+                              sgd_run, sgd_run_many, add_moments, residual_moments};
 
 }  // namespace
 
