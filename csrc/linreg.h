@@ -143,7 +143,14 @@ struct Many {
   const double *lr = nullptr, *momentum = nullptr, *weight_decay = nullptr;  // [problems]; nullptr: the rule's
 };
 
-// The rule of problem p.
+// With `nonfinite`, a step whose loss is nan or inf does not change the parameters. In a run, it also ends the run: a
+// step is skipped, and its loss set to nan, if the previous step's loss, at `before`, is nan or inf.
+struct Skip {
+  bool nonfinite = false;
+  const void* before = nullptr;  // of w's dtype
+};
+
+// The rule of problem p of many.
 LINREG_MATH Sgd rule_of(const Many& many, Sgd sgd, int64_t p) {
   if (many.lr) sgd.lr = many.lr[p];
   if (many.momentum) sgd.momentum = many.momentum[p];
@@ -151,11 +158,12 @@ LINREG_MATH Sgd rule_of(const Many& many, Sgd sgd, int64_t p) {
   return sgd;
 }
 
-// With `nonfinite`, a step whose loss is nan or inf does not change the parameters. In a run, it also ends the run: a
-// step is skipped, and its loss set to nan, if the previous step's loss, at `before`, is nan or inf.
-struct Skip {
-  bool nonfinite = false;
-  const void* before = nullptr;  // of w's dtype
+// The run of a problem alone.
+struct SingleRun {
+  Problem problem;
+  Run run;
+  Sgd sgd;
+  Parameter weight, bias;
 };
 
 // The rows of least squares, all finite or not; v is one number a row.
@@ -203,9 +211,8 @@ int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Pa
 
 // Takes many runs, each with the bits of sgd_run, and writes the mean loss of each epoch, [end - begin, epochs], in the
 // loss_dtype. Batches count by their rows or, if weighted, by the sums of their weights.
-size_t many_workspace(const Problem& first, const Run& run, const Many& many);
-void sgd_run_many(const Problem& first, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
-                  const Many& many, void* losses, void* workspace);
+size_t many_workspace(const SingleRun& first, const Many& many);
+void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* workspace);
 
 // Adds rows to moments. Returns false, with nothing changed, if a weight is negative.
 size_t moments_workspace(const MomentRows& rows);

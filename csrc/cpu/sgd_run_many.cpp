@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Many runs in one call. Threads take problems, a few at a time, and each problem is a run of its own (sgd_run.cpp) on
-// one thread: its bits do not depend on the number of threads. If there are fewer problems than threads, all threads
-// take part in one problem after another.
+// one thread: its bits do not depend on the number of threads. Small problems of one size are taken together, a lane
+// for each (small_runs.cpp), with the same bits. If there are fewer problems than threads, all threads take part in one
+// problem after another.
 #include <algorithm>
 #include <atomic>
-#include <limits>
 
+#include "../math/single_run.h"
 #include "convert.h"
 #include "kernels.h"
 #include "threads.h"
@@ -14,48 +15,22 @@ namespace linreg::cpu {
 namespace {
 
 constexpr int64_t kPieces = 16;  // of the problems for each thread, so that all threads end at about the same time
+constexpr int64_t kMostLanes = 2 * kMaxLanes;
 
-template <class T>
-void move(T*& pointer, int64_t bytes) {
-  if (pointer) pointer = reinterpret_cast<T*>(reinterpret_cast<intptr_t>(pointer) + bytes);
+// The problems that small_runs takes together if this is one of them; else 1.
+int64_t lanes_of(const SingleRun& one, const Many& many) {
+  const Problem& p = one.problem;
+  if (p.k != 1 || one.run.end == 0 || !is_small(p, batch_rows(one.run, 0))) return 1;
+  if (p.n * (p.d + 1) > kLaneNumbers || (many.offsets && one.run.order)) return 1;
+  return kernels().small_runs->wide_lanes * (p.x.dtype == Dtype::float64 ? 1 : 2);
 }
 
-// The run of one problem.
-struct One {
-  One(const Problem& first, const Run& all, const Sgd& rule, const Parameter& w, const Parameter& b, const Many& many,
-      int64_t p)
-      : problem(first), run(all), sgd(rule_of(many, rule, p)), weight(w), bias(b) {
-    move(problem.x.data, p * many.x);
-    move(problem.y.data, p * many.y);
-    move(problem.v.data, p * many.v);
-    move(weight.value.data, p * many.w);
-    move(bias.value.data, p * many.b);
-    move(weight.momentum_buffer.data, p * many.w_buffer);
-    move(bias.momentum_buffer.data, p * many.b_buffer);
-    if (many.offsets) {
-      const int64_t begin = many.offsets[p];
-      run.rows = many.offsets[p + 1] - begin;
-      if (run.order) {
-        run.order += begin;
-      } else {
-        problem.n = run.rows;
-        for (View* const view : {&problem.x, &problem.y, &problem.v})
-          move(view->data, begin * view->row_stride * int64_t(size_of(view->dtype)));
-      }
-    }
-    run.epoch_steps = steps_of(run.rows, run.batch_size, many.drop_last);
-    run.begin = 0;
-    run.end = many.epochs * run.epoch_steps;
-  }
-
-  Problem problem;
-  Run run;
-  Sgd sgd;
-  Parameter weight, bias;
-};
+bool may_be_beside(const SingleRun& a, const SingleRun& b) {
+  return a.problem.n == b.problem.n && a.sgd.momentum == b.sgd.momentum && a.sgd.weight_decay == b.sgd.weight_decay;
+}
 
 // What the loss of a step counts in the mean of its epoch.
-double weight_of(const One& one, int64_t step) {
+double weight_of(const SingleRun& one, int64_t step) {
   const Run& run = one.run;
   const View& v = one.problem.v;
   const int64_t batch = step % run.epoch_steps, first = batch * run.batch_size, rows = batch_rows(run, batch);
@@ -68,71 +43,103 @@ double weight_of(const One& one, int64_t step) {
   return sum;
 }
 
-// Takes a problem's steps; writes the losses of its epochs. The workspace begins with room for the losses of an epoch.
-void take_steps(One one, int64_t epochs, char* losses, char* workspace, int64_t step_losses) {
-  const Dtype dtype = loss_dtype(one.problem);
-  const auto take = [&](char* to) {
-    sgd_run(one.problem, one.run, one.sgd, one.weight, one.bias, false, to, nullptr, nullptr, workspace + step_losses);
-    one.weight.first_step = one.bias.first_step = false;
-  };
-  if (one.run.epoch_steps == 1) return take(losses);
-  for (int64_t epoch = 0; epoch < epochs; ++epoch) {
-    double sum = 0, weight = 0;
-    one.run.begin = epoch * one.run.epoch_steps;
-    one.run.end = one.run.begin + one.run.epoch_steps;
-    if (one.run.epoch_steps > 0) take(workspace);
-    for (int64_t step = one.run.begin; step < one.run.end; ++step) {
-      const double its_weight = weight_of(one, step);
-      const int64_t i = step - one.run.begin;
-      sum += its_weight * load_one<double>(workspace + i * int64_t(size_of(dtype)), dtype);
-      weight += its_weight;
-    }
-    const double mean = sum / weight;  // nan without steps
-    store(&mean, 1, dtype, losses + epoch * int64_t(size_of(dtype)));
-  }
-}
+// The parts of a thread's workspace.
+struct Workspace {
+  char* losses;  // of the steps of an epoch, for each lane
+  void* rows;    // of small_runs, or of a step
+};
 
 // How problems are given to threads, and the bytes of each thread's workspace.
 struct Layout {
-  Layout(const Problem& first, const Run& run, const Many& many)
-      : threads(many.end - many.begin < first.threads ? 1 : first.threads), problem(first) {
-    if (threads > 1) problem.threads = 1;
-    int64_t steps = 0, step_workspace = 0;
+  Layout(const SingleRun& given, const Many& many)
+      : first(given), threads(many.end - many.begin < given.problem.threads ? 1 : given.problem.threads) {
+    if (threads > 1) first.problem.threads = 1;
+    const int64_t size = int64_t(size_of(loss_dtype(first.problem)));
     for (int64_t p = many.begin; p < many.end; ++p) {
-      const One one(problem, run, {}, {}, {}, many, p);
+      const SingleRun one = single_run(first, many, p);
       if (one.run.end == 0) continue;
-      work += one.run.rows * many.epochs * std::max<int64_t>(1, first.d * first.k);
-      steps = std::max(steps, one.run.epoch_steps);
-      step_workspace = std::max(step_workspace, int64_t(run_workspace(one.problem, one.run, nullptr)));
+      const Problem& problem = one.problem;
+      const int64_t lanes = lanes_of(one, many);
+      const int64_t number = problem.x.dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
+      work += one.run.rows * many.epochs * std::max<int64_t>(1, problem.d * problem.k);
+      if (one.run.epoch_steps > 1) loss_bytes = std::max(loss_bytes, aligned(lanes * one.run.epoch_steps * size));
+      if (lanes > 1) row_bytes = std::max(row_bytes, lanes * problem.n * (problem.d + 1) * number);
+      row_bytes = std::max(row_bytes, aligned(int64_t(run_workspace(problem, one.run, nullptr))));
     }
-    step_losses = steps > 1 ? aligned(steps * int64_t(size_of(loss_dtype(first)))) : 0;
-    bytes = step_losses + aligned(step_workspace);
   }
 
-  int64_t threads, work = 0, step_losses = 0, bytes = 0;
-  Problem problem;  // with the threads of a step
+  int64_t bytes() const { return loss_bytes + row_bytes; }
+
+  SingleRun first;  // with the threads of a step
+  int64_t threads, work = 0, loss_bytes = 0, row_bytes = 0;
 };
+
+// Takes the steps of `count` problems, 1 or as many as there are lanes. Writes the losses of their epochs, those of a
+// problem `stride` bytes apart from those of the next.
+void take_runs(SingleRun* runs, int64_t count, const Many& many, char* losses, int64_t stride,
+               const Workspace& workspace) {
+  Run& run = runs[0].run;
+  const Dtype dtype = loss_dtype(runs[0].problem);
+  const int64_t size = int64_t(size_of(dtype)), epoch_steps = run.epoch_steps;
+  if (count > 1) kernels().small_runs->load_rows(runs, workspace.rows);
+  const auto take = [&](char* to, int64_t to_stride) {
+    if (count > 1) {
+      kernels().small_runs->take_steps(runs, to, to_stride, workspace.rows);
+    } else {
+      sgd_run(runs[0].problem, run, runs[0].sgd, runs[0].weight, runs[0].bias, false, to, nullptr, nullptr,
+              workspace.rows);
+    }
+    runs[0].weight.first_step = runs[0].bias.first_step = false;
+  };
+  if (epoch_steps == 1) return take(losses, stride);
+  for (int64_t epoch = 0; epoch < many.epochs; ++epoch) {
+    run.begin = epoch * epoch_steps;
+    run.end = run.begin + epoch_steps;
+    if (epoch_steps > 0) take(workspace.losses, epoch_steps * size);
+    for (int64_t i = 0; i < count; ++i) {
+      double sum = 0, total = 0;
+      for (int64_t step = 0; step < epoch_steps; ++step) {
+        const double weight = weight_of(runs[0], run.begin + step);  // problems in lanes have no weights
+        sum += weight * load_one<double>(workspace.losses + (i * epoch_steps + step) * size, dtype);
+        total += weight;
+      }
+      const double mean = sum / total;  // nan without steps
+      store(&mean, 1, dtype, losses + i * stride + epoch * size);
+    }
+  }
+}
 
 }  // namespace
 
-size_t many_workspace(const Problem& first, const Run& run, const Many& many) {
-  const Layout layout(first, run, many);
-  return size_t(layout.threads * layout.bytes);
+size_t many_workspace(const SingleRun& first, const Many& many) {
+  const Layout layout(first, many);
+  return size_t(layout.threads * layout.bytes());
 }
 
-void sgd_run_many(const Problem& first, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
-                  const Many& many, void* losses, void* workspace) {
-  const Layout layout(first, run, many);
+void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* workspace) {
+  const Layout layout(first, many);
   const int64_t threads = std::clamp<int64_t>(layout.work / kChunkElements, 1, layout.threads);
-  const int64_t piece = std::max<int64_t>(1, (many.end - many.begin) / (threads * kPieces));
-  const int64_t size = many.epochs * int64_t(size_of(loss_dtype(first)));
+  const int64_t share = (many.end - many.begin) / (threads * kPieces);
+  const int64_t piece = share < kMostLanes ? std::max<int64_t>(1, share) : share / kMostLanes * kMostLanes;
+  const int64_t stride = many.epochs * int64_t(size_of(loss_dtype(first.problem)));
   std::atomic<int64_t> next = many.begin;
   run_threaded(threads, [&](int64_t thread, int64_t) {
-    char* const own = static_cast<char*>(workspace) + thread * layout.bytes;
-    for (int64_t begin; (begin = next.fetch_add(piece)) < many.end;)
-      for (int64_t p = begin; p < std::min(begin + piece, many.end); ++p)
-        take_steps(One(layout.problem, run, sgd, weight, bias, many, p), many.epochs,
-                   static_cast<char*>(losses) + (p - many.begin) * size, own, layout.step_losses);
+    char* const own = static_cast<char*>(workspace) + thread * layout.bytes();
+    SingleRun runs[kMostLanes];
+    for (int64_t p; (p = next.fetch_add(piece)) < many.end;) {
+      const int64_t end = std::min(p + piece, many.end);
+      for (int64_t count; p < end; p += count) {
+        runs[0] = single_run(layout.first, many, p);
+        const int64_t lanes = lanes_of(runs[0], many);
+        for (count = 1; count < lanes && p + count < end; ++count) {
+          runs[count] = single_run(layout.first, many, p + count);
+          if (!may_be_beside(runs[0], runs[count])) break;
+        }
+        if (count < lanes) count = 1;
+        char* const to = static_cast<char*>(losses) + (p - many.begin) * stride;
+        take_runs(runs, count, many, to, stride, {own, own + layout.loss_bytes});
+      }
+    }
   });
 }
 

@@ -27,14 +27,11 @@ struct RunCall {
   at::Tensor done;               // 0-dim int64: the number of steps taken
 };
 
-// Many runs that one call takes, and their losses.
+// Many runs that one call takes, and the losses of their epochs.
 struct ManyCall {
   const char* op;
   c10::Device device;
-  Problem problem;  // the first
-  Run run;
-  Sgd sgd;
-  Parameter weight, bias;
+  SingleRun first;
   Many many;
   at::Tensor losses;  // [end - begin, epochs]
 };

@@ -466,10 +466,11 @@ Many check_many(std::string_view op, const ManyArguments& a, const Run& run, int
     if (offsets.sizes() != at::IntArrayRef{problems + 1}) wrong_shape(op, "offsets", word({problems + 1}), offsets);
     TORCH_CHECK(offsets.is_contiguous(), op, ": offsets must be contiguous, got strides ", offsets.strides());
     many.offsets = offsets.const_data_ptr<int64_t>();
-    for (int64_t i = 0, before = 0; i <= problems; before = many.offsets[i++])
+    const int64_t first = a.begin, last = a.begin == 0 ? problems : a.end;
+    for (int64_t i = first, before = 0; i <= last; before = many.offsets[i++])
       TORCH_CHECK_VALUE(before <= many.offsets[i] && many.offsets[i] <= run.rows, op,
                         ": offsets must rise from 0 or more to at most ", run.rows, ", got ", many.offsets[i],
-                        i ? " after " + std::to_string(before) : "");
+                        i > first ? " after " + std::to_string(before) : "");
   }
   if (a.run.order && a.run.order->is_cpu() && run.rows > 0) {
     const bool some = many.offsets && a.begin > 0;

@@ -108,7 +108,8 @@ struct ManyArguments {
   int64_t begin, end;  // the problems
 };
 
-// Many problems with the steps of `run`, which has the rows of all or, with offsets, the length of the order.
+// Many problems with the steps of `run`, which has the rows of all or, with offsets, the length of the order. Offsets
+// and an order on the CPU are checked: all of them if the first problem is taken, else those of the problems.
 Many check_many(std::string_view op, const ManyArguments& many, const Run& run, int64_t problems, int64_t rows);
 
 Dtype dtype_of(const at::Tensor& tensor);

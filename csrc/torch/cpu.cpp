@@ -115,12 +115,10 @@ void sgd_run(RunCall& call) {
 }
 
 void sgd_run_many(ManyCall& call) {
-  Problem& problem = call.problem;
-  problem.threads = at::get_num_threads();
-  problem.multiply = multiply;
-  Workspace workspace(cpu::many_workspace(problem, call.run, call.many));
-  cpu::sgd_run_many(problem, call.run, call.sgd, call.weight, call.bias, call.many, call.losses.data_ptr(),
-                    workspace.get());
+  call.first.problem.threads = at::get_num_threads();
+  call.first.problem.multiply = multiply;
+  Workspace workspace(cpu::many_workspace(call.first, call.many));
+  cpu::sgd_run_many(call.first, call.many, call.losses.data_ptr(), workspace.get());
 }
 
 void add_moments(const char* op, c10::Device, MomentRows& rows, const Moments& moments) {

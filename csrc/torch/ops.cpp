@@ -244,31 +244,34 @@ at::Tensor sgd_run_many(const Operands& operands, const Objective& objective, Sg
   Checked checked = check_problem(op, first.operands(), objective);
   const c10::Device device = operands.input.device();
   const int64_t problems = operands.linear_weight.size(0);
-  ManyCall call{
-      op.data(), device, checked.problem, check_run(op, arguments.run, checked.problem.n, device), sgd.rule, {}, {},
-      {},        {}};
+  ManyCall call{op.data(), device, {}, {}, {}};
+  SingleRun& run = call.first;
+  run.problem = checked.problem;
+  run.run = check_run(op, arguments.run, checked.problem.n, device);
   Many& many = call.many;
-  many = check_many(op, arguments, call.run, problems, checked.problem.n);
+  many = check_many(op, arguments, run.run, problems, run.problem.n);
   many.x = first.strides.x;
   many.y = first.strides.y;
   many.v = first.strides.v;
-
   sgd.steps = problems;
   if (sgd.momentum_tensor) sgd.rule.momentum = 1;  // there are buffers
   check_sgd(op, operands, objective, sgd, {{"offsets", arguments.offsets}, {"order", arguments.run.order}});
+  run.sgd = sgd.rule;
   at::Tensor kept[3];
-  set_numbers(sgd.lr_tensor, problems, call.sgd.lr, many.lr, kept[0]);
-  set_numbers(sgd.momentum_tensor, problems, call.sgd.momentum, many.momentum, kept[1]);
-  set_numbers(sgd.weight_decay_tensor, problems, call.sgd.weight_decay, many.weight_decay, kept[2]);
-  for (int64_t p = 0; p < problems; ++p) check_rule(op, rule_of(many, call.sgd, p));
+  set_numbers(sgd.lr_tensor, problems, run.sgd.lr, many.lr, kept[0]);
+  set_numbers(sgd.momentum_tensor, problems, run.sgd.momentum, many.momentum, kept[1]);
+  set_numbers(sgd.weight_decay_tensor, problems, run.sgd.weight_decay, many.weight_decay, kept[2]);
+  for (int64_t p = many.begin; p < (many.begin == 0 ? problems : many.end); ++p)
+    check_rule(op, rule_of(many, run.sgd, p));
 
   const Backend& backend = *backend_of(device.type());
-  call.losses = backend.empty({many.end - many.begin, many.epochs}, scalar_type_of(loss_dtype(call.problem)), device);
+  const auto dtype = scalar_type_of(loss_dtype(run.problem));
+  call.losses = backend.empty({many.end - many.begin, many.epochs}, dtype, device);
   if (call.losses.numel() == 0) return call.losses;
-  if (arguments.run.order) call.run.order = arguments.run.order->const_data_ptr<int64_t>();
+  if (arguments.run.order) run.run.order = arguments.run.order->const_data_ptr<int64_t>();
   const InPlaceParam w(&operands.linear_weight, sgd, 0), b(operands.linear_bias, sgd, 1);
-  call.weight = w.parameter;
-  call.bias = b.parameter;
+  run.weight = w.parameter;
+  run.bias = b.parameter;
   many.w = w.stride();
   many.b = b.stride();
   many.w_buffer = w.buffer_stride();
