@@ -25,6 +25,7 @@ OPTIONS = {
 SHAPES = [
     (37, 100, 4, 1, None), (16, 19, 1, 1, 7), (20, 64, 8, 1, 16), (18, 33, 3, 3, None), (5, 9, 2, 1, None),
     (17, 300, 7, 1, 100), (3, 2000, 2, 1, None), (4, 90, 20, 2, 40), (2, 300, 64, 16, None), (9, 1, 1, 1, None),
+    (3, 111, 33, 40, None),
     (3, 0, 2, 1, None),
 ]  # fmt: skip
 
@@ -187,6 +188,22 @@ def test_ragged_groups(ordered, batch_size, weight):
         results = both(problem, alone, offsets=offsets, order=order, batch_size=batch_size, momentum=0.5)
         assert_same(results, exact_losses=weight is None)
         assert torch.equal(results[0][0].isnan().all(1), sizes == 0)
+
+
+def test_groups_of_few_sizes():
+    """Neighbours of one size are taken together, and those beside them are not."""
+    sizes = torch.tensor([9] * 40 + [8] * 3 + [9] * 20 + [10] * 35)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    rows = Problem.random(int(offsets[-1]), 2, 1, DTYPES["float32"])
+    problem = stacked(len(sizes), 1, 2, 1, DTYPES["float32"])
+    x, y = problem.input, problem.target = rows.input, rows.target
+    parts = [slice(*bounds) for bounds in itertools.pairwise(offsets.tolist())]
+    assert_same(both(problem, lambda p: (x[parts[p]], y[parts[p]], None, None), offsets=offsets, batch_size=4))
+
+
+def test_learning_rates_in_lanes():
+    problem = stacked(37, 50, 3, 1, DTYPES["float64"])
+    assert_same(both(problem, dense(problem), lr=torch.logspace(-5, -2, 37), momentum=0.9, batch_size=20))
 
 
 def test_a_vector_for_each_problem():

@@ -55,7 +55,8 @@ struct Layout {
       : first(given), threads(many.end - many.begin < given.problem.threads ? 1 : given.problem.threads) {
     if (threads > 1) first.problem.threads = 1;
     const int64_t size = int64_t(size_of(loss_dtype(first.problem)));
-    for (int64_t p = many.begin; p < many.end; ++p) {
+    const int64_t sizes = many.offsets ? many.end - many.begin : 1;  // else all problems have one size
+    for (int64_t p = many.begin; p < many.begin + sizes; ++p) {
       const SingleRun one = single_run(first, many, p);
       if (one.run.end == 0) continue;
       const Problem& problem = one.problem;
@@ -66,6 +67,7 @@ struct Layout {
       if (lanes > 1) row_bytes = std::max(row_bytes, lanes * problem.n * (problem.d + 1) * number);
       row_bytes = std::max(row_bytes, aligned(int64_t(run_workspace(problem, one.run, nullptr))));
     }
+    work *= (many.end - many.begin) / sizes;
   }
 
   int64_t bytes() const { return loss_bytes + row_bytes; }
@@ -119,8 +121,9 @@ size_t many_workspace(const SingleRun& first, const Many& many) {
 void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* workspace) {
   const Layout layout(first, many);
   const int64_t threads = std::clamp<int64_t>(layout.work / kChunkElements, 1, layout.threads);
-  const int64_t share = (many.end - many.begin) / (threads * kPieces);
-  const int64_t piece = share < kMostLanes ? std::max<int64_t>(1, share) : share / kMostLanes * kMostLanes;
+  const int64_t lanes = lanes_of(single_run(first, many, many.begin), many);  // a piece has whole groups of them
+  const int64_t share = (many.end - many.begin) / (threads * kPieces),
+                piece = std::max<int64_t>(1, share / lanes) * lanes;
   const int64_t stride = many.epochs * int64_t(size_of(loss_dtype(first.problem)));
   std::atomic<int64_t> next = many.begin;
   run_threaded(threads, [&](int64_t thread, int64_t) {
@@ -130,12 +133,12 @@ void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* 
       const int64_t end = std::min(p + piece, many.end);
       for (int64_t count; p < end; p += count) {
         runs[0] = single_run(layout.first, many, p);
-        const int64_t lanes = lanes_of(runs[0], many);
-        for (count = 1; count < lanes && p + count < end; ++count) {
+        const int64_t wanted = lanes_of(runs[0], many);
+        for (count = 1; count < wanted && p + count < end; ++count) {
           runs[count] = single_run(layout.first, many, p + count);
           if (!may_be_beside(runs[0], runs[count])) break;
         }
-        if (count < lanes) count = 1;
+        if (count < wanted) count = 1;
         char* const to = static_cast<char*>(losses) + (p - many.begin) * stride;
         take_runs(runs, count, many, to, stride, {own, own + layout.loss_bytes});
       }

@@ -168,18 +168,39 @@ void take_steps_of_width(SingleRun* runs, char* losses, int64_t stride, const vo
   take_steps<V, kD>(runs, losses, stride, rows);
 }
 
+// Writes lane `lane` of a column of numbers, `stride` vectors apart.
+template <class V, class T, class Convert>
+void load_column(const T* from, int64_t from_stride, int64_t n, Convert convert, int lane, int64_t stride,
+                 Each<V>* to) {
+  for (int64_t i = 0; i < n; ++i) to[i * stride].of[lane] = NumberOf<V>(convert(from[i * from_stride]));
+}
+
+template <class V>
+void load_column(const void* from, const View& view, int64_t n, int lane, int64_t stride, Each<V>* to) {
+  const auto same = [](auto number) { return number; };
+  const auto load = [&](auto* typed, auto convert) {
+    load_column(typed, view.row_stride, n, convert, lane, stride, to);
+  };
+  switch (view.dtype) {
+    case Dtype::float32:
+      return load(static_cast<const float*>(from), same);
+    case Dtype::float64:
+      return load(static_cast<const double*>(from), same);
+    case Dtype::bfloat16:
+      return load(static_cast<const uint16_t*>(from), [](uint16_t h) { return from_bfloat16(h); });
+    case Dtype::float16:
+      return load(static_cast<const uint16_t*>(from), [](uint16_t h) { return from_float16(h); });
+  }
+}
+
 template <class V>
 void load_rows(const SingleRun* runs, void* rows) {
   const int64_t n = runs[0].problem.n, d = runs[0].problem.d;
-  NumberOf<V> column[kLaneNumbers / 2];
+  Each<V>* const to = static_cast<Each<V>*>(rows);
   for (int l = 0; l < lanes_of<V>; ++l) {
     const Problem& p = runs[l].problem;
-    for (int64_t j = 0; j <= d; ++j) {
-      const View& from = j < d ? p.x : p.y;
-      load(j < d ? at(from, 0, j) : from.data, from.row_stride, from.dtype, n, column);
-      Each<V>* const to = static_cast<Each<V>*>(rows) + j;
-      for (int64_t i = 0; i < n; ++i) to[i * (d + 1)].of[l] = column[i];
-    }
+    for (int64_t j = 0; j < d; ++j) load_column(at(p.x, 0, j), p.x, n, l, d + 1, to + j);
+    load_column(p.y.data, p.y, n, l, d + 1, to + d);
   }
 }
 

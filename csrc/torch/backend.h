@@ -31,7 +31,8 @@ struct RunCall {
 struct ManyCall {
   const char* op;
   c10::Device device;
-  SingleRun first;
+  SingleRun first;   // before take_runs without order
+  at::Tensor order;  // as in RunCall
   Many many;
   at::Tensor losses;  // [end - begin, epochs]
 };
@@ -79,6 +80,9 @@ void implement_least_squares(torch::Library& library);  // called by the former
 
 // Launches the steps of a run on an asynchronous device, without waiting for it.
 void take_steps(const Backend& backend, RunCall& call);
+
+// The same for many runs, one after another.
+void take_runs(const Backend& backend, ManyCall& call);
 
 // The tensor itself, or a stream-ordered copy on the device.
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device);

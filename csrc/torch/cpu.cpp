@@ -117,6 +117,7 @@ void sgd_run(RunCall& call) {
 void sgd_run_many(ManyCall& call) {
   call.first.problem.threads = at::get_num_threads();
   call.first.problem.multiply = multiply;
+  if (call.order.defined()) call.first.run.order = call.order.const_data_ptr<int64_t>();
   Workspace workspace(cpu::many_workspace(call.first, call.many));
   cpu::sgd_run_many(call.first, call.many, call.losses.data_ptr(), workspace.get());
 }

@@ -244,7 +244,7 @@ at::Tensor sgd_run_many(const Operands& operands, const Objective& objective, Sg
   Checked checked = check_problem(op, first.operands(), objective);
   const c10::Device device = operands.input.device();
   const int64_t problems = operands.linear_weight.size(0);
-  ManyCall call{op.data(), device, {}, {}, {}};
+  ManyCall call{op.data(), device, {}, {}, {}, {}};
   SingleRun& run = call.first;
   run.problem = checked.problem;
   run.run = check_run(op, arguments.run, checked.problem.n, device);
@@ -268,7 +268,7 @@ at::Tensor sgd_run_many(const Operands& operands, const Objective& objective, Sg
   const auto dtype = scalar_type_of(loss_dtype(run.problem));
   call.losses = backend.empty({many.end - many.begin, many.epochs}, dtype, device);
   if (call.losses.numel() == 0) return call.losses;
-  if (arguments.run.order) run.run.order = arguments.run.order->const_data_ptr<int64_t>();
+  if (arguments.run.order) call.order = *arguments.run.order;
   const InPlaceParam w(&operands.linear_weight, sgd, 0), b(operands.linear_bias, sgd, 1);
   run.weight = w.parameter;
   run.bias = b.parameter;
