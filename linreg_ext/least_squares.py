@@ -477,7 +477,7 @@ class LeastSquares:
         It would if the columns are nearly dependent or their lengths far apart.
         """
         first = self._solve_gram(0.0)
-        spread = first.scale.amax(1) / first.scale.amin(1) if self.in_features else torch.ones(())
+        spread = first.scale.amax(1) / first.scale.amin(1) if self.in_features else first.scale.new_ones(())
         if not ((first.condition <= _DOUBLE).all() and (spread <= _SPREAD).all()):
             return [self._solve_gram(l2) for l2 in path]
         # The scaled moments are L Lᵀ, and the penalty is l2 S⁻² with S = diag(scale). With L⁻¹ S⁻¹ = Q Σ Vᵀ and
