@@ -63,11 +63,12 @@ void mirror(int64_t m, double* moments) {
 }
 
 constexpr int64_t kGroupBytes = 1 << 20;  // of all groups' moments: more do not fit in the second-level cache
+constexpr int64_t kAheadRows = 16;        // the prefetch distance
 constexpr int64_t kSortedRows = 1 << 22;  // rows that are sorted by group together; their indices take 32 MB
 
-// Adds a row to its group. `row` is memory for [d + k].
-void add_to_group(const MomentRows& p, int64_t i, const Moments& to, double* row) {
-  const int64_t m = p.d + p.k, g = p.group[i];
+// Adds row i to group g. `row` is memory for [d + k].
+void add_to_group(const MomentRows& p, int64_t i, int64_t g, const Moments& to, double* row) {
+  const int64_t m = p.d + p.k;
   const double v = p.v.data ? load_one<double>(at(p.v, i), p.v.dtype) : 1.0;
   if (v == 0) return;
   load(at(p.x, i), p.x.col_stride, p.x.dtype, p.d, row);
@@ -85,7 +86,7 @@ void add_to_group(const MomentRows& p, int64_t i, const Moments& to, double* row
 
 // Adds each row to its group. A thread has its own groups and looks for their rows. Groups that do not fit in the cache
 // are visited in order, each for all of its rows at once, in the order of the rows: 20 million rows of a million groups
-// in random order take 1 s, not 20 s.
+// in random order take 2.6 s of one core, not 20 s.
 void add_groups(const MomentRows& p, const Moments& to) {
   const int64_t m = p.d + p.k;
   const bool sort = to.groups * (m * m + m + 2) * int64_t(sizeof(double)) > kGroupBytes && p.n > to.groups / 4 &&
@@ -99,7 +100,7 @@ void add_groups(const MomentRows& p, const Moments& to) {
       const int64_t last = std::min(first + kSortedRows, p.n);
       if (!sort) {
         for (int64_t i = first; i < last; ++i)
-          if (is_own(i)) add_to_group(p, i, to, row.get());
+          if (is_own(i)) add_to_group(p, i, p.group[i], to, row.get());
         continue;
       }
       places.assign(size_t(end - begin + 1), 0);
@@ -109,7 +110,14 @@ void add_groups(const MomentRows& p, const Moments& to) {
       order.resize(size_t(places.back()));
       for (int64_t i = first; i < last; ++i)
         if (is_own(i)) order[size_t(places[size_t(p.group[i] - begin)]++)] = i;
-      for (const int64_t i : order) add_to_group(p, i, to, row.get());
+      order.resize(order.size() + kAheadRows, first);
+      for (int64_t g = begin, k = 0; g < end; ++g)
+        for (; k < places[size_t(g - begin)]; ++k) {
+          const int64_t ahead = order[size_t(k + kAheadRows)];
+          __builtin_prefetch(at(p.x, ahead));
+          __builtin_prefetch(at(p.y, ahead));
+          add_to_group(p, order[size_t(k)], g, to, row.get());
+        }
     }
     for (int64_t g = begin; g < end; ++g) mirror(m, to.moments + m * m * g);
   });

@@ -20,7 +20,7 @@ constexpr int kRowLanes = 32 / sizeof(Number);
 
 // A number of each problem.
 template <class V>
-struct alignas(64) Each {
+struct alignas(sizeof(V)) Each {
   NumberOf<V> of[lanes_of<V>];
 };
 
