@@ -64,7 +64,7 @@ struct Layout {
       const int64_t number = problem.x.dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
       work += one.run.rows * many.epochs * std::max<int64_t>(1, problem.d * problem.k);
       if (one.run.epoch_steps > 1) loss_bytes = std::max(loss_bytes, aligned(lanes * one.run.epoch_steps * size));
-      if (lanes > 1) row_bytes = std::max(row_bytes, lanes * problem.n * (problem.d + 1) * number);
+      if (lanes > 1) row_bytes = std::max(row_bytes, aligned(lanes * problem.n * (problem.d + 1) * number));
       row_bytes = std::max(row_bytes, aligned(int64_t(run_workspace(problem, one.run, nullptr))));
     }
     work *= (many.end - many.begin) / sizes;
