@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .names import HALF_PRODUCT, PRODUCTS, RUN_EPOCHS
+from .names import HALF_PRODUCT, ONE_BY_ONE, PRODUCTS, RUN_EPOCHS
 from .results import Row, duration
 
 Case = dict[str, Row]  # the rows of one case, by variant
@@ -115,6 +115,11 @@ TARGETS = (
     Target("C9", "time over", 0.45, "eager"),
     Target("C10", "memory over", 1 / 32, "eager"),
     Target("C11", "same bits", 1),
+    Target("C12", "speed-up over", 15, "bmm by hand", variant="sgd_run_many_"),
+    Target("C12", "speed-up over", 25, "JAX vmap", variant="sgd_run_many_"),
+    Target("C12", "seconds", 4e-3, variant="moments"),
+    Target("C13", "time over", 0.6, ONE_BY_ONE, variant="sgd_run_many_"),
+    Target("C13", "time over", 0.05, ONE_BY_ONE, variant="moments"),
     Target("C14", "time over", 1.2, HALF_PRODUCT),
     Target("C14", "speed-up over", 25, "scikit-learn"),
     Target("C14b", "of BWread", 0.8),

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import linreg_ext
 from linreg_ext.examples import b_one_feature
 
-from . import epochs, estimators, exact, memory, ours
+from . import epochs, estimators, exact, many, memory, ours
 from .clocks import Variant
 from .harness import Bench, Case, Maker
 from .names import BWREAD, NAME, PRODUCTS
@@ -178,6 +178,8 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "program": program,
     "loss": loss,
     "memory": memory.measure,
+    "groups": many.groups,
+    "sweep": many.sweep,
     "exact": exact.exact,
     "moments": exact.passes,
     "estimators": estimators.estimators,

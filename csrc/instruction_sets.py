@@ -5,7 +5,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "cpu"
 LANES = {"avx512": 8, "avx2": 4, "portable": 2}  # doubles in a register
-KERNELS = {"rows": tuple(LANES), "product_rows": tuple(LANES), "moment_rows": tuple(LANES), "small_steps": ("avx2",)}
+KERNELS = {
+    "rows": tuple(LANES),
+    "product_rows": tuple(LANES),
+    "moment_rows": tuple(LANES),
+    "small_steps": ("avx2",),
+    "small_runs": ("avx512", "avx2"),
+}
 
 
 def cpu_sources(folder: Path) -> list[Path]:

@@ -121,17 +121,49 @@ struct Run {
   const double* lr = nullptr;  // [end - begin]; nullptr: the rule's
 };
 
+// The number of steps in an epoch of `rows` rows.
+LINREG_MATH constexpr int64_t steps_of(int64_t rows, int64_t batch_size, bool drop_last) {
+  return rows / batch_size + (!drop_last && rows % batch_size != 0);
+}
+
 // The number of rows in a batch of a run.
 LINREG_MATH constexpr int64_t batch_rows(const Run& run, int64_t batch) {
   const int64_t left = run.rows - batch * run.batch_size;
   return left < run.batch_size ? left : run.batch_size;
 }
 
+// Many runs of one kind, [begin, end) of them. The operands of problem p lie p strides, in bytes, behind those of the
+// first; a stride of 0 shares an operand. Each takes all steps of `epochs` epochs.
+struct Many {
+  int64_t begin = 0, end = 0, epochs = 0;
+  bool drop_last = false;
+  // [problems + 1]: problem p takes the rows, or entries of the order, from offsets[p] to offsets[p + 1]; nullptr: all.
+  const int64_t* offsets = nullptr;
+  int64_t x = 0, y = 0, v = 0, w = 0, b = 0, w_buffer = 0, b_buffer = 0;     // strides
+  const double *lr = nullptr, *momentum = nullptr, *weight_decay = nullptr;  // [problems]; nullptr: the rule's
+};
+
 // With `nonfinite`, a step whose loss is nan or inf does not change the parameters. In a run, it also ends the run: a
 // step is skipped, and its loss set to nan, if the previous step's loss, at `before`, is nan or inf.
 struct Skip {
   bool nonfinite = false;
   const void* before = nullptr;  // of w's dtype
+};
+
+// The rule of problem p of many.
+LINREG_MATH Sgd rule_of(const Many& many, Sgd sgd, int64_t p) {
+  if (many.lr) sgd.lr = many.lr[p];
+  if (many.momentum) sgd.momentum = many.momentum[p];
+  if (many.weight_decay) sgd.weight_decay = many.weight_decay[p];
+  return sgd;
+}
+
+// The run of a problem alone.
+struct SingleRun {
+  Problem problem;
+  Run run;
+  Sgd sgd;
+  Parameter weight, bias;
 };
 
 // The rows of least squares, all finite or not; v is one number a row.
@@ -176,6 +208,11 @@ void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, c
 size_t run_workspace(const Problem& problem, const Run& run, const Problem* validation);
 int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
                 bool stop_nonfinite, void* losses, const Problem* validation, void* validation_losses, void* workspace);
+
+// Takes many runs, each with the bits of sgd_run, and writes the mean loss of each epoch, [end - begin, epochs], in the
+// loss_dtype. Batches count by their rows or, if weighted, by the sums of their weights.
+size_t many_workspace(const SingleRun& first, const Many& many);
+void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* workspace);
 
 // Adds rows to moments. Returns false, with nothing changed, if a weight is negative.
 size_t moments_workspace(const MomentRows& rows);

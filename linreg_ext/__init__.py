@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._extension import build_info
 from ._version import __version__
-from .functional import FUNCTIONS, sgd_run_, sgd_step_
+from .functional import FUNCTIONS, sgd_run_, sgd_run_many_, sgd_step_
 from .least_squares import LeastSquares, LeastSquaresSolution, lstsq, lstsq_batches
 from .modules import MODULES
 from .training import History, StopTraining, TrainStep, evaluate, fit, make_train_step
@@ -43,6 +43,7 @@ __all__ = [
     "lstsq_batches",
     "make_train_step",
     "sgd_run_",
+    "sgd_run_many_",
     "sgd_step_",
 ]
 

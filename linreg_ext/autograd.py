@@ -217,11 +217,18 @@ def _fake_sgd_run_(
     return losses, new_empty(epochs_ended, dtype=loss_dtype(parameters[0], validation_target)), done
 
 
+def _fake_sgd_run_many_(input: Tensor, target: Tensor, parameters: list[Tensor], *others: Any) -> Tensor:
+    refuse_transforms("sgd_run_many_")
+    *_, epochs, begin, end = others
+    return parameters[0].new_empty((end - begin, epochs), dtype=loss_dtype(parameters[0], target))
+
+
 if not REFERENCE:
     torch.library.register_fake("linreg_ext::linear_loss", _fake_linear_loss)
     torch.library.register_fake("linreg_ext::linear_loss_grads", _fake_linear_loss_grads)
     torch.library.register_fake("linreg_ext::sgd_step_", _fake_sgd_step_)
     torch.library.register_fake("linreg_ext::sgd_run_", _fake_sgd_run_)
+    torch.library.register_fake("linreg_ext::sgd_run_many_", _fake_sgd_run_many_)
     torch.library.register_fake("linreg_ext::moments_", lambda *_: None)
     torch.library.register_fake(
         "linreg_ext::residual_moments", lambda x, y, v, w, *_: w.new_empty(w.shape[0], w.shape[1] + 2)

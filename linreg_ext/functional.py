@@ -2,10 +2,10 @@
 """The fused losses and SGD steps as functions of tensors.
 
 A call goes through the operators, `csrc/torch/ops.cpp` (eager losses: `autograd.cpp`), to a pass or a run,
-`csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp` or `csrc/cuda/{pass,sgd_run}.cu`. The CPU multiplies rows and weights in
-`csrc/cpu/tiles.h` (few features: `columns.h`; many targets: `products.cpp`; SGD steps on small batches:
-`small_steps.cpp`) and sums losses in `csrc/cpu/residuals.h`; a GPU does both in `csrc/cuda/tiles.cuh`. The formulas are
-in `csrc/math/losses.h`.
+`csrc/cpu/{linear_loss,sgd_step,sgd_run}.cpp` or `csrc/cuda/{pass,sgd_run}.cu`, or to many runs,
+`csrc/cpu/sgd_run_many.cpp`. The CPU multiplies rows and weights in `csrc/cpu/tiles.h` (few features: `columns.h`; many
+targets: `products.cpp`; SGD steps on small batches: `small_steps.cpp`) and sums losses in `csrc/cpu/residuals.h`; a GPU
+does both in `csrc/cuda/tiles.cuh`. The formulas are in `csrc/math/losses.h`.
 """
 
 from __future__ import annotations
@@ -339,6 +339,119 @@ def sgd_run_(
     return losses[: steps_taken(chunks) + 1] if stop_nonfinite else losses
 
 
+def sgd_run_many_(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    offsets: Tensor | None = None,
+    order: Tensor | None = None,
+    batch_size: int | None = None,
+    drop_last: bool = False,
+    epochs: int = 1,
+    loss: str = "mse",
+    delta: float | None = None,
+    beta: float | None = None,
+    quantile: float | None = None,
+    lr: float | Tensor,
+    momentum: float | Tensor = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    momentum_buffers: list[Tensor | None] | None = None,
+) -> Tensor:
+    """Train P linear models at once, each by a `sgd_run_` of its own, in place, in one call.
+
+    Each problem ends as its `sgd_run_` alone would end it, on the CPU bit for bit. The problems have their own rows,
+    share the rows and differ in targets or hyper-parameters, or are groups of rows of different sizes.
+
+    Ctrl-C ends the call between two problems. On a GPU, the problems run one after another.
+
+    Arguments that are not listed are as in `sgd_run_`.
+
+    Args:
+        input: X, of shape [P, N, D]; [N, D], rows that all problems share; or [rows, D] with `offsets`.
+        linear_weight: W, of shape [P, K, D], or [P, D] for a single target without a dimension of its own; updated in
+            place.
+        target: Y, of shape [P, N, K], or without its dimension K beside a `linear_weight` of shape [P, D]. If all
+            problems share the rows, it may do without P, and with `offsets` it does.
+        linear_bias: b, of shape [P, K]; updated in place.
+        weight: one per element of `target` or one per row, with a dimension P if `target` has one.
+        offsets: int64 of shape [P + 1], on the CPU: problem p has the rows from offsets[p] to offsets[p + 1] − 1.
+        order: the rows of an epoch in order, for every problem, as in `sgd_run_`. With `offsets`, problem p takes the
+            entries from offsets[p] to offsets[p + 1] − 1 of an order of rows of `input`.
+        batch_size: the rows of a step. None takes all of a problem's.
+        epochs: the number of epochs.
+        lr, momentum, weight_decay: a float, or a tensor of shape [P] with a number for each problem.
+        momentum_buffers: as in `sgd_step_`, with the shapes of the parameters. If Ctrl-C ends the call, new buffers are
+            not kept.
+
+    Returns:
+        The mean loss of each epoch, weighted by its batches' rows or sums of weights: a new tensor of shape
+        [P, epochs], of the dtype of a step's loss; nan for a problem that has no steps.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, IndexError: as in `sgd_run_`. The offsets fall, or lie outside the rows.
+
+    Equivalent to:
+        `for p in range(P): sgd_run_(input[p], linear_weight[p], target[p], linear_bias=linear_bias[p], …)`
+
+    Example:
+        >>> x, y = torch.randn(1000, 80, 3), torch.randn(1000, 80, 1)
+        >>> w, b = torch.zeros(1000, 1, 3), torch.zeros(1000, 1)
+        >>> losses = sgd_run_many_(x, w, y, linear_bias=b, epochs=100, lr=0.1)
+    """
+    op = "sgd_run_many_"
+    refuse_transforms(op)
+    threshold = threshold_of(op, loss, delta=delta, beta=beta, quantile=quantile)
+    parameters = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
+    numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    tensors = [number if isinstance(number, Tensor) else None for number in numbers.values()]
+    lr, momentum, weight_decay = (1.0 if isinstance(number, Tensor) else number for number in numbers.values())
+    state = _NO_STATE if momentum == 0 else _momentum_state(op, parameters, momentum, momentum_buffers)
+    if batch_size is None:  # as many rows as any problem may have
+        rows = input.shape[-2] if isinstance(input, Tensor) and input.dim() >= 2 else 1
+        batch_size, drop_last = max(1, rows if not isinstance(order, Tensor) else order.numel()), False
+    sizes = (_integer(op, "batch_size", batch_size), drop_last, _integer(op, "epochs", epochs))
+    step = (
+        input, target, parameters, state[0], (lr, momentum, dampening, weight_decay, nesterov, maximize), loss,
+        threshold, weight, *tensors, state[1], offsets, order, *sizes,
+    )  # fmt: skip
+    problems = len(linear_weight) if isinstance(linear_weight, Tensor) and linear_weight.dim() else 0
+    if torch.compiler.is_compiling() and not REFERENCE:
+        losses = _OPS.sgd_run_many_(*_schema_arguments(step), 0, problems)
+    else:
+        losses = _run_many(step, problems)
+    if state[1]:
+        momentum_buffers[: len(parameters)] = state[0]
+    return losses
+
+
+def _run_many(step: tuple[Any, ...], problems: int) -> Tensor:
+    """Call the operator `linreg_ext::sgd_run_many_` in chunks of problems, with all arguments but these given."""
+    op = reference.sgd_run_many_ if REFERENCE else _C.sgd_run_many_
+    input, target, parameters, *_, epochs = step
+    together = torch.get_num_threads()  # at least one problem for each thread
+
+    def take(begin: int, end: int) -> tuple[Tensor, None, int]:
+        return op(*step, begin * together, min(end * together, problems)), None, end - begin
+
+    size, device, chunks = 0, torch.device("cpu"), []
+    if problems and isinstance(input, Tensor) and input.dim():
+        own_rows = input.dim() == 3 or step[12] is not None
+        size = input.numel() // (problems if own_rows else 1) * max(1, epochs) * together
+        device = input.device
+    try:
+        run_in_chunks(take, lambda begin, end: (begin, end), -(-problems // together), size, device, chunks)
+    except RuntimeError as error:
+        _explain("sgd_run_many_", error, input, parameters[0], target, *parameters[1:], step[7])
+        raise
+    return torch.cat([losses for losses, *_ in chunks]) if len(chunks) > 1 else chunks[0][0]
+
+
 _NO_STATE: tuple[list[Tensor], int] = ([], 0)
 
 
@@ -361,7 +474,7 @@ def _momentum_state(
     if not any(first):
         return buffers[: len(parameters)], 0
     state = [
-        torch.empty_like(p) if is_first and isinstance(p, Tensor) else buffer
+        torch.zeros_like(p) if is_first and isinstance(p, Tensor) else buffer
         for p, buffer, is_first in zip(parameters, buffers, first, strict=False)
     ]
     return state, first[0] | first[1] << 1
@@ -376,20 +489,20 @@ def _run_sizes(
         rows = input.shape[0] if order is None else order.shape[-1]
     if epochs is None:
         epochs = order.shape[0] if isinstance(order, Tensor) and order.dim() == 2 else 1
-    batch_size = max(1, rows) if batch_size is None else _integer("batch_size", batch_size)
-    epochs = _integer("epochs", epochs)
+    batch_size = max(1, rows) if batch_size is None else _integer("sgd_run_", "batch_size", batch_size)
+    epochs = _integer("sgd_run_", "epochs", epochs)
     if batch_size < 1 or epochs < 0:
         return batch_size, epochs, 0
     return batch_size, epochs, epochs * (rows // batch_size if drop_last else -(-rows // batch_size))
 
 
-def _integer(name: str, value: Any) -> int:
+def _integer(op: str, name: str, value: Any) -> int:
     if isinstance(value, int):
         return value
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"sgd_run_: {name} must be an int or None, got {type(value).__name__}") from None
+        raise TypeError(f"{op}: {name} must be an int or None, got {type(value).__name__}") from None
 
 
 def sgd_run(
@@ -444,7 +557,7 @@ def run_in_chunks(
     """Take the steps of a run in chunks, between which Python handles signals.
 
     Args:
-        op: takes steps; implemented in C, so that no signal handler can run before its result is stored.
+        op: takes steps. If it is implemented in C, no signal handler can run before its result is stored.
         arguments: of `op` for the steps [begin, end).
         steps: the number of steps.
         step_size: the approximate number of multiplications in a step.

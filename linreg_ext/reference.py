@@ -147,6 +147,63 @@ def sgd_run_(
     return losses, validation_losses, torch.tensor(taken, device=input.device)
 
 
+def sgd_run_many_(
+    input: Tensor,
+    target: Tensor,
+    parameters: list[Tensor],
+    momentum_buffers: list[Tensor],
+    rule: list[float],
+    loss: str,
+    delta: float,
+    weight: Tensor | None,
+    lr: Tensor | None,
+    momentum: Tensor | None,
+    weight_decay: Tensor | None,
+    first_step: int,
+    offsets: Tensor | None,
+    order: Tensor | None,
+    batch_size: int,
+    drop_last: bool,
+    epochs: int,
+    begin: int,
+    end: int,
+) -> Tensor:
+    shared_input = input.dim() == 2
+    shared_target = shared_input and target.dim() == parameters[0].dim() - 1
+    losses = parameters[0].detach().new_full((end - begin, epochs), math.nan, dtype=loss_dtype(parameters[0], target))
+    for p in range(begin, end):
+        x = input if shared_input else input[p]
+        y, v = (t if t is None or shared_target else t[p] for t in (target, weight))
+        its_order = order
+        if offsets is not None:
+            part = slice(int(offsets[p]), int(offsets[p + 1]))
+            if order is None:
+                x, y, v = x[part], y[part], None if v is None else v[part]
+            else:
+                its_order = order[..., part]
+        its_rule = [*rule]
+        for i, number in enumerate((lr, momentum, None, weight_decay)):
+            if number is not None:
+                its_rule[i] = number.flatten()[p if number.numel() > 1 else 0].item()
+        rows = len(x) if its_order is None else its_order.shape[-1]
+        steps = rows // batch_size if drop_last else -(-rows // batch_size)
+        if not steps:
+            continue
+        step_losses, *_ = sgd_run_(
+            x, y, [t[p] for t in parameters], [t[p] for t in momentum_buffers], its_rule, loss, delta, v, None, "mean",
+            first_step, 0, False, its_order, None, None, None, batch_size, drop_last, epochs, 0, epochs * steps,
+        )  # fmt: skip
+        v = x.new_ones(len(x), 1) if v is None else v.reshape(len(x), -1)
+        v = (
+            v.double().sum(1).expand(epochs, -1)
+            if its_order is None
+            else v.double().sum(1)[its_order].expand(epochs, -1)
+        )
+        weights = torch.stack([part.sum(1) for part in v.split(batch_size, 1)[:steps]], 1)
+        losses[p - begin] = (step_losses.view(epochs, steps).double() * weights).sum(1) / weights.sum(1)
+    return losses
+
+
 def loss_dtype(linear_weight: Tensor, target: Tensor) -> torch.dtype:
     """The dtype of the loss: what those of prediction and target promote to."""
     return torch.promote_types(linear_weight.dtype, target.dtype)

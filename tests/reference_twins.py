@@ -70,7 +70,7 @@ def _step(
     if momentum != 0:
         first = sum((momentum_buffers[i] is None) << i for i in range(len(parameters)))
         buffers = [
-            b if b is not None else torch.empty_like(p) for p, b in zip(parameters, momentum_buffers, strict=False)
+            b if b is not None else torch.zeros_like(p) for p, b in zip(parameters, momentum_buffers, strict=False)
         ]
     rate, lr_tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
     rule = [rate, momentum, dampening, weight_decay, nesterov, maximize]
@@ -112,3 +112,24 @@ def sgd_run_(
     if done > 0:
         _keep(step, momentum_buffers)
     return losses[: done + 1]
+
+
+def sgd_run_many_(
+    *tensors: Tensor,
+    offsets: Tensor | None = None,
+    order: Tensor | None = None,
+    batch_size: int | None = None,
+    drop_last: bool = False,
+    epochs: int = 1,
+    momentum_buffers: list[Tensor | None] | None = None,
+    **options: Any,
+) -> Tensor:
+    numbers = [options.get(name) for name in ("lr", "momentum", "weight_decay")]
+    tensor = [number if isinstance(number, Tensor) else None for number in numbers]
+    scalars = {name: 1.0 for name, t in zip(("lr", "momentum", "weight_decay"), tensor, strict=True) if t is not None}
+    step = _step(*tensors, momentum_buffers=momentum_buffers, **options | scalars)
+    rows = tensors[0].shape[-2] if order is None else order.numel()
+    sizes = (batch_size or max(1, rows), drop_last and batch_size is not None, epochs)
+    losses = reference.sgd_run_many_(*step[:8], *tensor, step[10], offsets, order, *sizes, 0, len(tensors[1]))
+    _keep(step, momentum_buffers)
+    return losses

@@ -213,6 +213,19 @@ def test_runs_in_one_graph():
     assert_same_and_plain(*results)
 
 
+def test_many_runs_in_one_graph():
+    problem = Problem(torch.randn(4, 9, 5), torch.randn(4, 2, 5), torch.randn(4, 9, 2), torch.randn(4, 2))
+    compiled = torch.compile(linreg_ext.sgd_run_many_, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (linreg_ext.sgd_run_many_, compiled, reference_twins.sgd_run_many_):
+        w, b = problem.linear_weight.clone(), problem.linear_bias.clone()
+        options = {"linear_bias": b, "momentum": 0.9, "momentum_buffers": (buffers := [None, None])}
+        rates = {"lr": torch.tensor([0.1, 0.2, 0.05, 0.01]), "weight_decay": 0.1}
+        losses = run(problem.input, w, problem.target, batch_size=4, epochs=2, **rates, **options)
+        results.append([losses, w, b, *buffers])
+    assert_same_and_plain(*results)
+
+
 class Network(nn.Module):
     """A layer under a fused head."""
 

@@ -28,7 +28,7 @@ def without_comments(text):
 def entries():
     """The functions of cuda.cpp that call into csrc/cuda, or allocate for it: name -> body."""
     bodies = re.findall(r"^[\w:][^\n;]*?(\w+)\(([^;{]*?)\) \{\n(.*?)^\}", without_comments(GLUE), re.M | re.S)
-    calls = re.compile(r"(?<!c10::)\bcuda::|\bworkspace\(|\btake_steps\(|CUDACachingAllocator::get\(\),")
+    calls = re.compile(r"(?<!c10::)\bcuda::|\bworkspace\(|\btake_(?:steps|runs)\(|CUDACachingAllocator::get\(\),")
     return {name: body for name, _, body in bodies if calls.search(body)}
 
 

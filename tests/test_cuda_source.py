@@ -66,6 +66,12 @@ def test_runs_without_races():
     passed(run_tests("tests/test_batches.py", "-k", "every_loader and float64"))
 
 
+def test_many_runs():
+    """One after another, by the kernels of the runs."""
+    chosen = "not (ctrl_c or threads or is_a_run_alone or in_lanes or bfloat16 or float16)"
+    passed(run_tests("tests/test_run_many.py", "-k", chosen, SIMT_MULTIPROCESSORS="3"))
+
+
 SMALL = "not extended"  # of the tests of least squares
 
 

@@ -194,6 +194,76 @@ def test_bad_arguments_of_a_run(change, error, words):
         torch.testing.assert_close(t, old, rtol=0, atol=0, equal_nan=True)
 
 
+def many():
+    return {
+        "input": torch.zeros(4, 32, 3), "linear_weight": torch.zeros(4, 1, 3), "target": torch.zeros(4, 32, 1),
+        "linear_bias": torch.zeros(4, 1), "lr": 0.1,
+    }  # fmt: skip
+
+
+def groups(offsets):
+    return {"input": torch.zeros(32, 3), "target": torch.zeros(32, 1), "offsets": offsets}
+
+
+MANY_CASES = [
+    ({"linear_weight": torch.zeros(3)}, RuntimeError, "linear_weight must have shape [problems, out_features, in_features] or [problems, in_features], got [3]"),
+    ({"linear_weight": torch.zeros(4, 1, 2)}, RuntimeError, "linear_weight must have shape [out_features, 3] or [3], got [1, 2]"),
+    ({"input": torch.zeros(3)}, RuntimeError, "input must have shape [problems, rows, in_features] or [rows, in_features], got [3]"),
+    ({"input": torch.zeros(5, 32, 3)}, RuntimeError, "input must have shape [4, …], for each problem of linear_weight, got [5, 32, 3]"),
+    ({"target": torch.zeros(4, 31, 1)}, RuntimeError, "target must have shape [32, 1], got [31, 1]"),
+    ({"target": torch.zeros(4, 32)}, RuntimeError, "target must have shape [32, 1], got [32]; pass target.unsqueeze(-1)"),
+    ({"target": torch.zeros(32, 1)}, RuntimeError, "target must have shape [4, …], for each problem of linear_weight, got [32, 1]"),
+    ({"linear_bias": torch.zeros(3, 1)}, RuntimeError, "linear_bias must have shape [4, …], for each problem of linear_weight, got [3, 1]"),
+    ({"linear_bias": torch.zeros(())}, RuntimeError, "linear_bias must have shape [4, …], for each problem of linear_weight, got []"),
+    ({"linear_bias": torch.zeros(4, 2)}, RuntimeError, "linear_bias must have shape [1], got [2]"),
+    ({"weight": torch.ones(32)}, RuntimeError, "weight must have shape [4, …], for each problem of linear_weight, got [32]"),
+    ({"weight": torch.ones(4, 32, 2)}, RuntimeError, "weight must have shape [32, 1], [32] or [32, 1], got [32, 2]"),
+    ({"lr": torch.zeros(3)}, ValueError, "lr must be a float, a 1-element tensor or one of shape [4], got shape [3]"),
+    ({"momentum": torch.zeros(3), "momentum_buffers": [None, None]}, ValueError, "momentum must be a float, a 1-element tensor or one of shape [4], got shape [3]"),
+    ({"weight_decay": torch.zeros(4).half()}, RuntimeError, "weight_decay must have dtype float32 or float64, got float16"),
+    ({"weight_decay": torch.tensor([0.0, 0, -1, 0])}, ValueError, "weight_decay must be >= 0, got -1"),
+    ({"lr": torch.tensor([0.0, math.nan, 0, 0])}, ValueError, "lr must be >= 0, got nan"),
+    ({"lr": torch.tensor([-0.5])}, ValueError, "lr must be >= 0, got -0.5"),
+    ({"momentum": torch.zeros(4), "nesterov": True, "momentum_buffers": [None, None]}, ValueError, "nesterov must be False unless momentum > 0"),
+    ({"momentum": torch.zeros(4)}, ValueError, "momentum_buffers must be a list"),
+    ({"momentum": 0.9, "momentum_buffers": [torch.zeros(1, 3), None]}, RuntimeError, "momentum_buffers[0] must have shape [4, 1, 3], got [1, 3]"),
+    ({"momentum": "0.9"}, TypeError, "momentum must be a number, got str"),
+    ({"linear_weight": torch.zeros(1, 1, 3).expand(4, 1, 3)}, RuntimeError, "linear_weight must not overlap itself in memory (is it expanded?)"),
+    ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
+    ({"batch_size": 2.0}, TypeError, "batch_size must be an int or None, got float"),
+    ({"epochs": -1}, ValueError, "epochs must be >= 0, got -1"),
+    ({"order": torch.arange(33)}, IndexError, "order must hold indices from 0 to 31, got 32"),
+    ({"order": torch.zeros(2, 32).long()}, RuntimeError, "order must have shape [rows] or [1, rows], got [2, 32]"),
+    ({"offsets": torch.arange(5)}, RuntimeError, "input must have shape [rows, in_features] with offsets, got [4, 32, 3]"),
+    (groups(torch.arange(4)), RuntimeError, "offsets must have shape [5], got [4]"),
+    (groups(torch.arange(5).int()), RuntimeError, "offsets must have dtype int64, got int32"),
+    (groups(torch.arange(10)[::2]), RuntimeError, "offsets must be contiguous, got strides [2]"),
+    (groups(torch.tensor([0, 5, 4, 6, 32])), ValueError, "offsets must rise from 0 or more to at most 32, got 4 after 5"),
+    (groups(torch.tensor([0, 5, 7, 9, 33])), ValueError, "offsets must rise from 0 or more to at most 32, got 33 after 9"),
+    (groups(torch.tensor([-1, 5, 7, 9, 32])), ValueError, "offsets must rise from 0 or more to at most 32, got -1"),
+    (groups(torch.tensor([0, 5, 7, 9, 32])) | {"order": torch.full((32,), 32)}, IndexError, "order must hold indices from 0 to 31, got 32"),
+    (groups(torch.tensor([0, 5, 7, 9, 32])) | {"order": torch.arange(9)}, ValueError, "offsets must rise from 0 or more to at most 9, got 32 after 9"),
+    (groups([0, 5, 7, 9, 32]), TypeError, "offsets must be a Tensor or None, got list"),
+    (groups(torch.tensor([0, 5, 7, 9, 32])) | {"target": torch.zeros(4, 32, 1)}, RuntimeError, "target must have shape [32, 1], got [4, 32, 1]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "error", "words"), NOT_TENSORS + MANY_CASES)
+def test_bad_arguments_of_many_runs(change, error, words):
+    arguments = {**many(), **change}
+    message = message_of(linreg_ext.sgd_run_many_, arguments, error)
+    assert message.startswith("sgd_run_many_: ")
+    assert words in message
+
+
+def test_bad_ranges_of_many_runs():
+    x, w, y, b, _ = many().values()
+    call = (x, y, [w, b], [], [0.1], "mse", 1.0, None, None, None, None, 0, None, None, 32, False, 1)
+    for begin, end in ((-1, 2), (3, 2), (0, 5)):
+        with pytest.raises(ValueError, match="sgd_run_many_: begin and end must satisfy 0 <= begin <= end <= 4, got"):
+            torch.ops.linreg_ext.sgd_run_many_(*call, begin, end)
+
+
 def test_bad_validation_and_ranges_of_a_run():
     x, w, y, b = good().values()
     step = (x, y, [w, b], [], [0.1, 0, 0, 0, 0, 0], "mse", 1.0, None, None, "mean", 0, 0, False)

@@ -134,6 +134,10 @@ LESSER = CAPABILITIES[: CAPABILITIES.index(OWN)] if OWN in CAPABILITIES else CAP
 def test_every_lesser_instruction_set_passes_the_values(capability):
     """In fresh memory that is not zeros."""
     tests = ["tests/test_values.py", "tests/test_parity.py::test_shapes", "tests/test_parity.py::test_near_convergence"]
+    tests += [
+        "tests/test_run_many.py::test_every_problem_is_a_run_alone",
+        "tests/test_run_many.py::test_every_loss_in_lanes",
+    ]
     assert_passes("-m", "not extended", *tests, ATEN_CPU_CAPABILITY=capability, MALLOC_PERTURB_="90")
 
 

@@ -170,7 +170,7 @@ def dual(function):
 
 
 TRANSFORMS = {"grad": grad, "vmap": vmap, "jvp": lambda f: lambda w: jvp(f, (w,), (w,)), "dual": dual}
-STEPS = {"sgd_step_": linreg_ext.sgd_step_, "sgd_run_": linreg_ext.sgd_run_, "the operator sgd_step_": lambda x, w, y, lr: OPS.sgd_step_(x, y, [w], [], [lr, 0, 0, 0, 0, 0])}  # fmt: skip
+STEPS = {"sgd_step_": linreg_ext.sgd_step_, "sgd_run_": linreg_ext.sgd_run_, "sgd_run_many_": lambda x, w, y, lr: linreg_ext.sgd_run_many_(x, w[None], y, lr=lr), "the operator sgd_step_": lambda x, w, y, lr: OPS.sgd_step_(x, y, [w], [], [lr, 0, 0, 0, 0, 0])}  # fmt: skip
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)

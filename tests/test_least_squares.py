@@ -2,6 +2,7 @@
 """Exact least squares: certified values, LAPACK's accuracy, merging, weights, ranks, groups, errors."""
 
 import math
+import os
 
 import nist
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import linreg_ext
 from linreg_ext import LeastSquares, lstsq, lstsq_batches, reference
+from linreg_ext._extension import REFERENCE
 
 METHODS = ("gram", "qr")
 
@@ -291,6 +293,20 @@ def test_same_bits_for_any_thread_count(dtype):
 
 
 # ---- Groups ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(REFERENCE or "LINREG_EXT_SIMT" in os.environ, reason="is about the pass on the CPU")
+@pytest.mark.parametrize(("groups", "rows"), [(20_000, 50_000), (60_000, 4_300_000)])
+def test_groups_beyond_the_cache_are_added_in_the_order_of_the_rows(groups, rows):
+    """The bits of rows that come sorted, for any number of threads."""
+    x, y, group = torch.randn(rows, 2), torch.randn(rows, 1), torch.randint(groups, (rows,))
+    order = group.argsort(stable=True)
+    expected = LeastSquares(2, groups=groups).update(x[order], y[order], group=group[order])
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found = LeastSquares(2, groups=groups).update(x, y, group=group)
+        for name in ("_counts", "_mean", "_moments"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 def test_each_group_is_a_regression_of_its_own():

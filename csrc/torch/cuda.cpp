@@ -107,14 +107,20 @@ void residual_moments(const char* op, c10::Device device, MomentRows& rows, cons
 }
 
 void sgd_run(RunCall& call);
+void sgd_run_many(ManyCall& call);
 
 constexpr Backend kBackend = {
-    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, add_moments,      residual_moments,
+    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, sgd_run_many,     add_moments,    residual_moments,
     plan,  residuals, finish_linear_loss, finish_sgd_step, end_run, takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) {
   const c10::cuda::CUDAGuard guard(call.device);
   take_steps(kBackend, call);
+}
+
+void sgd_run_many(ManyCall& call) {
+  const c10::cuda::CUDAGuard guard(call.device);
+  take_runs(kBackend, call);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ __attribute__((used)) const char kStamp[] = "linreg_ext built for torch " LINREG
 PyMethodDef methods[] = {
     method("sgd_step_", &sgd_step_entry, "The operator linreg_ext::sgd_step_, with positional arguments."),
     method("sgd_run_", &sgd_run_entry, "The operator linreg_ext::sgd_run_, with positional arguments."),
+    method("sgd_run_many_", &sgd_run_many_entry, "The operator linreg_ext::sgd_run_many_, with positional arguments."),
     method("bind_step", &bind_step_entry, "The training step of a Match from linreg_ext/training/match.py."),
     method("linear_loss", &linear_loss_entry, "The differentiable loss, or NotImplemented."),
 };

@@ -108,9 +108,18 @@ class InPlaceParam {
     finish(buffer_, buffer_copy_);
   }
 
+  // The bytes from one of many problems to the next, of the parameter and of its buffer.
+  int64_t stride() const { return stride(value_, value_copy_); }
+  int64_t buffer_stride() const { return stride(buffer_, buffer_copy_); }
+
   Parameter parameter;
 
  private:
+  static int64_t stride(const at::Tensor* tensor, const at::Tensor& copy) {
+    if (!tensor) return 0;
+    return (copy.defined() ? copy : *tensor).stride(0) * int64_t(tensor->element_size());
+  }
+
   static void finish(const at::Tensor* tensor, const at::Tensor& copy) {
     if (!tensor) return;
     if (copy.defined()) tensor->copy_(copy);
@@ -144,13 +153,13 @@ at::Tensor sgd_step(const Operands& operands, const Objective& objective, const 
 
 namespace {
 
-// The learning rates of the steps [begin, end) as doubles, from `lr` [steps] and on its device.
-at::Tensor rates_of(const at::Tensor& lr, const Run& run) {
-  if (!lr.is_cpu()) return lr.narrow(0, run.begin, run.end - run.begin).to(at::kDouble).contiguous();
-  at::Tensor rates = backend_of(at::kCPU)->empty({run.end - run.begin}, at::kDouble, at::kCPU);
+// The numbers [begin, end) of `lr` as doubles, on its device: the learning rates of steps.
+at::Tensor rates_of(const at::Tensor& lr, int64_t begin, int64_t end) {
+  if (!lr.is_cpu()) return lr.narrow(0, begin, end - begin).to(at::kDouble).contiguous();
+  at::Tensor rates = backend_of(at::kCPU)->empty({end - begin}, at::kDouble, at::kCPU);
   double* const to = rates.mutable_data_ptr<double>();
   for (int64_t i = 0; i < rates.numel(); ++i) {
-    const int64_t offset = (run.begin + i) * lr.stride(0);
+    const int64_t offset = (begin + i) * lr.stride(0);
     to[i] = lr.scalar_type() == at::kDouble ? lr.const_data_ptr<double>()[offset] : lr.const_data_ptr<float>()[offset];
   }
   return rates;
@@ -198,7 +207,7 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
   if (sgd.lr_tensor && sgd.lr_tensor->numel() == 1) {
     backend_of(sgd.lr_tensor->device().type())->set_lr(call.sgd, *sgd.lr_tensor);
   } else if (sgd.lr_tensor) {
-    call.rates = rates_of(*sgd.lr_tensor, run);
+    call.rates = rates_of(*sgd.lr_tensor, run.begin, run.end);
   }
   if (run.begin == run.end) {
     call.done.zero_();
@@ -211,6 +220,66 @@ RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArgu
     b.finish();
   }
   return {std::move(call.losses), std::move(call.validation_losses), std::move(call.done)};
+}
+
+namespace {
+
+// A hyper-parameter of many problems: one for all, or a tensor of doubles that the caller keeps.
+void set_numbers(const at::Tensor* tensor, int64_t problems, double& number, const double*& numbers, at::Tensor& kept) {
+  if (!tensor) return;
+  kept = rates_of(tensor->cpu().flatten(), 0, tensor->numel());
+  numbers = kept.const_data_ptr<double>();
+  if (kept.numel() == problems) return;
+  number = *numbers;
+  numbers = nullptr;
+}
+
+}  // namespace
+
+at::Tensor sgd_run_many(const Operands& operands, const Objective& objective, SgdArguments sgd,
+                        const ManyArguments& arguments) {
+  constexpr std::string_view op = "sgd_run_many_";
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const FirstProblem first = first_problem(op, operands, arguments.offsets);
+  Checked checked = check_problem(op, first.operands(), objective);
+  const c10::Device device = operands.input.device();
+  const int64_t problems = operands.linear_weight.size(0);
+  ManyCall call{op.data(), device, {}, {}, {}, {}};
+  SingleRun& run = call.first;
+  run.problem = checked.problem;
+  run.run = check_run(op, arguments.run, checked.problem.n, device);
+  Many& many = call.many;
+  many = check_many(op, arguments, run.run, problems, run.problem.n);
+  many.x = first.strides.x;
+  many.y = first.strides.y;
+  many.v = first.strides.v;
+  sgd.steps = problems;
+  if (sgd.momentum_tensor) sgd.rule.momentum = 1;  // there are buffers
+  check_sgd(op, operands, objective, sgd, {{"offsets", arguments.offsets}, {"order", arguments.run.order}});
+  run.sgd = sgd.rule;
+  at::Tensor kept[3];
+  set_numbers(sgd.lr_tensor, problems, run.sgd.lr, many.lr, kept[0]);
+  set_numbers(sgd.momentum_tensor, problems, run.sgd.momentum, many.momentum, kept[1]);
+  set_numbers(sgd.weight_decay_tensor, problems, run.sgd.weight_decay, many.weight_decay, kept[2]);
+  for (int64_t p = many.begin; p < (many.begin == 0 ? problems : many.end); ++p)
+    check_rule(op, rule_of(many, run.sgd, p));
+
+  const Backend& backend = *backend_of(device.type());
+  const auto dtype = scalar_type_of(loss_dtype(run.problem));
+  call.losses = backend.empty({many.end - many.begin, many.epochs}, dtype, device);
+  if (call.losses.numel() == 0) return call.losses;
+  if (arguments.run.order) call.order = *arguments.run.order;
+  const InPlaceParam w(&operands.linear_weight, sgd, 0), b(operands.linear_bias, sgd, 1);
+  run.weight = w.parameter;
+  run.bias = b.parameter;
+  many.w = w.stride();
+  many.b = b.stride();
+  many.w_buffer = w.buffer_stride();
+  many.b_buffer = b.buffer_stride();
+  backend.sgd_run_many(call);
+  w.finish();
+  b.finish();
+  return std::move(call.losses);
 }
 
 namespace {
@@ -291,6 +360,20 @@ RunResults sgd_run_op(const at::Tensor& input, const at::Tensor& target, at::Ten
                  {given(validation_input), given(validation_target), given(validation_weight)});
 }
 
+at::Tensor sgd_run_many_op(const at::Tensor& input, const at::Tensor& target, at::TensorList parameters,
+                           at::TensorList momentum_buffers, at::ArrayRef<double> rule, std::string_view loss,
+                           double delta, const OptionalTensor& weight, const OptionalTensor& lr,
+                           const OptionalTensor& momentum, const OptionalTensor& weight_decay, int64_t first_step,
+                           const OptionalTensor& offsets, const OptionalTensor& order, int64_t batch_size,
+                           bool drop_last, int64_t epochs, int64_t begin, int64_t end) {
+  StepArguments a("sgd_run_many_", input, target, parameters, momentum_buffers, rule, weight, lr);
+  a.set(first_step, 0, false);
+  a.sgd.momentum_tensor = given(momentum);
+  a.sgd.weight_decay_tensor = given(weight_decay);
+  return sgd_run_many(a.operands, {loss, delta, "mean"}, a.sgd,
+                      {{given(order), batch_size, drop_last, epochs, 0, 0}, given(offsets), begin, end});
+}
+
 const Backend*& slot(c10::DeviceType type) {
   static const Backend* backends[c10::COMPILE_TIME_MAX_DEVICE_TYPES] = {};
   return backends[size_t(type)];
@@ -306,6 +389,7 @@ void implement(torch::Library& m) {
   m.impl("linear_loss_grads", &linear_loss_grads_op);
   m.impl("sgd_step_", &sgd_step_op);
   m.impl("sgd_run_", &sgd_run_op);
+  m.impl("sgd_run_many_", &sgd_run_many_op);
   implement_least_squares(m);
 }
 
@@ -329,6 +413,12 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
       "bool stop_nonfinite, Tensor? order, Tensor? validation_input, Tensor? validation_target, "
       "Tensor? validation_weight, SymInt batch_size, bool drop_last, SymInt epochs, SymInt begin, SymInt end) -> "
       "(Tensor, Tensor, Tensor)");
+  // `lr`, `momentum` and `weight_decay` replace numbers of `rule`; `begin` and `end` are problems.
+  m.def(
+      "sgd_run_many_(Tensor input, Tensor target, Tensor(a!)[] parameters, Tensor(b!)[] momentum_buffers, "
+      "float[] rule, str loss, float delta, Tensor? weight, Tensor? lr, Tensor? momentum, Tensor? weight_decay, "
+      "int first_step, Tensor? offsets, Tensor? order, SymInt batch_size, bool drop_last, SymInt epochs, SymInt begin, "
+      "SymInt end) -> Tensor");
 }
 
 PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
@@ -343,6 +433,13 @@ PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
 PyObject* sgd_run_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   return call_directly("linreg_ext::sgd_run_", &sgd_run_op, [](const auto&...) { return true; }, items, count);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* sgd_run_many_entry(PyObject*, PyObject* const* items, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  return call_directly(
+      "linreg_ext::sgd_run_many_", &sgd_run_many_op, [](const auto&...) { return true; }, items, count);
   END_HANDLE_TH_ERRORS
 }
 
@@ -410,6 +507,7 @@ template <auto kRefuse>
 void refuse_steps(torch::Library& m) {
   m.impl("sgd_step_", torch::CppFunction::makeFromBoxedFunction<kRefuse>());
   m.impl("sgd_run_", torch::CppFunction::makeFromBoxedFunction<kRefuse>());
+  m.impl("sgd_run_many_", torch::CppFunction::makeFromBoxedFunction<kRefuse>());
 }
 
 }  // namespace
@@ -420,6 +518,7 @@ TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) {
   // As for an optimizer, parameters may require grad, and nothing is recorded.
   m.impl("sgd_step_", torch::CppFunction::makeFallthrough());
   m.impl("sgd_run_", torch::CppFunction::makeFallthrough());
+  m.impl("sgd_run_many_", torch::CppFunction::makeFallthrough());
 }
 TORCH_LIBRARY_IMPL(linreg_ext, FuncTorchDynamicLayerFrontMode, m) { refuse_steps<&refuse_step>(m); }  // transforms
 TORCH_LIBRARY_IMPL(linreg_ext, Negative, m) { refuse_steps<&refuse_negative>(m); }

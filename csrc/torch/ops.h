@@ -35,6 +35,10 @@ using RunResults = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 RunResults sgd_run(const Operands& operands, const Objective& objective, SgdArguments sgd, const RunArguments& order,
                    const Validation& validation);
 
+// Takes the runs of the problems [begin, end); returns the losses of their epochs, [end - begin, epochs].
+at::Tensor sgd_run_many(const Operands& operands, const Objective& objective, SgdArguments sgd,
+                        const ManyArguments& many);
+
 // The loss, recorded by autograd.
 at::Tensor differentiable_loss(const Operands& operands, const Objective& objective);
 
@@ -55,9 +59,10 @@ inline PyMethodDef method(const char* name, PyObject* (*function)(PyObject*, PyO
 // linreg_ext/autograd.py rejects.
 PyObject* linear_loss_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 
-// The operators sgd_step_ and sgd_run_, with positional arguments.
+// The operators sgd_step_, sgd_run_ and sgd_run_many_, with positional arguments.
 PyObject* sgd_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 PyObject* sgd_run_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
+PyObject* sgd_run_many_entry(PyObject*, PyObject* const* items, Py_ssize_t count);
 
 // A BoundStep for a match from linreg_ext/training/match.py; bound_step.cpp has the arguments.
 PyObject* bind_step_entry(PyObject*, PyObject* const* items, Py_ssize_t count);

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/ones.h>
 
 #include <algorithm>
+#include <limits>
 
-#include "../math/convert.h"
+#include "../math/single_run.h"
 #include "backend.h"
+#include "check.h"
 #include "ops.h"
 
 namespace linreg::torch_ops {
@@ -121,6 +126,61 @@ void take_steps(const Backend& backend, RunCall& call) {
     launch_one_by_one(backend, call);
   }
   backend.end_run(call);
+}
+
+namespace {
+
+at::Tensor tensor_of(const void* data, at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                     c10::Device device) {
+  return at::for_blob(const_cast<void*>(data), sizes)
+      .strides(strides)
+      .options(at::dtype(dtype).device(device))
+      .target_device(device)
+      .make_tensor();
+}
+
+// The mean of each epoch's losses [epochs, steps], weighted by the rows or weights of the batches.
+at::Tensor epoch_means(const SingleRun& one, const at::Tensor& losses) {
+  const Run& run = one.run;
+  const View& v = one.problem.v;
+  const int64_t epochs = losses.size(0), steps = losses.size(1), taken = std::min(run.rows, steps * run.batch_size);
+  const auto doubles = losses.options().dtype(at::kDouble);
+  at::Tensor rows = at::ones({one.problem.n}, doubles);
+  if (v.data)
+    rows = tensor_of(v.data, {one.problem.n, v.col_stride == 0 ? 1 : one.problem.k}, {v.row_stride, v.col_stride},
+                     scalar_type_of(v.dtype), losses.device())
+               .to(at::kDouble)
+               .sum(1);
+  at::Tensor weights = rows.narrow(0, 0, run.order ? 0 : taken).expand({epochs, run.order ? 0 : taken});
+  if (run.order)
+    weights = rows.index({tensor_of(run.order, {epochs, taken}, {run.order_stride, 1}, at::kLong, losses.device())});
+  weights = at::constant_pad_nd(weights, {0, steps * run.batch_size - taken}).view({epochs, steps, -1}).sum(2);
+  return losses.mul(weights).sum(1).div(weights.sum(1));
+}
+
+}  // namespace
+
+void take_runs(const Backend& backend, ManyCall& call) {
+  const at::Tensor order = call.order.defined() ? on_device(call.order, call.device) : at::Tensor();
+  if (order.defined()) call.first.run.order = order.const_data_ptr<int64_t>();
+  const at::Tensor none = backend.empty({0}, call.losses.scalar_type(), call.device),
+                   done = backend.empty({}, at::kLong, call.device);
+  for (int64_t p = call.many.begin; p < call.many.end; ++p) {
+    const SingleRun one = single_run(call.first, call.many, p);
+    at::Tensor losses = call.losses.select(0, p - call.many.begin);
+    if (one.run.end == 0) {
+      losses.fill_(std::numeric_limits<double>::quiet_NaN());
+      continue;
+    }
+    const bool whole = one.run.epoch_steps == 1;
+    RunCall run{call.op, call.device, one.problem,
+                one.run, {},          {},
+                one.sgd, one.weight,  one.bias,
+                false,   nullptr,     whole ? losses : backend.empty({one.run.end}, losses.scalar_type(), call.device),
+                none,    done};
+    backend.sgd_run(run);
+    if (!whole) losses.copy_(epoch_means(one, run.losses.view({call.many.epochs, -1})));
+  }
 }
 
 }  // namespace linreg::torch_ops

@@ -22,6 +22,8 @@ NESTEROV = (RUN + "test_every_step_is_a_single_step[cpu-momentum, weight decay, 
 OPTION = ("tests/test_training.py::test_every_step_of_every_option[plain-float32]",)
 STOPS = (RUN + "test_a_run_stops_with_the_last_finite_parameters",)
 PIECES = ("tests/test_training.py::test_steps_of_many_parameters",)
+MANY = "tests/test_run_many.py::"
+SHARED_ROWS = (MANY + "test_shared_rows",)
 THREADS = (DETERMINISM + "test_same_bits_for_any_number_of_threads[cpu-(100003, 1, 1)-float64]",)
 
 
@@ -162,4 +164,20 @@ KERNELS = (
            within="break;\n    w.first_step = b.first_step = false;"),
     Mutant("run: every epoch uses the first epoch's learning rates", "csrc/cpu/sgd_run.cpp", "run.lr + (part.begin - run.begin)",
            "run.lr", (RUN + "test_validation_after_every_epoch",)),
+    # Many runs.
+    Mutant("many: every problem has the first learning rate", "csrc/linreg.h", "many.lr[p]", "many.lr[0]", SHARED_ROWS),
+    Mutant("many: all problems share a momentum buffer", "csrc/math/single_run.h", "p * many.w_buffer", "0",
+           (MANY + "test_every_problem_is_a_run_alone[momentum, weight decay, nesterov-float32]",)),
+    Mutant("many: an epoch's batches count alike", "csrc/cpu/sgd_run_many.cpp", "weight_of(runs[0], run.begin + step)", "1.0",
+           (MANY + "test_every_problem_is_a_run_alone[plain-float32]",)),
+    Mutant("many: problems of two sizes are taken together", "csrc/cpu/sgd_run_many.cpp", "a.problem.n == b.problem.n", "true",
+           (MANY + "test_groups_of_few_sizes",)),
+    Mutant("many: problems with another momentum are taken together", "csrc/cpu/sgd_run_many.cpp",
+           "a.sgd.momentum == b.sgd.momentum", "true", SHARED_ROWS),
+    Mutant("small runs: every lane has the first learning rate", "csrc/cpu/small_runs.cpp", "sgd.lr = lr[l];", "sgd.lr = lr[0];",
+           (MANY + "test_learning_rates_in_lanes",)),
+    Mutant("small runs: sums are added in another order", "csrc/cpu/small_runs.cpp", "sums[place + half]",
+           "sums[2 * half - 1 - place]", (MANY + "test_every_loss_in_lanes",)),
+    Mutant("small runs: an order is not followed", "csrc/cpu/small_runs.cpp", "batch.order[batch.first + i]", "batch.first + i",
+           (MANY + "test_orders",)),
 )  # fmt: skip

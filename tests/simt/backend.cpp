@@ -101,12 +101,14 @@ void residual_moments(const char* op, c10::Device, MomentRows& rows, const doubl
 }
 
 void sgd_run(RunCall& call);
+void sgd_run_many(ManyCall& call);
 
 constexpr Backend kBackend = {
-    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, add_moments,      residual_moments,
+    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, sgd_run_many,     add_moments,    residual_moments,
     plan,  residuals, finish_linear_loss, finish_sgd_step, end_run, takes_many_steps, take_many_steps};
 
 void sgd_run(RunCall& call) { take_steps(kBackend, call); }
+void sgd_run_many(ManyCall& call) { take_runs(kBackend, call); }
 
 }  // namespace
 
