@@ -4,7 +4,9 @@
 
 #include <utility>
 
+#include "../math/with_loss.h"
 #include "convert.h"
+#include "residuals.h"
 #include "tiles.h"
 
 namespace linreg::cpu {
@@ -50,70 +52,60 @@ LINREG_INLINE void to_columns(V (&v)[D]) {
   }
 }
 
-// columns[j · ld + i] = x[i, j] for whole vectors of contiguous rows of D features. Returns the number of rows.
-template <class V, int D, class E>
-inline int64_t load_whole_columns(const E* x, int64_t rows, NumberOf<V>* columns, int64_t ld) {
+// One target: lanes run along the rows of a piece, at most kChain vectors. Adds losses and slopes as residuals_of does.
+// If D > 0, it also predicts, from contiguous rows of D features, and adds G · X to sums [D, lanes]; else the
+// predictions are given.
+template <int D, class V, class E>
+inline void one_target(const Problem& p, const E* x, const NumberOf<V>* w, const Piece<NumberOf<V>>& piece,
+                       const NumberOf<V>* y, const NumberOf<V>* v, NumberOf<V> power, NumberOf<V>* losses,
+                       double* sums) {
+  using Number = NumberOf<V>;
   constexpr int lanes = lanes_of<V>;
-  Prefetcher ahead(x + kAhead / int64_t(sizeof(E)));
-  int64_t i = 0;
-  for (; i + lanes <= rows; i += lanes) {
-    V vectors[D];
+  const Number delta = Number(p.delta);
+  Number* const predictions = piece.predictions;
+  V loss{}, slope{}, gradient[D > 0 ? D : 1] = {};
+  Prefetcher ahead(x + (D > 0 ? kAhead / int64_t(sizeof(E)) : 0));
+  const auto step = [&]<bool kWhole>(int64_t i, int64_t left) __attribute__((always_inline)) {
+    const auto load = [left](const auto* from, int64_t m = 0, int64_t per_row = 1) __attribute__((always_inline)) {
+      const int64_t count = kWhole ? lanes_of<V> : left * per_row - m * lanes_of<V>;
+      if (count >= lanes_of<V>) return load_vec<V>(from + m * lanes_of<V>);
+      return count > 0 ? load_first<V>(from + m * lanes_of<V>, count) : V{};
+    };
+    V columns[D > 0 ? D : 1], prediction{};
+    if constexpr (D == 0) {
+      prediction = load(predictions + i);
+    } else {
+      LINREG_UNROLL
+      for (int m = 0; m < D; ++m) columns[m] = load(x + i * D, m, D);
+      ahead.prefetch<D * lanes * int64_t(sizeof(E))>();
+      to_columns(columns);
+      LINREG_UNROLL
+      for (int c = 0; c < D; ++c) prediction += columns[c] * w[c];
+    }
+    if constexpr (!kWhole && D > 0) {  // 0 times an infinite weight
+      alignas(64) Number first[lanes];
+      store_vec<V>(first, prediction);
+      prediction = load_first<V>(first, left);
+    }
+    // The missing lanes of a partial vector are 0, where every loss and slope is 0.
+    const V r = (prediction + load(piece.bias)) - load(y + i);
+    const V weight = v ? load(v + i) : broadcast<V>(1);
+    const Terms<V> terms = with_loss(p.loss, [&]<Loss kLoss>() { return terms_of<kLoss>(r, weight, delta, power); });
+    loss += terms.loss;
+    slope += terms.slope;
+    store_vec<V>(losses + i, terms.loss);
+    store_vec<V>(predictions + i, terms.slope);
     LINREG_UNROLL
-    for (int m = 0; m < D; ++m) vectors[m] = load_vec<V>(x + i * D + m * lanes);
-    ahead.prefetch<D * lanes * int64_t(sizeof(E))>();
-    to_columns(vectors);
-    LINREG_UNROLL
-    for (int c = 0; c < D; ++c) store_vec<V>(columns + c * ld + i, vectors[c]);
-  }
-  return i;
-}
-
-// columns[j · ld + i] = x[first + i, j] for any rows, padded with zeros to a whole vector.
-template <class V, class E>
-inline void load_columns(const View& x, int64_t d, int64_t first, int64_t rows, NumberOf<V>* columns, int64_t ld) {
-  int64_t done = 0;
-  if (x.row_stride == d) {
-    const E* const from = static_cast<const E*>(at(x, first));
-    [&]<int... D>(std::integer_sequence<int, D...>) {
-      ((d == D + 1 ? void(done = load_whole_columns<V, D + 1>(from, rows, columns, ld)) : void()), ...);
-    }(std::make_integer_sequence<int, kColumnsMaxD>());
-  }
-  for (int64_t j = 0; j < d && done < rows; ++j) {
-    load(at(x, first + done, j), x.row_stride, x.dtype, rows - done, columns + j * ld + done);
-    for (int64_t i = rows; i % lanes_of<V> != 0; ++i) columns[j * ld + i] = 0;
-  }
-}
-
-// p[i] = Σ_j columns[j, i] w[j]. Writes whole vectors.
-template <class V>
-inline void predict_columns(const NumberOf<V>* columns, int64_t ld, int64_t d, int64_t rows, const NumberOf<V>* w,
-                            NumberOf<V>* p) {
-  const auto some = [=]<int N>(int64_t i, std::integral_constant<int, N>) __attribute__((always_inline)) {
-    V sums[N] = {};
-    for (int64_t j = 0; j < d; ++j) LINREG_UNROLL
-    for (int m = 0; m < N; ++m) sums[m] += load_vec<V>(columns + j * ld + i + m * lanes_of<V>) * w[j];
-    LINREG_UNROLL
-    for (int m = 0; m < N; ++m) store_vec<V>(p + i + m * lanes_of<V>, sums[m]);
+    for (int c = 0; c < D; ++c) gradient[c] += terms.slope * columns[c];
   };
   int64_t i = 0;
-  for (; i + 4 * lanes_of<V> <= rows; i += 4 * lanes_of<V>) some(i, std::integral_constant<int, 4>());
-  for (; i < rows; i += lanes_of<V>) some(i, std::integral_constant<int, 1>());
-}
-
-// sums[j, lane] += Σ g[i] columns[j, i]. Reads whole vectors.
-template <class V>
-inline void add_columns(const NumberOf<V>* columns, int64_t ld, int64_t d, int64_t rows, const NumberOf<V>* g,
-                        NumberOf<V>* sums) {
-  constexpr int lanes = lanes_of<V>;
-  for (int64_t j = 0; j < d; ++j) {
-    const NumberOf<V>* const x = columns + j * ld;
-    V parts[4] = {};
-    int64_t i = 0;
-    for (; i + 4 * lanes <= rows; i += 4 * lanes) LINREG_UNROLL
-    for (int m = 0; m < 4; ++m) parts[m] += load_vec<V>(g + i + m * lanes) * load_vec<V>(x + i + m * lanes);
-    for (; i < rows; i += lanes) parts[0] += load_vec<V>(g + i) * load_vec<V>(x + i);
-    store_vec<V>(sums + j * lanes, load_vec<V>(sums + j * lanes) + ((parts[0] + parts[1]) + (parts[2] + parts[3])));
-  }
+  for (; i + lanes <= piece.rows; i += lanes) step.template operator()<true>(i, lanes);
+  if (i < piece.rows) step.template operator()<false>(i, piece.rows - i);
+  add_to(piece.loss, piece.loss + kMaxLanes, folded(loss));
+  add_to(piece.slope_sums, piece.slope_sums + piece.width, folded(slope));
+  LINREG_UNROLL
+  for (int c = 0; c < D; ++c)
+    store_vec<Wide>(sums + c * kLanes, load_vec<Wide>(sums + c * kLanes) + folded(gradient[c]));
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ struct Plan {
 
   Plan(const Problem& p, const PassOutputs& outputs) {
     const int64_t size = p.x.dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
-    columns = p.k == 1 && p.d <= kColumnsMaxD;
+    columns = p.k == 1 && p.d > 0 && p.d <= kColumnsMaxD;
     line = line_of(p.k);
     ldw = ceil_div(p.d, 2 * kMaxLanes) * 2 * kMaxLanes;
     const int64_t row_bytes = std::max<int64_t>(1, ldw * size);

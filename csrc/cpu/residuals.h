@@ -72,6 +72,31 @@ inline void store_elements(const Problem& p, const Piece<Number>& piece, const N
     store(from + i * count, count, dtype, element(to, dtype, (piece.first + i) * p.k + piece.target));
 }
 
+// v ℓ(r) and power · v ℓ'(r).
+template <class V>
+struct Terms {
+  V loss, slope;
+};
+template <Loss kLoss, class V>
+LINREG_INLINE Terms<V> terms_of(V r, NumberOf<V> delta, NumberOf<V> power) {
+  return {loss_value<kLoss>(r, delta), dloss<kLoss>(r, delta) * power};
+}
+template <Loss kLoss, class V>
+LINREG_INLINE Terms<V> terms_of(V r, V weight, NumberOf<V> delta, NumberOf<V> power) {
+  const V scaled = weight * power;  // first, because a large weight times a slope may overflow
+  return {loss_value<kLoss>(r, delta) * weight, dloss<kLoss>(r, delta) * scaled};
+}
+
+// The numbers of a vector in double, folded to one register.
+template <class V>
+LINREG_INLINE Wide folded(V v) {
+  alignas(64) NumberOf<V> numbers[lanes_of<V>];
+  store_vec<V>(numbers, v);
+  Wide sum{};
+  for (int i = 0; i < lanes_of<V>; i += kLanes) sum += load_vec<Wide>(numbers + i);
+  return sum;
+}
+
 // Losses are added in V along a line of `width` elements, fewer than kChain vectors, then in double.
 template <Loss kLoss, bool kWeighted, class V>
 inline void residuals_of(const Piece<NumberOf<V>>& piece, const NumberOf<V>* __restrict__ y,
@@ -99,46 +124,52 @@ inline void residuals_of(const Piece<NumberOf<V>>& piece, const NumberOf<V>* __r
       };
       // The missing lanes of a partial vector are 0, where every loss and slope is 0.
       const V r = (load(p + begin + i) + load(bias + i)) - load(y + begin + i);
-      V loss = loss_value<kLoss>(r, delta), g = dloss<kLoss>(r, delta);
-      if constexpr (kWeighted) {
-        const V weight = load(v + begin + i);
-        loss *= weight, g *= weight * power;  // this order: a large weight times a slope may overflow
-      } else {
-        g *= power;
-      }
-      sum += loss;
-      if (losses) store(losses + begin + i, loss);
-      store(p + begin + i, g);
-      store_vec<V>(slopes + i, load_vec<V>(slopes + i) + g);
+      const Terms<V> terms = [&]() __attribute__((always_inline)) {
+        if constexpr (kWeighted) return terms_of<kLoss>(r, load(v + begin + i), delta, power);
+        return terms_of<kLoss>(r, delta, power);
+      }();
+      sum += terms.loss;
+      if (losses) store(losses + begin + i, terms.loss);
+      store(p + begin + i, terms.slope);
+      store_vec<V>(slopes + i, load_vec<V>(slopes + i) + terms.slope);
     };
     int64_t i = 0;
     for (; i + lanes <= line; i += lanes) step.template operator()<true>(i, lanes);
     if (i < line) step.template operator()<false>(i, line - i);
-    alignas(64) Number parts[lanes];
-    store_vec<V>(parts, sum);
-    for (int part = 0; part < lanes; part += kLanes) total += load_vec<Wide>(parts + part);
+    total += folded(sum);
   }
   add_to(piece.loss, piece.loss + kMaxLanes, total);
+}
+
+// The operands and the outputs of a piece; compute(y, v, losses) is the arithmetic between.
+template <class V, class Compute>
+inline void with_elements(const Problem& p, const PassOutputs& outputs, const Scale& scale,
+                          const Piece<NumberOf<V>>& piece, Compute compute) {
+  using Number = NumberOf<V>;
+  alignas(64) Number targets[kPiece], weights[kPiece], losses[kPiece];
+  const Number* const y = elements_of(p.y, piece, targets);
+  const Number* const v = p.v.data ? elements_of(p.v, piece, weights) : nullptr;
+  compute(y, v, losses);
+  if (outputs.elements) store_elements(p, piece, losses, loss_dtype(p), outputs.elements);
+  if (outputs.target_gradient) {
+    const Number rest = Number(scale.rest);
+    for (int64_t i = 0; i < piece.rows * piece.targets; ++i) losses[i] = -piece.predictions[i] / rest;
+    store_elements(p, piece, losses, gradient_dtype(p.y.dtype), outputs.target_gradient);
+  }
 }
 
 template <class V>
 inline void residuals_of_piece(const Problem& p, const PassOutputs& outputs, const Scale& scale,
                                const Piece<NumberOf<V>>& piece) {
   using Number = NumberOf<V>;
-  alignas(64) Number targets[kPiece], weights[kPiece], losses[kPiece];
-  const Number* const y = elements_of(p.y, piece, targets);
-  const Number* const v = p.v.data ? elements_of(p.v, piece, weights) : nullptr;
-  Number* const kept = outputs.elements ? losses : nullptr;
-  const Number delta = Number(p.delta), power = Number(scale.power), rest = Number(scale.rest);
-  with_loss(p.loss, [&]<Loss kLoss>() {
-    v ? residuals_of<kLoss, true, V>(piece, y, v, delta, power, kept)
-      : residuals_of<kLoss, false, V>(piece, y, v, delta, power, kept);
+  const Number delta = Number(p.delta), power = Number(scale.power);
+  with_elements<V>(p, outputs, scale, piece, [&](const Number* y, const Number* v, Number* losses) {
+    Number* const kept = outputs.elements ? losses : nullptr;
+    with_loss(p.loss, [&]<Loss kLoss>() {
+      v ? residuals_of<kLoss, true, V>(piece, y, v, delta, power, kept)
+        : residuals_of<kLoss, false, V>(piece, y, v, delta, power, kept);
+    });
   });
-  if (outputs.elements) store_elements(p, piece, losses, loss_dtype(p), outputs.elements);
-  if (outputs.target_gradient) {
-    for (int64_t i = 0; i < piece.rows * piece.targets; ++i) losses[i] = -piece.predictions[i] / rest;
-    store_elements(p, piece, losses, gradient_dtype(p.y.dtype), outputs.target_gradient);
-  }
 }
 
 // The same for any number of targets; with fewer than kLineRows targets, for at most kPiece elements. Slopes are added

@@ -36,8 +36,8 @@ class Worker {
       scratch += aligned(count * int64_t(sizeof(*part)));
     };
     take(w_, k * ldw), take(interleaved_, k * ldw), take(bias_, line), take(slopes_, line);
-    take(block_sums_, plan.columns ? p_.d * kV : k * ldw), take(predictions_, plan.group_rows * k + kV);
-    take(loss_, 2 * kMaxLanes), take(slope_sums_, 2 * line), take(column_sums_, plan.columns ? p_.d * kV : 0);
+    take(block_sums_, k * ldw), take(predictions_, plan.group_rows * k + kV);
+    take(loss_, 2 * kMaxLanes), take(slope_sums_, 2 * line), take(column_sums_, plan.columns ? p_.d * kLanes : 0);
     row_ = reinterpret_cast<Number*>(scratch), rows_ = row_ + ldw;
     for (int64_t t = 0; t < k; ++t) load(at(p_.w, t), p_.w.col_stride, p_.w.dtype, p_.d, w_ + t * ldw);
     if (p_.b.data) load(at(p_.b, 0), p_.b.col_stride, p_.b.dtype, k, bias_);
@@ -52,13 +52,13 @@ class Worker {
     std::memset(sums, 0, Plan::sum_count(p_, outputs_) * sizeof(double));
     std::memset(loss_, 0, 2 * kMaxLanes * sizeof(double));
     std::memset(slope_sums_, 0, 2 * line * sizeof(double));
-    if (plan_.columns) std::memset(column_sums_, 0, p_.d * kV * sizeof(double));
+    if (plan_.columns) std::memset(column_sums_, 0, p_.d * kLanes * sizeof(double));
     int64_t unflushed = 0;
     for (int64_t row = begin; row < end; row += plan_.group_rows) {
       const int64_t rows = smaller(plan_.group_rows, end - row);
       group(row, rows);
       unflushed += rows;
-      if (plan_.columns || unflushed + plan_.group_rows > kBlockRows || row + rows == end) {
+      if (unflushed + plan_.group_rows > kBlockRows || row + rows == end) {
         flush(sums + 1 + k);
         unflushed = 0;
       }
@@ -68,20 +68,14 @@ class Worker {
     sums[0] = *loss_;
     std::memcpy(sums + 1, slope_sums_, k * sizeof(double));
     if (plan_.columns && outputs_.weight_sum)
-      for (int64_t i = 0; i < p_.d * kV; ++i) sums[1 + k + i / kV] += column_sums_[i];
+      for (int64_t i = 0; i < p_.d * kLanes; ++i) sums[1 + k + i / kLanes] += column_sums_[i];
   }
 
  private:
   void group(int64_t first, int64_t rows) {
     const int64_t k = p_.k, d = p_.d, ldw = plan_.ldw, width = (d + kV - 1) / kV * kV;
     if (plan_.columns) {
-      load_columns<V, E>(p_.x, d, first, rows, rows_, plan_.group_rows);
-      predict_columns<V>(rows_, plan_.group_rows, d, rows, w_, predictions_);
-      residuals(first, rows);
-      if (outputs_.weight_sum) {
-        for (int64_t i = rows; i % kV != 0; ++i) predictions_[i] = 0;
-        add_columns<V>(rows_, plan_.group_rows, d, rows, predictions_, block_sums_);
-      }
+      residuals(first, rows, contiguous(first, rows));
     } else {
       int64_t ldx = p_.x.row_stride;
       const E* const from = static_cast<const E*>(at(p_.x, first));
@@ -107,9 +101,27 @@ class Worker {
     if (outputs_.input_gradient) write_input_gradient(first, rows);
   }
 
-  void residuals(int64_t first, int64_t rows) {
-    residuals_of<V>(p_, outputs_, scale_,
-                    {first, rows, 0, p_.k, predictions_, bias_, plan_.line, loss_, slopes_, slope_sums_});
+  // From predictions to G, which replaces them; with few features, from contiguous rows to G and Gᵀ X.
+  void residuals(int64_t first, int64_t rows, const E* x = nullptr) {
+    const Piece<Number> piece{first, rows, 0, p_.k, predictions_, bias_, plan_.line, loss_, slopes_, slope_sums_};
+    if (p_.k != 1) return residuals_of<V>(p_, outputs_, scale_, piece);
+    with_elements<V>(p_, outputs_, scale_, piece, [&](const Number* y, const Number* v, Number* losses) {
+      [&]<int... D>(std::integer_sequence<int, D...>) {
+        const int64_t features = x ? p_.d : 0;
+        ((features == D ? one_target<D, V>(p_, x, w_, piece, y, v, Number(scale_.power), losses, column_sums_)
+                        : void()),
+         ...);
+      }(std::make_integer_sequence<int, kColumnsMaxD + 1>());
+    });
+  }
+
+  const E* contiguous(int64_t first, int64_t rows) {
+    const E* const from = static_cast<const E*>(at(p_.x, first));
+    if (p_.x.row_stride == p_.d) return from;
+    E* const to = reinterpret_cast<E*>(rows_);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < p_.d; ++j) to[i * p_.d + j] = from[i * p_.x.row_stride + j];
+    return to;
   }
 
   // The rows in place if possible, else packed.
@@ -128,17 +140,16 @@ class Worker {
 
   // Adds the block's sums to the chunk's and clears them.
   void flush(double* weight_sums) {
-    if (!outputs_.weight_sum) return;
-    const int64_t rows = plan_.columns ? 1 : p_.k, columns = plan_.columns ? p_.d * kV : p_.d;
-    for (int64_t t = 0; t < rows; ++t) {
+    if (!outputs_.weight_sum || plan_.columns) return;
+    for (int64_t t = 0; t < p_.k; ++t) {
       Number* const from = block_sums_ + t * plan_.ldw;
-      double* const to = plan_.columns ? column_sums_ : weight_sums + t * p_.d;
+      double* const to = weight_sums + t * p_.d;
       int64_t j = 0;
-      for (; j + kLanes <= columns; j += kLanes)
+      for (; j + kLanes <= p_.d; j += kLanes)
         store_vec<Wide>(to + j, load_vec<Wide>(to + j) + load_vec<Wide>(from + j));
-      for (; j < columns; ++j) to[j] += double(from[j]);
+      for (; j < p_.d; ++j) to[j] += double(from[j]);
     }
-    std::memset(block_sums_, 0, (plan_.columns ? columns : p_.k * plan_.ldw) * sizeof(Number));
+    std::memset(block_sums_, 0, p_.k * plan_.ldw * sizeof(Number));
   }
 
   void write_input_gradient(int64_t first, int64_t rows) {
@@ -165,7 +176,7 @@ class Worker {
   const Scale scale_;
   Number *w_, *interleaved_, *bias_, *predictions_, *row_, *rows_;
   Number *slopes_, *block_sums_;               // Σ G over few rows, per place in a line; Gᵀ X of a block
-  double *loss_, *slope_sums_, *column_sums_;  // sums over the chunk's rows
+  double *loss_, *slope_sums_, *column_sums_;  // sums over the chunk's rows, the last per lane
 };
 
 }  // namespace
