@@ -234,6 +234,7 @@ namespace cuda {
 struct Layout {
   int tiles = 0, rows = 0;  // the number of tiles, and the rows of each
   int chain_tiles = 1;      // the tiles after which sums move to double
+  int residual_tiles = 1;   // the same for the sums of residuals: a thread has every (threads / targets)-th row
   int lanes_log = 0;        // log2 of the lanes that share a row's dot products
   int parts_log = 0;        // log2 of the parts into which warps split dot products
   int part_columns = 0;     // the columns of a part

@@ -7,10 +7,11 @@
 
 namespace linreg::cuda {
 
-constexpr int kStages = 3;                // of the ring: two tiles are in flight while one is processed
+constexpr int kStages = 2;                // of the ring: one tile is in flight while another is processed
 constexpr int kChain = 64;                // rows that a thread adds in float before the sum moves to double
-constexpr int64_t kTileBytes = 64 << 10;  // one tile of all blocks of a multiprocessor: two are well above the 32 KB
-                                          // that must be in flight for 0.95 of an H100's bandwidth
+constexpr int64_t kTileBytes = 96 << 10;  // one tile of all blocks of a multiprocessor: far above the 32 KB that must
+                                          // be in flight for 0.95 of an H100's bandwidth, and half of its instructions
+                                          // do not depend on its rows
 constexpr int64_t kLeastTileBytes = 4 << 10;
 constexpr int kFewRows = 4;            // the rows of a tile that are worth another group of threads
 constexpr int64_t kMostTargets = 32;   // of a pass; with more, matrix products are faster
@@ -42,11 +43,6 @@ constexpr int log_from(int64_t at_least) {
 }
 constexpr int power_of_two_from(int64_t at_least) { return 1 << log_from(at_least); }
 
-// The tiles after which the sums of residuals move to double. A thread has every (threads / targets)-th row.
-LINREG_MATH constexpr int residual_tiles(const Layout& l, int threads) {
-  return kChain / int(((l.rows << l.targets_log) + threads - 1) / threads);
-}
-
 // Lays out tiles of `rows` rows for a block. False if they do not fit in `bytes`.
 constexpr bool lay_out(Plan& plan, const Problem& p, int64_t rows, int64_t bytes) {
   Layout& l = plan.layout;
@@ -68,12 +64,17 @@ constexpr bool lay_out(Plan& plan, const Problem& p, int64_t rows, int64_t bytes
   l.part_columns = int(ceil_div(vectors, int64_t(1) << l.parts_log)) * columns;
   l.owned = int(vectors * ceil_div(p.k, targets));
   l.span = l.owned < 1 ? 1 : l.owned < plan.threads ? l.owned : plan.threads;
-  const int64_t groups = ceil_div(rows < p.n ? rows : p.n, kFewRows), most = plan.threads / l.span;
-  l.groups = int(groups < 1 ? 1 : groups < most ? groups : most);
-  const int64_t chain = ceil_div(rows, l.groups), of_target = ceil_div(rows * padded, plan.threads);  // of a thread
-  const auto wastes = [](int64_t rows) { return rows > kChain || kChain % rows > kChain / 8; };       // part of a chain
-  if (wastes(chain) || wastes(of_target)) return false;
+  // The sums are fewest in double if a thread's rows of a tile are a power of two, of which whole chains consist. A
+  // quarter of the threads may stay idle for that. The sums of residuals are fewer, and may waste an eighth of a chain.
+  const int64_t tile_rows = rows < p.n ? rows : p.n, most = plan.threads / l.span;
+  const int64_t useful = ceil_div(tile_rows, kFewRows) < most ? ceil_div(tile_rows, kFewRows) : most;
+  const int64_t chain = power_of_two_from(ceil_div(tile_rows, useful < 1 ? 1 : useful));
+  l.groups = int(tile_rows < 1 ? 1 : ceil_div(tile_rows, chain));
+  const bool wastes = 4 * l.groups < 3 * useful || 8 * l.groups * chain > 9 * rows;
+  const int64_t of_target = ceil_div(rows * padded, plan.threads);  // of a thread
+  if (chain > kChain || (rows < p.n && wastes) || of_target > kChain || kChain % of_target > kChain / 8) return false;
   l.chain_tiles = int(kChain / chain);
+  l.residual_tiles = int(kChain / of_target);
 
   const int64_t weight_columns = !p.v.data ? 0 : p.v.col_stride == 0 ? 1 : p.k;
   const int64_t dots_at = aligned(padded * p.d * size);
@@ -113,10 +114,11 @@ constexpr Plan plan_of(const Problem& p, const Limits& limits) {
   plan.vectors = vector_columns(p.x.dtype, targets) > 1 && p.d % vector_columns(p.x.dtype, targets) == 0;
   const int columns = plan.vectors ? vector_columns(p.x.dtype, targets) : 1;
   const int64_t sets = p.d / columns * ceil_div(p.k, targets);
-  plan.threads = sets > kMaxThreads / 2 ? kMaxThreads : kMaxThreads / 2;
+  const int64_t sums = sets * columns * targets, few = kMaxThreads / 2;
+  plan.threads = sums > thread_sums(p.x.dtype) * few ? kMaxThreads : int(few);
   const int resident = kMaxThreads / plan.threads;  // blocks per multiprocessor, limited by registers
   const int64_t bytes = (limits.shared_bytes + kSharedReserved) / resident - kSharedReserved;
-  const bool fits = p.k <= kMostTargets && sets * columns * targets <= int64_t(thread_sums(p.x.dtype)) * plan.threads;
+  const bool fits = p.k <= kMostTargets && sums <= int64_t(thread_sums(p.x.dtype)) * plan.threads;
   int64_t rows = fits ? wanted_rows(p, resident, limits) : 0;
   for (; rows > 0; rows -= rows > 64 ? rows / 64 * 8 : rows > 8 ? 8 : 1) {
     Plan laid = plan;

@@ -53,20 +53,18 @@ struct TileRows {
     }
   }
 
-  // A word may include numbers of the rows before and after, but none from outside the matrix.
+  // A word may include numbers of the rows before and after, but none from outside the matrix: the words at its two
+  // ends are copied by number.
   LINREG_DEVICE void copy_flat(int64_t first, int rows, char* to) const {
     const char* const begin = row(first) - shift(first);
-    const int bytes = shift(first) + rows * columns * size();
-    const char *const lowest = row(0), *const end = row(of.n);
-    for (int at = thread_index() * 16; at < bytes; at += thread_count() * 16) {
-      const char* const from = begin + at;
-      if (from >= lowest && from + 16 <= end) {
-        copy_async<16>(to + at, from);
-      } else {
-        for (int i = from < lowest ? int(lowest - from) : 0; i < 16 && from + i < end; i += size())
-          copy_number(to + at + i, from + i);
-      }
-    }
+    const int bytes = shift(first) + rows * columns * size(), rounded = (bytes + 15) & ~15;
+    const int64_t left = row(of.n) - begin;
+    const int low = begin < row(0) ? 16 : 0, high = left < rounded ? int(left) & ~15 : rounded;
+#pragma unroll 4
+    for (int at = low + thread_index() * 16; at < high; at += thread_count() * 16) copy_async<16>(to + at, begin + at);
+    const int lane = thread_index() * size(), step = thread_count() * size();
+    for (int at = shift(first) + lane; at < low && at < bytes; at += step) copy_number(to + at, begin + at);
+    for (int at = (low < high ? high : low) + lane; at < bytes; at += step) copy_number(to + at, begin + at);
   }
 
   // Copies rows that have gaps or are in an order: in words if every row consists of aligned words, else by number.
@@ -104,6 +102,7 @@ class TilesPass {
   static constexpr int kColumns = kVectors ? vector_columns(kX, kTargets) : 1;  // read at once
   static constexpr int kChunks = thread_sums(kX) / (kColumns * kTargets);       // the most that a thread owns
   static constexpr int kDots = kRowsAtOnce * kTargets;
+  static constexpr int kBundleLog = log_from(kRowsAtOnce * kWarp);  // rows · lanes of a bundle
 
   // A thread's sums over the residuals of its target: the loss, Σ v and Σ v ℓ'. They are in shared memory, because
   // registers are scarce.
@@ -240,7 +239,7 @@ class TilesPass {
   LINREG_DEVICE void predict(const char* x, int rows) const {
     const int lane = thread_index() % kWarp, in_row = lane & (lanes() - 1), row_step = kWarp >> l_.lanes_log;
     const int parts = 1 << l_.parts_log, target_groups = targets_there() / kTargets;
-    const int bundles = (rows + kRowsAtOnce * row_step - 1) / (kRowsAtOnce * row_step);
+    const int bundles = (rows + kRowsAtOnce * row_step - 1) >> (kBundleLog - l_.lanes_log);
     for (int unit = thread_index() / kWarp; unit < bundles * target_groups * parts; unit += thread_count() / kWarp) {
       const int part = unit & (parts - 1), rest = unit >> l_.parts_log;
       const int t = (rest & (target_groups - 1)) * kTargets;
@@ -379,7 +378,7 @@ class TilesPass {
   LINREG_DEVICE void count_tile() const {
     const int tiles = ++common_->tiles;
     common_->move_sums = tiles % l_.chain_tiles == 0;
-    common_->move_residuals = tiles % residual_tiles(l_, thread_count()) == 0;
+    common_->move_residuals = tiles % l_.residual_tiles == 0;
   }
 
   LINREG_DEVICE static void move(T& sum, double& total) {

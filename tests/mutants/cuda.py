@@ -72,7 +72,7 @@ CUDA = (
            "reduction_scale(problem, 0)",
            ("tests/test_parity.py::test_empty_and_odd",), build="races"),
     # Bounds.
-    Mutant("cuda tiles: words reach beyond the matrix", "csrc/cuda/tiles.cuh", "from >= lowest && from + 16 <= end", "true",
+    Mutant("cuda tiles: words reach beyond the matrix", "csrc/cuda/tiles.cuh", "left < rounded", "false",
            SHAPES, says=ADDRESS, build="addresses"),
     Mutant("cuda run: columns beyond a row are read", "csrc/cuda/sgd_run.cu", "rows[u] >= 0 && column(c) < p_.d", "true",
            PARTS, says=ADDRESS, build="addresses"),

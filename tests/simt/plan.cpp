@@ -12,8 +12,8 @@ extern "C" __attribute__((visibility("default"))) void plan_of(int dtype, int64_
   p.x.dtype = p.w.dtype = p.y.dtype = Dtype(dtype);
   const cuda::Plan plan = cuda::plan_of(p, {multiprocessors, shared_bytes, cache_bytes});
   const cuda::Layout& l = plan.layout;
-  for (const int64_t number : {plan.product_rows, int64_t(plan.threads), int64_t(plan.blocks),
-                               int64_t(plan.shared_bytes), int64_t(l.rows), int64_t(l.chain_tiles),
-                               int64_t(plan.product_rows ? 0 : cuda::residual_tiles(l, plan.threads)), int64_t(l.groups), int64_t(cuda::kStages)})
+  for (const int64_t number :
+       {plan.product_rows, int64_t(plan.threads), int64_t(plan.blocks), int64_t(plan.shared_bytes), int64_t(l.rows),
+        int64_t(l.chain_tiles), int64_t(l.residual_tiles), int64_t(l.groups), int64_t(cuda::kStages)})
     *out++ = number;
 }
