@@ -288,7 +288,7 @@ class LinearRegressor(RegressorMixin, BaseEstimator):
         return solution.weight, solution.bias, solution.weight_stderr
 
     def _train(self, x: Tensor, y: Tensor, v: Tensor | None, start: Any, part: bool) -> tuple[Tensor, Tensor, Tensor]:
-        random = torch.Generator().manual_seed(int(check_random_state(self.random_state).randint(2**31)))
+        random = torch.Generator(device="cpu").manual_seed(int(check_random_state(self.random_state).randint(2**31)))
         moments = _moments_of(x, y, v)
         self._moments = moments if self._moments is None else self._moments.merge(moments)
         scale = _Scale.of(self._moments, x.shape[1], self)

@@ -26,7 +26,7 @@ class Scale:
     def apply(self, values: Tensor) -> Tensor:
         """Scale `values` [N, C] to float32 [N, C or R]."""
         width = len(self.mean) if self.basis is None else self.basis.shape[1]
-        scaled = torch.empty(len(values), width, dtype=torch.float32)
+        scaled = torch.empty(len(values), width, dtype=torch.float32, device=values.device)
         for source, place in zip(values.split(_BLOCK), scaled.split(_BLOCK), strict=True):
             place.copy_(self._exactly(source))
         return scaled
@@ -41,7 +41,7 @@ class Scale:
         The squared error then has the same curvature in all directions, and SGD converges in a few epochs even if
         columns are collinear. The basis omits directions that vary only by rounding.
         """
-        correlation = torch.zeros(values.shape[1], values.shape[1], dtype=torch.float64)
+        correlation = torch.zeros(values.shape[1], values.shape[1], dtype=torch.float64, device=values.device)
         for block, its_share in _training(values, share):
             scaled = self._exactly(block)
             correlation.addmm_(scaled.T, scaled * its_share[:, None])
@@ -57,13 +57,15 @@ class Scale:
 
 def shares(held_out: Tensor, weight: Tensor | None) -> Tensor:
     """Each row's share [N] of the training rows' total weight; 0 for validation rows."""
-    share = torch.where(held_out, 0.0, torch.ones(1, dtype=torch.float64) if weight is None else weight)
+    share = torch.where(held_out, 0.0, held_out.new_ones(1, dtype=torch.float64) if weight is None else weight)
     return share / share.sum()
 
 
 def scale_of(values: Tensor, share: Tensor) -> Scale:
     """The mean and standard deviation of the training rows of `values` [N, C], weighted by their shares."""
-    smallest, largest = (torch.full((values.shape[1],), end, dtype=torch.float64) for end in (torch.inf, -torch.inf))
+    smallest, largest = (
+        values.new_full((values.shape[1],), end, dtype=torch.float64) for end in (torch.inf, -torch.inf)
+    )
     for block, _ in _training(values, share):
         smallest, largest = smallest.minimum(block.amin(0)), largest.maximum(block.amax(0))
     unit = torch.maximum(largest.abs(), smallest.abs())  # scaled to 1, squares cannot overflow
@@ -94,7 +96,7 @@ def steady_lr(x: Tensor, share: Tensor, batch_size: int, targets: int, momentum:
     rows = rows[:: -(-len(rows) // 16_384)]  # a sample is enough
     x, share = x[rows].float(), (share[rows] / share[rows].sum()).float()
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-    direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0)).to(x)
+    direction = torch.randn(x.shape[1], generator=torch.Generator(device="cpu").manual_seed(0), device="cpu").to(x)
     for _ in range(30):  # power iteration: an error of a few percent is fine
         direction = x.T @ (share * (x @ (direction / direction.norm())))
     squares = x.square().sum(1)

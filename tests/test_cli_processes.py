@@ -103,16 +103,11 @@ def weights(folder):
     return load_file(folder / "weights.safetensors")
 
 
-CORE = ["parquet", "csv", "near", "absent", "text"]
-
-
-@pytest.mark.parametrize(
-    ("size", "names"),
-    [(3, CORE), *(pytest.param(size, list(COMMANDS), marks=pytest.mark.extended) for size in (2, 3))],
-    ids=["core", "all-2", "all-3"],
-)
-def test_processes_fit_as_one(size, names, folder):
+@pytest.mark.extended
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_fit_as_one(size, folder):
     pytest.importorskip("safetensors")
+    names = list(COMMANDS)
     run(1, names, folder)
     run(size, names, folder)
     for name in names:

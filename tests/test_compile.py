@@ -79,6 +79,7 @@ def test_what_is_compiled_are_the_kernels(device):
         assert not names & {"aten::linear", "aten::addmm", "aten::mm", "aten::mse_loss"}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_network_with_our_head_by_inductor(mode, device):
     """Forward and backward through a body and a fused head, repeatedly with other data. Fails if the loss or the

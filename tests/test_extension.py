@@ -130,6 +130,7 @@ OWN = torch.backends.cpu.get_cpu_capability().lower()  # what all other tests ru
 LESSER = CAPABILITIES[: CAPABILITIES.index(OWN)] if OWN in CAPABILITIES else CAPABILITIES
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("capability", LESSER)
 def test_every_lesser_instruction_set_passes_the_values(capability):
     """In fresh memory that is not zeros."""
