@@ -393,7 +393,9 @@ class _Scale:
         length, constant = (length[:d].square() + penalty).sqrt(), constant[:d]
         if moments.groups is not None:
             return cls(mean[:d], 1 / length, length, mean[d:], unit, total.item())
-        correlation = (covariance[:d, :d] + penalty * torch.eye(d).to(mean)) / torch.outer(length, length)
+        correlation = (covariance[:d, :d] + penalty * torch.eye(d, dtype=mean.dtype, device=mean.device)) / torch.outer(
+            length, length
+        )
         correlation[constant], correlation[:, constant] = 0.0, 0.0
         values, vectors = torch.linalg.eigh(correlation)
         kept = values > _SMALLEST * values[-1:]
@@ -443,7 +445,7 @@ class _Rows:
         self.z, self.t, self.v, self.held_out = z, t, v, None
         self.random, self.shuffle = random, model.shuffle
         if model.early_stopping and not part:
-            order = torch.randperm(len(z), generator=random).to(z.device)
+            order = torch.randperm(len(z), generator=random, device="cpu").to(z.device)
             parts = order.tensor_split([math.ceil(model.validation_fraction * len(z))])
             self.held_out, rows = ([z[i], t[i], None if v is None else v[i]] for i in parts)
             for name, (its_z, _, its_v) in (("training", rows), ("validation", self.held_out)):
@@ -472,11 +474,11 @@ class _Rows:
         n = len(self.z)
         if self.batch == n:
             return None
-        rows = torch.arange(n)
+        rows = torch.arange(n, device="cpu")
         if self.v is not None:  # at evenly spaced points of Σ share
-            points = (rows + torch.rand((), generator=self.random)).to(self.share) / n
+            points = (rows + torch.rand((), generator=self.random, device="cpu")).to(self.share) / n
             rows = torch.searchsorted(self.share.cumsum(0), points, right=True).clamp(max=n - 1).cpu()
-        return rows[torch.randperm(n, generator=self.random)] if self.shuffle else rows
+        return rows[torch.randperm(n, generator=self.random, device="cpu")] if self.shuffle else rows
 
 
 class _Target:
