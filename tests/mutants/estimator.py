@@ -23,7 +23,7 @@ ESTIMATORS = (
             "test_a_weight_of_k_is_k_rows"),
     _mutant("steps do not shrink with the residuals", "return 2 * residuals / slopes if slopes > 0 else 0.0", "return 1.0",
             "test_a_stream_approaches_the_fit", "test_huber"),
-    _mutant("small batches ignore weights", "points = (rows + torch.rand((), generator=self.random)).to(self.share) / n",
+    _mutant("small batches ignore weights", "points = (rows + torch.rand((), generator=self.random, device=\"cpu\")).to(self.share) / n",
             "return rows", "test_a_weight_of_k_is_k_rows"),
     _mutant("the threshold is in standardised units", "threshold / unit if model.loss in", "threshold if model.loss in",
             "test_huber"),
