@@ -49,9 +49,11 @@ LINREG_DEVICE Range unit_range(const MomentPass& pass, int64_t unit) {
 }
 
 LINREG_DEVICE int64_t row_at(const MomentRows& p, int64_t place) { return p.order ? p.order[place] : place; }
-LINREG_DEVICE double weight_of(const MomentRows& p, int64_t row) { return p.v.data ? load_number(p.v, row, 0) : 1.0; }
+LINREG_DEVICE double weight_of(const MomentRows& p, int64_t row) {
+  return p.v.data ? load_as<double>(p.v, row, 0) : 1.0;
+}
 LINREG_DEVICE double element(const MomentRows& p, int64_t row, int64_t column) {
-  return column < p.d ? load_number(p.x, row, column) : load_number(p.y, row, column - p.d);
+  return column < p.d ? load_as<double>(p.x, row, column) : load_as<double>(p.y, row, column - p.d);
 }
 
 // What a block of moments_kernel has in shared memory; [0] is for the rows of its tile, [1] for its columns.
