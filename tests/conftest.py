@@ -22,9 +22,10 @@ except ImportError:  # the tests that need it are skipped
     pass
 else:  # the same examples in every run, or new ones with `--hypothesis-profile long`
     settings.register_profile("short", deadline=None, max_examples=50, stateful_step_count=30, derandomize=True)
-    # Where the variable CI is set, Hypothesis would ignore the seed.
-    long = settings(deadline=None, max_examples=300, stateful_step_count=50, derandomize=False, database=None)
-    settings.register_profile("long", long, print_blob=True)
+    settings.register_profile(  # derandomize: where the variable CI is set, Hypothesis would ignore the seed
+        "long", deadline=None, max_examples=300, stateful_step_count=50, print_blob=True,
+        derandomize=False, database=None,
+    )  # fmt: skip
     settings.load_profile("short")
 
 # A background job of a script ignores Ctrl-C, and the tests that send it would never end.
