@@ -27,6 +27,7 @@ _DOUBLE = 1e7  # and those of double products; beyond, QR
 _SPREAD = 1e4  # of the columns' lengths, up to which a ridge path has 11 digits from one factorisation
 _REFINEMENTS = 5
 _LEFT = 1e-9  # relative error of coefficients after them, at most
+_GROUPS = 1 << 14  # that are solved together
 _BLOCK = 1 << 22  # numbers of a block of rows that is factored, or computed in plain PyTorch
 
 
@@ -293,17 +294,36 @@ class LeastSquares:
             if not 0 <= penalty < math.inf:
                 raise ValueError(f"LeastSquares.solve: l2 must be >= 0, got {penalty}")
         self._require_rows("solve")
+        if (self.groups or 0) > _GROUPS:  # blocks that stay in the cache
+            parts = [self._part(groups)._solve_all(path) for groups in _blocks(self.groups, _GROUPS)]
+            solutions = [_joined(each) for each in zip(*parts, strict=True)]
+        else:
+            solutions = self._solve_all(path)
+        self._warn_of_empty_groups()
+        return solutions if isinstance(l2, (list, tuple)) else solutions[0]
+
+    def _part(self, groups: slice) -> LeastSquares:
+        """Some of the groups."""
+        part = copy.copy(self)
+        part._counts, part._mean, part._moments = (t[groups] for t in (self._counts, self._mean, self._moments))
+        return part
+
+    def _solve_all(self, path: Sequence[float]) -> list[LeastSquaresSolution]:
         if self.method == "qr":
             solved = [self._solve_qr(penalty) for penalty in path]
         else:
             solved = self._solve_path(path) if len(path) > 1 else [self._solve_gram(path[0])]
-        solutions = [self._solution(each, penalty) for each, penalty in zip(solved, path, strict=True)]
-        return solutions if isinstance(l2, (list, tuple)) else solutions[0]
+        return [self._solution(each, penalty) for each, penalty in zip(solved, path, strict=True)]
 
     @property
     def rows(self) -> int:
         """The number of rows with weight > 0, of all groups."""
         return int(self._counts[:, 0].sum())
+
+    @property
+    def group_rows(self) -> Tensor:
+        """[groups], int64: the number of rows with weight > 0."""
+        return self._counts[:, 0].to(torch.int64)
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -497,18 +517,30 @@ class LeastSquares:
         norm = _norm(gram) * _norm(inverse)
         weight = torch.cholesky_solve(right, factor) / scale[:, :, None]
         rank = torch.full_like(failed, d, dtype=torch.int64)
-        for g in ((failed > 0) | (norm > 1 / (4 * max(d, 1) * _EPS))).nonzero()[:, 0].tolist():
-            values, vectors = torch.linalg.eigh(gram[g])
-            kept = values > 8 * d * _EPS * values[-1].clamp(min=1e-300)
-            rank[g] = kept.sum()
-            basis = vectors[:, kept]
-            weight[g] = _smallest(basis, scale[g], (basis.T @ right[g]) / values[kept, None])
+        deficient = ((failed > 0) | (norm > 1 / (4 * max(d, 1) * _EPS))).nonzero()[:, 0]
+        values, vectors = torch.linalg.eigh(gram[deficient])
+        ranks = (values > 8 * d * _EPS * values[:, -1:].clamp(min=1e-300)).sum(1)
+        rank[deficient] = ranks
+        for r in ranks.unique().tolist():  # the last r values, which ascend
+            some, g = ranks == r, deficient[ranks == r]
+            basis = vectors[some][:, :, d - r :]
+            weight[g] = _smallest(basis, scale[g], basis.mT @ right[g] / values[some][:, d - r :, None])
 
         def correct(gradient: Tensor) -> Tensor:
             return (torch.cholesky_solve(gradient.mT / scale[:, :, None], factor) / scale[:, :, None]).mT
 
         condition = torch.where(rank < d, math.inf, norm.sqrt())
         return _Solved(moments, scale, inverse, weight.mT, rank, condition, correct=correct, factor=factor)
+
+    def _warn_of_empty_groups(self) -> None:
+        empty = self._counts[:, 1] == 0
+        if empty.any():
+            warnings.warn(
+                f"linreg_ext: LeastSquares.solve: {int(empty.sum())} of {len(empty)} groups have no rows (the first is "
+                f"{int(empty.nonzero()[0])}); their coefficients are nan",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _solve_path(self, path: Sequence[float]) -> list[_Solved]:
         """Solutions for several penalties, from one factorisation unless it would lose digits.
@@ -555,12 +587,6 @@ class LeastSquares:
         level = 1 / weight_sum + (at_zero * (inverse @ at_zero[:, :, None])[:, :, 0]).sum(1)
         empty = weight_sum == 0
         if empty.any():
-            warnings.warn(
-                f"linreg_ext: LeastSquares.solve: {int(empty.sum())} of {len(empty)} groups have no rows (the first is "
-                f"{int(empty.nonzero()[0])}); their coefficients are nan",
-                UserWarning,
-                stacklevel=3,
-            )
             weight, bias = (torch.where(empty.view(-1, *[1] * (t.dim() - 1)), math.nan, t) for t in (weight, bias))
         fields = {
             "weight": weight,
@@ -643,9 +669,16 @@ def _norm(matrices: Tensor) -> Tensor:
 
 
 def _smallest(basis: Tensor, scale: Tensor, right: Tensor) -> Tensor:
-    """The smallest w [D, K] with basisᵀ (scale · w) = right; the basis [D, rank] is orthonormal."""
-    q, r = torch.linalg.qr(scale[:, None] * basis)
-    return q @ torch.linalg.solve_triangular(r.T, right, upper=False)
+    """The smallest w [D, K] with basisᵀ (scale · w) = right; the basis [D, rank] is orthonormal. Batches, too."""
+    q, r = torch.linalg.qr(scale.unsqueeze(-1) * basis)
+    return q @ torch.linalg.solve_triangular(r.mT, right, upper=False)
+
+
+def _joined(parts: Sequence[LeastSquaresSolution]) -> LeastSquaresSolution:
+    """The solution of all groups from those of some groups each."""
+    first = parts[0]
+    names = [name for name in vars(first) if name != "method"]
+    return replace(first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def _blocks(rows: int, size: int | None) -> Iterator[slice]:

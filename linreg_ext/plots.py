@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's blue and vermilion: distinct for any colour vision, and in black and white by their markers.
 _TRAINING, _VALIDATION, _QUIET = "#0072B2", "#D55E00", "#666666"
 _MAX_POINTS = 2000  # per panel; more only darken it
+_MAX_BARS = 400
 _MAX_PANELS = 6
 
 
@@ -98,6 +99,61 @@ def fit_figure(
         axes = figure.add_subplot(rows, columns, k + before + 1)
         _draw_predictions(axes, targets[k], actual[:, k], predicted[:, k], validation, r2[k])
         _finish(axes, legend=k == 0)
+    return _saved(figure, path)
+
+
+def groups_figure(
+    names: Sequence[str],
+    coefficients: Tensor,
+    errors: Tensor,
+    path: str | os.PathLike[str] | IO[bytes] | None = None,
+    *,
+    groups: str = "groups",
+) -> Figure:
+    """Plot coefficients of many regressions, in one panel each: in ascending order, with two standard errors each way.
+
+    Args:
+        names: of the M coefficients; the first 6 are drawn.
+        coefficients: [G, M], of G groups; nan is not drawn.
+        errors: [G, M], their standard errors; nan where there is none.
+        path: as in `loss_curves`.
+        groups: the label of the horizontal axis.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+
+    Example:
+        >>> groups_figure(["price"], solution.weight[:, 0], solution.weight_stderr[:, 0], "stores.png", groups="stores")
+    """
+    shown = min(len(names), _MAX_PANELS)
+    columns = min(shown, 3)
+    rows = math.ceil(shown / columns)
+    figure = _figure(rows, columns, width=3.7 * columns, height=3.2 * rows)
+    for m in range(shown):
+        values, error = coefficients[:, m], errors[:, m].nan_to_num(0.0)
+        order = values.argsort()[: int((~values.isnan()).sum())]  # nan is last
+        place = torch.arange(1, len(order) + 1)[:: math.ceil(len(order) / _MAX_BARS)]
+        order = order[place - 1]
+        value, reach = values[order], 2 * error[order]
+        axes = figure.add_subplot(rows, columns, m + 1)
+        few = len(order) <= 100
+        axes.vlines(
+            place.tolist(), (value - reach).tolist(), (value + reach).tolist(), color=_TRAINING,
+            alpha=0.6 if few else 0.25, linewidth=1.2, label="± 2 standard errors",
+        )  # fmt: skip
+        axes.plot(place.tolist(), value.tolist(), "o" if few else "-", color=_TRAINING, markersize=3, label="estimate")
+        if len(order) and (value - reach).min() < 0 < (value + reach).max():
+            axes.axhline(0.0, color=_QUIET, linewidth=0.8, zorder=1)
+        axes.set_title(_plain(names[m]))
+        axes.set_ylabel("coefficient")
+        axes.set_xlabel(f"{_plain(groups)}, in ascending order")
+        axes.locator_params(nbins=5)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 5))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        _finish(axes, legend=m == 0)
     return _saved(figure, path)
 
 

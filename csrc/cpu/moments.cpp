@@ -89,8 +89,11 @@ void add_to_group(const MomentRows& p, int64_t i, int64_t g, const Moments& to, 
 // in random order take 2.6 s of one core, not 20 s.
 void add_groups(const MomentRows& p, const Moments& to) {
   const int64_t m = p.d + p.k;
-  const bool sort = to.groups * (m * m + m + 2) * int64_t(sizeof(double)) > kGroupBytes && p.n > to.groups / 4 &&
+  const bool sort = to.groups * (m * m + m + 2) * int64_t(sizeof(double)) > kGroupBytes && p.n >= to.groups &&
                     !std::is_sorted(p.group, p.group + p.n);
+  // Many groups are mirrored as their rows end, few ones once.
+  const bool many = to.groups > p.n;
+  const auto mirror_group = [&](int64_t g) { mirror(m, to.moments + m * m * g); };
   run_threaded(std::min<int64_t>(p.threads, to.groups), [&](int64_t thread, int64_t threads) {
     const int64_t begin = to.groups * thread / threads, end = to.groups * (thread + 1) / threads;
     const auto is_own = [&](int64_t i) { return begin <= p.group[i] && p.group[i] < end; };
@@ -99,8 +102,11 @@ void add_groups(const MomentRows& p, const Moments& to) {
     for (int64_t first = 0; first < p.n; first += kSortedRows) {
       const int64_t last = std::min(first + kSortedRows, p.n);
       if (!sort) {
-        for (int64_t i = first; i < last; ++i)
-          if (is_own(i)) add_to_group(p, i, p.group[i], to, row.get());
+        for (int64_t i = first; i < last; ++i) {
+          if (!is_own(i)) continue;
+          add_to_group(p, i, p.group[i], to, row.get());
+          if (many && (i + 1 == last || p.group[i + 1] != p.group[i])) mirror_group(p.group[i]);
+        }
         continue;
       }
       places.assign(size_t(end - begin + 1), 0);
@@ -119,7 +125,7 @@ void add_groups(const MomentRows& p, const Moments& to) {
           add_to_group(p, order[size_t(k)], g, to, row.get());
         }
     }
-    for (int64_t g = begin; g < end; ++g) mirror(m, to.moments + m * m * g);
+    for (int64_t g = begin; g < end && !many; ++g) mirror_group(g);
   });
 }
 

@@ -44,6 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.command is fit:
         _settle_loss(args)
         _settle_solver(args)
+        _settle_groups(args)
     args.command_line = ["linreg-ext", *map(str, sys.argv[1:] if argv is None else argv)]
     args.bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     return args
@@ -70,6 +71,13 @@ def _settle_solver(args: argparse.Namespace) -> None:
     if args.solver == "sgd" and args.l2:
         why = "" if not given else f" ({given[0]} chooses sgd)"
         args.parser.error(f"argument --l2: requires --solver exact{why}; SGD has --weight-decay")
+
+
+def _settle_groups(args: argparse.Namespace) -> None:
+    if args.by and args.solver == "sgd":
+        args.parser.error("argument --by: fits each group exactly; leave out --loss and the options of SGD")
+    if args.val_fraction is None:
+        args.val_fraction = 0.0 if args.by else 0.2
 
 
 class _Help(argparse.HelpFormatter):
@@ -130,10 +138,11 @@ def _add_fit(commands: Any) -> None:
     add("--drop", **columns, help="columns to leave out")
     add("--categories", **columns, help="columns to encode as categories, even if numeric")
     add("--weight", metavar="COLUMN", help="weights of the rows")
+    add("--by", metavar="COLUMN", help="fit a regression for each value of this column")
     add("--missing", choices=["drop", "mean", "error"], default="drop", metavar="HOW",
         help="if a feature is missing: drop the row, fill in the mean, or error (default: %(default)s)")
-    add("--val-fraction", type=below_one, default=0.2, metavar="X",
-        help="share of rows held out for validation (default: %(default)s)")
+    add("--val-fraction", type=below_one, metavar="X",
+        help="share of rows held out for validation (default: 0.2; 0 with --by)")
     add("--stream", action=argparse.BooleanOptionalAction, help="read in blocks (default: if it exceeds the memory)")
     _add_reading(parser)
     add = parser.add_argument_group("model").add_argument

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..tables import Encoding, first_line
 from .errors import CommandError
-from .run_folder import ENCODING, WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS
+from .run_folder import COEFFICIENTS, ENCODING, WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def load_weights(folder: Path) -> Coefficients:
     path = next((folder / n for n in (WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS) if (folder / n).is_file()), None)
     if path is None:
         what = "contains no weights of an earlier fit" if folder.exists() else "no such folder"
+        if (folder / COEFFICIENTS).is_file():
+            what = f"was fitted with --by, and predict knows only one model; {COEFFICIENTS} has those of all groups"
         raise CommandError(f"{folder}: {what}")
     with _reading(path, "weights"):
         found = _read_safetensors(path) if path.name == WEIGHTS else torch.load(path, weights_only=True)

@@ -93,6 +93,7 @@ class Columns:
         self.targets: list[str] = []
         self.weight: list[str] = []
         self.drop: list[str] = []
+        self.by: list[str] = []
 
     def choose(self, names: tuple[str, ...]) -> list[str]:
         """The columns to read from those of the table."""
@@ -101,12 +102,14 @@ class Columns:
         self.features = self._find("features", args.features or [], names)
         self.drop = self._find("drop", args.drop or [], names)
         self.weight = self._find("weight", [args.weight] if args.weight else [], names)
+        self.by = self._find("by", [args.by] if args.by else [], names)
         self._find("categories", args.categories or [], names)
-        for name in self.targets:
-            if name in (*self.features, *self.drop, *self.weight):
-                raise CommandError(f"--target {name}: another option names it, too")
+        for option, own in (("target", self.targets), ("by", self.by)):
+            others = {*self.features, *self.drop, *self.weight, *(self.by if option == "target" else ())}
+            if name := next((name for name in own if name in others), None):
+                raise CommandError(f"--{option} {name}: another option names it, too")
         if self.features and self.targets:
-            return [*self.features, *self.targets, *self.weight]
+            return [*self.features, *self.targets, *self.weight, *self.by]
         return [name for name in names if name not in self.drop]
 
     def targets_of(self, table: Table) -> list[str]:
@@ -115,7 +118,7 @@ class Columns:
             return self.targets
         if table.targets:
             return list(table.targets)
-        taken = {*self.features, *self.weight, *table.labels}
+        taken = {*self.features, *self.weight, *self.by, *table.labels}
         numbers = [name for name, column in table.columns.items() if column.kind == NUMBER and name not in taken]
         if not numbers:
             raise CommandError(f"{table.path}: expected a column of numbers as the target, got none")
@@ -123,7 +126,7 @@ class Columns:
 
     def features_of(self, table: Table, targets: Sequence[str]) -> list[str]:
         """The features given as options, else all other columns that do not just name the rows."""
-        taken = {*targets, *self.weight, *self.drop, *(() if self.features else table.labels)}
+        taken = {*targets, *self.weight, *self.drop, *self.by, *(() if self.features else table.labels)}
         features = [name for name in self.features or table.columns if name not in taken]
         if not features:
             raise CommandError(f"{table.path}: every column is a target ({listing(targets)}); no feature is left")

@@ -12,17 +12,17 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from torch import Tensor
 
 from .. import plots
 from .._version import __version__
 from ..tables import TableError, first_line
 from ..training import History
-from . import exact, report, run_folder
+from . import exact, groups, report, run_folder
 from .coefficients import weights_file
 from .dataset import Dataset, read_dataset, require_varying
 from .errors import CommandError
@@ -55,6 +55,9 @@ def _fit(args: argparse.Namespace, processes: Processes) -> None:
     is_first, history = processes.rank == 0, None
     if note := processes.thread_note():
         print(f"note: {note}")
+    if args.by:
+        _fit_groups(args, processes, place, clock)
+        return
     if wants_stream(args, processes):
         dataset, model, solution, constant, scores = fit_stream(args, processes)
         processes.together(lambda: is_first and run_folder.require_writable(place, dataset.path))
@@ -84,21 +87,48 @@ def _fit(args: argparse.Namespace, processes: Processes) -> None:
         if args.solver == "sgd" and args.loss == "mse" and not args.weight_decay:
             print(f"SGD: {exact.distance_line(model, dataset)}")
         label = f"{args.loss} loss" + (" (standardised targets)" if args.standardize else "")
-        files = {
-            **weights_file(model),
-            run_folder.ENCODING: _json(dataset.encoding.to_json()),
-            run_folder.MODEL: _json(_origin(args, dataset)),
-            **({} if history is None else {run_folder.HISTORY: _history_file(history)}),
-            **_plot_file(dataset, history, model.predict(dataset.x), scores, label),
-        }
+        captions = ["\n".join(f"R² {report.r2(s.r2[k])} {s.part}" for s in scores) for k in range(len(model.targets))]
+        predicted = model.predict(dataset.x)
+        files = {**weights_file(model), **({} if history is None else {run_folder.HISTORY: _history_file(history)})}
+        files |= _plot_file(
+            lambda file: plots.fit_figure(
+                history, model.targets, dataset.y, predicted, dataset.held_out, captions, file, loss=label
+            )
+        )
         clock.says("drawing")
-        try:
-            run_folder.write(place, files)
-        except OSError as error:
-            raise CommandError(f"--out {place}: {error.strerror or error}") from None
-        print(f"\nwrote {place}: {', '.join(files)}")
+        _write(args, dataset, place, files)
 
     processes.together(lambda: is_first and finish())
+
+
+def _fit_groups(args: argparse.Namespace, processes: Processes, place: Path, clock: _Clock) -> None:
+    fits = groups.fit_groups(args, processes)
+    run_folder.require_writable(place, fits.dataset.path)
+    report.print_dataset(fits.dataset)
+    clock.says("reading and solving")
+    groups.print_fits(fits, args.l2)
+    files = groups.files_of(fits)
+    clock.says("tabulating")
+    target = "" if len(fits.dataset.encoding.targets) == 1 else f"{fits.dataset.encoding.targets[0]}: "
+    names = [target + name for name in fits.names]
+    files |= _plot_file(
+        lambda file: plots.groups_figure(
+            names, fits.coefficients[:, 0], fits.errors[:, 0], file, groups=f"groups of {fits.groups.column}"
+        )
+    )
+    clock.says("drawing")
+    _write(args, fits.dataset, place, files)
+
+
+def _write(args: argparse.Namespace, dataset: Dataset, place: Path, files: dict[str, bytes]) -> None:
+    """Write the folder of a fit: its own files, the encoding and the provenance."""
+    files[run_folder.ENCODING] = _json(dataset.encoding.to_json())
+    files[run_folder.MODEL] = _json(_origin(args, dataset))
+    try:
+        run_folder.write(place, files)
+    except OSError as error:
+        raise CommandError(f"--out {place}: {error.strerror or error}") from None
+    print(f"\nwrote {place}: {', '.join(sorted(files))}")
 
 
 class _Clock:
@@ -135,6 +165,7 @@ def _origin(args: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
         "loss": args.loss,
         "solver": args.solver,
         "l2": args.l2,
+        **({"by": args.by} if args.by else {}),
         "versions": packages,
     }
 
@@ -154,16 +185,12 @@ def _history_file(history: History) -> bytes:
     return file.getvalue().encode()
 
 
-def _plot_file(
-    dataset: Dataset, history: History | None, predicted: Tensor, scores: Sequence[report.Scores], label: str
-) -> dict[str, bytes]:
-    targets = dataset.encoding.targets
-    captions = ["\n".join(f"R² {report.r2(s.r2[k])} {s.part}" for s in scores) for k in range(len(targets))]
+def _plot_file(draw: Callable[[BinaryIO], object]) -> dict[str, bytes]:
     file = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about glyphs missing from the font
-            plots.fit_figure(history, targets, dataset.y, predicted, dataset.held_out, captions, file, loss=label)
+            draw(file)
     except Exception as error:  # a failed plot must not lose the run
         print(f"\nno {run_folder.PLOT}: {first_line(error)}")
         return {}

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from ..least_squares import LeastSquaresSolution
 from ..tables import Encoding, listing
 from .coefficients import Coefficients
 from .dataset import Dataset
+from .run_folder import COEFFICIENTS
 
 _MOST_COEFFICIENTS, _MOST_NOTES = 40, 20  # lines printed; the files contain all
 
@@ -108,6 +111,17 @@ def print_scores(targets: Sequence[str], scores: Sequence[Scores]) -> None:
     rows = [[name, *(c for s in scores for c in (r2(s.r2[k]), f"{s.rmse[k]:.4g}"))] for k, name in enumerate(targets)]
     print("\nQuality of the fit (R² is 1 at best; RMSE is the typical error, in the target's own units):")
     _print_table([header, *rows])
+
+
+def print_quartiles(target: str, rows: Mapping[str, Tensor]) -> None:
+    """Print the quartiles of numbers over groups; nan does not count."""
+    shown = dict(itertools.islice(rows.items(), _MOST_COEFFICIENTS))
+    present = [values[~values.isnan()].numpy() for values in shown.values()]
+    cells = [_aligned(np.quantile(v, (0.25, 0.5, 0.75)).tolist() if len(v) else 3 * [math.nan]) for v in present]
+    header = [target, "25 %", "median", "75 %"]
+    _print_table([header, *([name, *row] for name, row in zip(shown, cells, strict=True))])
+    if len(rows) > len(shown):
+        print(f"… and {len(rows) - len(shown)} more in {COEFFICIENTS}")
 
 
 def r2(value: float) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import glob
+import io
 import os
 import shutil
 import tempfile
@@ -17,7 +18,8 @@ from .errors import CommandError
 
 WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS = "weights.safetensors", "weights.pt"
 ENCODING, MODEL, HISTORY, PLOT = "encoding.json", "model.json", "history.csv", "plot.png"
-_NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, ENCODING, MODEL, HISTORY, PLOT}
+COEFFICIENTS = "coefficients.csv"  # of groups
+_NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, ENCODING, MODEL, HISTORY, PLOT, COEFFICIENTS}
 _SCRATCH = ".linreg_ext-"  # prefix of the temporary folder beside the output
 
 
@@ -101,3 +103,20 @@ def write_csv(file: TextIO, header: Sequence[str], rows: Iterable[Sequence[objec
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
+
+
+def csv_of(columns: Mapping[str, object]) -> bytes:
+    """A table of many rows, in the form that `read_table` reads; nan is an empty cell.
+
+    Raises:
+        CommandError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.csv
+    except ImportError:
+        raise CommandError("--by needs pyarrow (`pip install pyarrow`)") from None
+    table = pyarrow.table({name: pyarrow.array(values, from_pandas=True) for name, values in columns.items()})
+    file = io.BytesIO()
+    pyarrow.csv.write_csv(table, file)
+    return file.getvalue()

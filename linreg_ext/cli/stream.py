@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..least_squares import LeastSquares, LeastSquaresSolution, lstsq_batches
-from ..tables import Encoding, Stream, available_memory, bytes_in_memory, find_encoding, listing
+from ..tables import Stream, available_memory, bytes_in_memory, find_encoding, listing
 from .coefficients import Coefficients, require_in_range
 from .dataset import Columns, Dataset, options_of, weight_of, with_numbers
 from .errors import CommandError
@@ -24,7 +24,95 @@ from .report import Scores
 _MOST_POINTS = 2000  # drawn
 _CONDITION = 1e4  # beyond it, further passes refine the solution
 
-Rows = tuple[Tensor, Tensor, Tensor | None, Tensor]  # x, y, weight and, bool, held out
+Rows = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]  # x, y, weight, held out (bool) and group
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The groups of `--by`: the distinct cells of a column."""
+
+    column: str
+    cells: np.ndarray  # [G], numbers or text, in ascending order
+    of_rows: np.ndarray  # [N], int64: the group of each row, -1 if its cell is missing
+
+
+class OpenTable:
+    """A table that is read in blocks, each process its part of them, and the choices that the arguments make.
+
+    Raises:
+        CommandError: an option needs the table in memory.
+    """
+
+    def __init__(self, args: argparse.Namespace, processes: Processes) -> None:
+        option, instead = ("--by", "") if args.by else ("--stream", " or --no-stream")
+        for bad, other, cure in (
+            (args.solver != "exact", "--solver sgd", "--solver exact"),
+            (args.missing == "mean", "--missing mean", "--missing drop"),
+        ):
+            if bad:
+                raise CommandError(f"{option}: {other} needs the table in memory; use {cure}{instead}")
+        self.args, self.processes, self.columns = args, processes, Columns(args)
+        columns, categories = self.columns, with_numbers(args.categories or ())
+        shard = (processes.rank, processes.size)
+        self.stream = processes.together(
+            lambda: Stream(columns.path, options_of(args), columns.choose, categories, shard)
+        )
+        for name in columns.by:
+            self.stream.wanted.remove(name)  # whatever it holds
+        with self.bar("reading", None) as progress:
+            short = self.stream.summary(progress, processes.gather)
+        self.targets = columns.targets_of(short)
+        features = columns.features_of(short, self.targets)
+        self.encoding, _, notes = find_encoding(
+            short, features, self.targets, others=columns.weight, categories=categories, missing="mean",
+            marks=options_of(args).missing, count=self.stream.rows,
+        )  # fmt: skip
+        self.notes = [*self.stream.notes, *notes]
+
+    def bar(self, verb: str, total: int | None) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
+        """A progress bar over rows."""
+        return _bar(self.args.bar, f"{verb} {self.columns.path.name}", total)
+
+    def add_up(
+        self, groups: Groups | None = None
+    ) -> tuple[LeastSquares, LeastSquares, Blocks, list[tuple[Tensor, Tensor, Tensor]]]:
+        """The moments of the training and the validation rows; the blocks; and some rows (x, y, held out) of each."""
+        blocks = Blocks(self, groups)
+        shape, count = (len(self.encoding.names), len(self.targets)), None if groups is None else len(groups.cells)
+        training = LeastSquares(*shape, groups=count)
+        validation = LeastSquares(*shape, groups=count if self.args.val_fraction else None)
+        stride = -(-self.stream.rows // _MOST_POINTS)
+
+        def add() -> tuple[int, dict[str, int], list[tuple[Tensor, Tensor, Tensor]]]:
+            sample = []
+            for x, y, weight, held_out, group in blocks:
+                if not self.args.val_fraction:
+                    training.update(x, y, weight, group)
+                else:
+                    for part, rows in ((training, ~held_out), (validation, held_out)):
+                        part.update(*(None if t is None else t[rows] for t in (x, y, weight, group)))
+                sample.append((x[::stride].clone(), y[::stride].clone(), held_out[::stride].clone()))
+            return blocks.dropped, blocks.missing, sample
+
+        counts, gaps, samples = zip(*self.processes.gather(add), strict=True)
+        for moments in (training, validation):
+            self.processes.all_reduce(moments)
+        if training.rows < 2:
+            raise CommandError(
+                f"{self.columns.path}: expected at least 2 rows without missing cells, got {training.rows}"
+            )
+        if any(counts):
+            found = {name: sum(each[name] for each in gaps) for name in gaps[0]}
+            listed = listing([f"{name} {count:,}" for name, count in found.items() if count])
+            self.notes.append(f"dropped {sum(counts):,} of {self.stream.rows:,} rows with missing cells ({listed})")
+        return training, validation, blocks, [part for each in samples for part in each]
+
+    def dataset(self, sample: list[tuple[Tensor, Tensor, Tensor]], rows: tuple[int, int]) -> Dataset:
+        """A data set of some rows, of as many training and validation rows in all."""
+        x, y, held_out = (torch.cat(parts) for parts in zip(*sample, strict=True))
+        return Dataset(
+            self.stream.path, self.encoding, x, y, None, held_out, tuple(self.notes), not self.columns.targets, rows
+        )
 
 
 def fit_stream(
@@ -38,44 +126,9 @@ def fit_stream(
     Raises:
         CommandError: an option needs the table in memory.
     """
-    for bad, option, cure in (
-        (args.solver != "exact", "--solver sgd", "--solver exact"),
-        (args.missing == "mean", "--missing mean", "--missing drop"),
-    ):
-        if bad:
-            raise CommandError(f"--stream: {option} needs the table in memory; use {cure} or --no-stream")
-    columns, categories = Columns(args), with_numbers(args.categories or ())
-    shard = (processes.rank, processes.size)
-    stream = processes.together(lambda: Stream(columns.path, options_of(args), columns.choose, categories, shard))
-    with _bar(args.bar, f"reading {columns.path.name}", None) as progress:
-        short = stream.summary(progress, processes.gather)
-    targets = columns.targets_of(short)
-    features = columns.features_of(short, targets)
-    encoding, _, notes = find_encoding(
-        short, features, targets, others=columns.weight, categories=categories, missing="mean",
-        marks=options_of(args).missing, count=stream.rows,
-    )  # fmt: skip
-    blocks = _Blocks(args, stream, encoding, columns.weight)
-    training, validation = (LeastSquares(len(encoding.names), len(targets)) for _ in range(2))
-    stride = -(-stream.rows // _MOST_POINTS)
-
-    def add() -> tuple[int, dict[str, int], list[tuple[Tensor, Tensor, Tensor]]]:
-        sample = []
-        for x, y, weight, held_out in blocks:
-            for part, rows in ((training, ~held_out), (validation, held_out)):
-                part.update(x[rows], y[rows], None if weight is None else weight[rows])
-            sample.append((x[::stride].clone(), y[::stride].clone(), held_out[::stride].clone()))
-        return blocks.dropped, blocks.missing, sample
-
-    counts, gaps, samples = zip(*processes.gather(add), strict=True)
-    for moments in (training, validation):
-        processes.all_reduce(moments)
-    if training.rows < 2:
-        raise CommandError(f"{columns.path}: expected at least 2 rows without missing cells, got {training.rows}")
-    if any(counts):
-        found = {name: sum(each[name] for each in gaps) for name in blocks.columns}
-        listed = listing([f"{name} {count:,}" for name, count in found.items() if count])
-        notes.append(f"dropped {sum(counts):,} of {stream.rows:,} rows with missing cells ({listed})")
+    table = OpenTable(args, processes)
+    training, validation, blocks, sample = table.add_up()
+    encoding, targets = table.encoding, table.targets
     varying = training.variance[: len(encoding.names)] > 0
     solution = training.select(varying.nonzero()[:, 0].tolist()).solve(args.l2)
     if solution.rank < int(varying.sum()) or solution.condition > _CONDITION:
@@ -84,12 +137,8 @@ def fit_stream(
     weight[:, varying], errors[:, varying] = solution.weight, solution.weight_stderr
     model = Coefficients(encoding.names, tuple(targets), weight, solution.bias, errors, solution.bias_stderr)
     require_in_range(model, vanished=torch.zeros_like(weight, dtype=torch.bool))
-    x, y, held_out = (torch.cat(parts) for parts in zip(*itertools.chain(*samples), strict=True))
-    dataset = Dataset(
-        stream.path, encoding, x, y, None, held_out, (*stream.notes, *notes), not columns.targets,
-        (training.rows, validation.rows),
-    )  # fmt: skip
     constant = [name for name, varies in zip(encoding.names, varying, strict=True) if not varies]
+    dataset = table.dataset(sample, (training.rows, validation.rows))
     return dataset, model, solution, constant, _scores(model, training, validation)
 
 
@@ -120,45 +169,59 @@ def wants_stream(args: argparse.Namespace, processes: Processes) -> bool:
     return bytes_in_memory(args.table) > available_memory()
 
 
-class _Blocks:
-    """The rows of a stream, encoded; the same ones are held out each time."""
+class Blocks:
+    """The rows of a table in blocks, encoded; the same ones are held out each time.
 
-    def __init__(self, args: argparse.Namespace, stream: Stream, encoding: Encoding, weight: list[str]) -> None:
-        self._args, self._stream, self._encoding, self._weight = args, stream, encoding, weight
-        self.columns = [*encoding.columns, *encoding.targets, *weight]
-        self.dropped, self.missing = 0, dict.fromkeys(self.columns, 0)
+    Attributes:
+        dropped: the rows left out the last time because of missing cells.
+        missing: how many cells of each column are missing.
+    """
+
+    def __init__(self, table: OpenTable, groups: Groups | None) -> None:
+        self._table, self._groups = table, groups
+        self._columns = [*table.encoding.columns, *table.encoding.targets, *table.columns.weight]
+        self.dropped, self.missing = 0, dict.fromkeys([*self._columns, *table.columns.by], 0)
 
     def __iter__(self) -> Iterator[Rows]:
-        self.dropped, self.missing = 0, dict.fromkeys(self.columns, 0)
-        with _bar(self._args.bar, f"fitting {self._stream.path.name}", self._stream.rows) as progress:
-            for table in self._stream.blocks(self.columns, progress):
-                rows = np.ones(table.rows, dtype=bool)
-                for name in self.columns:
+        args, stream, encoding, groups = self._table.args, self._table.stream, self._table.encoding, self._groups
+        weights, begin = self._table.columns.weight, 0
+        self.dropped, self.missing = 0, dict.fromkeys(self.missing, 0)
+        with self._table.bar("fitting", stream.rows) as progress:
+            for table in stream.blocks(self._columns, progress):
+                rows, group = np.ones(table.rows, dtype=bool), None
+                for name in self._columns:
                     column = table.columns[name]
                     gone = np.ones(table.rows, dtype=bool) if column.values is None else column.missing
-                    if self._args.missing == "error" and gone.any() and name in self._encoding.columns:
+                    if args.missing == "error" and gone.any() and name in encoding.columns:
                         raise table.error(int(gone.argmax()), name, "expected a value, got none (--missing drop)")
                     rows &= ~gone
                     self.missing[name] += int(gone.sum())
+                if groups is not None:
+                    group = groups.of_rows[begin : begin + table.rows]
+                    rows &= group >= 0
+                    self.missing[groups.column] += int((group < 0).sum())
+                    begin += table.rows
                 self.dropped += table.rows - int(rows.sum())
                 if not rows.any():
                     continue
-                x = torch.from_numpy(self._encoding.encode(table, rows))
-                y = np.column_stack([table.columns[name].values[rows] for name in self._encoding.targets])
-                weight = weight_of(table, self._weight[0], rows) if self._weight else None
-                draws = np.random.PCG64(self._args.seed).advance(table.line(0))  # whoever reads these rows
-                held_out = np.random.Generator(draws).random(table.rows)[rows] < self._args.val_fraction
-                yield x, torch.from_numpy(y), weight, torch.from_numpy(held_out)
+                x = torch.from_numpy(encoding.encode(table, rows))
+                y = np.column_stack([table.columns[name].values[rows] for name in encoding.targets])
+                weight = weight_of(table, weights[0], rows) if weights else None
+                held_out = torch.zeros(len(x), dtype=torch.bool)
+                if args.val_fraction:
+                    draws = np.random.PCG64(args.seed).advance(table.line(0))  # whoever reads these rows
+                    held_out = torch.from_numpy(np.random.Generator(draws).random(table.rows)[rows] < args.val_fraction)
+                yield x, torch.from_numpy(y), weight, held_out, None if group is None else torch.from_numpy(group[rows])
 
 
 class _Training:
     """The training rows and varying columns of blocks, for `lstsq_batches`."""
 
-    def __init__(self, blocks: _Blocks, varying: Tensor) -> None:
+    def __init__(self, blocks: Blocks, varying: Tensor) -> None:
         self._blocks, self.varying = blocks, varying
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        for x, y, weight, held_out in self._blocks:
+        for x, y, weight, held_out, _ in self._blocks:
             yield x[~held_out][:, self.varying], y[~held_out], None if weight is None else weight[~held_out]
 
 

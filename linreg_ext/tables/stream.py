@@ -193,6 +193,31 @@ class Stream:
         except (self._arrow.ArrowException, OSError) as error:
             raise TableError(f"{self.path}: cannot be read ({first_line(error)})") from None
 
+    def column(self, name: str, progress: Callable[[int], Any] = lambda rows: None) -> Column:
+        """A whole column of this reader's rows."""
+        parts: list[tuple[int, Column]] = []
+        with contextlib.suppress(ReadAgain):
+            parts += ((block.rows, block.columns[name]) for block in self.blocks([name], progress))
+        kinds = {part.kind for _, part in parts} - {EMPTY}
+        if len(kinds) > 1:  # numbers in some blocks, text in others
+            self._as_text.add(name)
+        if len(kinds) > 1 or not parts:
+            return self.column(name, progress)
+        kind = kinds.pop() if kinds else EMPTY
+        if kind not in (NUMBER, TEXT):
+            return Column(kind)
+        levels = tuple(sorted({level for _, part in parts for level in part.levels}))
+        index = {level: i for i, level in enumerate(levels)}
+        values = []
+        for rows, part in parts:
+            if part.kind == EMPTY:
+                values.append(np.full(rows, np.nan if kind == NUMBER else -1))
+            elif kind == NUMBER:
+                values.append(part.values)
+            else:
+                values.append(np.array([*(index[level] for level in part.levels), -1])[part.values])
+        return Column(kind, np.concatenate(values), levels)
+
     def _column(self, values: Any, name: str) -> Column:
         chunked, marks = self._arrow.chunked_array([values]), self._options.missing
         return from_arrow(self._arrow, chunked, marks, name in self._as_text, self._decimal)
