@@ -187,6 +187,19 @@ struct Moments {
   double* moments = nullptr;  // [groups, m, m]
 };
 
+// Full-batch steps of the mean squared error on problems whose rows are known by their moments.
+struct Descent {
+  Moments moments;  // one for all problems if groups is 1
+  int64_t problems = 0, d = 0, k = 0, steps = 0;
+  double* weight = nullptr;    // [problems, k, d]
+  double* bias = nullptr;      // [problems, k]; nullptr: none
+  Sgd sgd;                     // without lr
+  const double* lr = nullptr;  // of problem p and step s: lr[p · lr_problem + s · lr_step]
+  int64_t lr_problem = 0, lr_step = 0;
+  double* losses = nullptr;  // [problems, steps]
+  int threads = 1;
+};
+
 namespace cpu {
 
 // The size in bytes of the 64-byte aligned workspace for the functions below.
@@ -223,6 +236,10 @@ bool add_moments(const MomentRows& rows, const Moments& moments, void* workspace
 size_t residual_moments_workspace(const MomentRows& rows);
 void residual_moments(const MomentRows& rows, const double* w, const double* offset, const double* center, double* sums,
                       void* workspace);
+
+// Takes the steps of all problems and writes the losses before each.
+size_t descent_workspace(const Descent& descent);
+void descend(const Descent& descent, void* workspace);
 
 }  // namespace cpu
 

@@ -28,6 +28,7 @@ _SPREAD = 1e4  # of the columns' lengths, up to which a ridge path has 11 digits
 _REFINEMENTS = 5
 _LEFT = 1e-9  # relative error of coefficients after them, at most
 _GROUPS = 1 << 14  # that are solved together
+_LANE_FEATURES = 128  # up to which a descent takes a problem a lane, its moments in cache
 _BLOCK = 1 << 22  # numbers of a block of rows that is factored, or computed in plain PyTorch
 
 
@@ -367,7 +368,8 @@ class LeastSquares:
         if reduction not in ("mean", "none"):
             raise ValueError(f"LeastSquares.loss_of: reduction must be 'mean' or 'none', got {reduction!r}")
         self._require_rows("loss_of")
-        losses = self._residuals(linear_weight.double(), linear_bias)[0]
+        bias = None if linear_bias is None else linear_bias.double()
+        losses = reference.mean_squares(*self._as_moments(), linear_weight.double(), bias)[0]
         losses = losses.mean(-1) if reduction == "mean" else losses
         return losses if self.groups is not None else losses[0]
 
@@ -406,7 +408,6 @@ class LeastSquares:
         """
         self._require_rows("sgd_run_")
         k, d, many = self.out_features, self.in_features, linear_weight.dim() == 3
-        count = linear_weight.shape[0] if many else 1
         expected = [[k, d]] if self.groups is None else [[self.groups, k, d]]
         if [*linear_weight.shape[-2:]] != [k, d] or (self.groups is not None and [*linear_weight.shape] != expected[0]):
             raise RuntimeError(
@@ -414,29 +415,23 @@ class LeastSquares:
             )
         if steps < 0:
             raise ValueError(f"LeastSquares.sgd_run_: steps must be >= 0, got {steps}")
-        parameters = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
-        values = [p.detach().double().reshape(count, *p.shape[many:]) for p in parameters]
+        count = len(linear_weight) if many else 1
         rates = torch.as_tensor(lr, dtype=torch.float64, device=self._counts.device).reshape(-1)
-        if len(rates) not in (1, steps, count if many else 1):
+        if len(rates) not in (1, steps, count):
             raise RuntimeError(f"LeastSquares.sgd_run_: lr must be a float or have shape [{steps}], got {[*lr.shape]}")
         by_problem = many and self.groups is None and len(rates) == count
-        losses = torch.zeros(count, steps, dtype=torch.float64, device=self._counts.device)
-        buffers: list[Tensor | None] = [None, None]
-        for step in range(steps):
-            loss, *grads = self._residuals(values[0], values[1] if len(values) == 2 else None)
-            losses[:, step] = loss.mean(-1)
-            for i, g in enumerate(grads[: len(values)]):
-                g = -g if maximize else g
-                g = g + weight_decay * values[i] if weight_decay else g
-                if momentum:
-                    before = buffers[i]
-                    buffers[i] = g if before is None else momentum * before + (1 - dampening) * g
-                    g = g + momentum * buffers[i] if nesterov else buffers[i]
-                rate = rates.reshape(-1, *[1] * (g.dim() - 1)) if by_problem else rates[min(step, len(rates) - 1)]
-                values[i] = values[i] - rate * g
+        rates = (rates[:, None] if by_problem else rates).expand(count, steps)
+        weight = linear_weight.detach().double().reshape(count, k, d).contiguous()
+        bias = None if linear_bias is None else linear_bias.detach().double().reshape(count, k).contiguous()
+        own = not REFERENCE and rates.device.type == "cpu" and d <= _LANE_FEATURES
+        descend_ = torch.ops.linreg_ext.descend_ if own else reference.descend_
+        losses = descend_(
+            *self._as_moments(), weight, bias, rates, momentum, dampening, weight_decay, nesterov, maximize
+        )
         with torch.no_grad():
-            for parameter, value in zip(parameters, values, strict=True):
-                parameter.copy_(value.reshape(parameter.shape))
+            for parameter, value in ((linear_weight, weight), (linear_bias, bias)):
+                if parameter is not None:
+                    parameter.copy_(value.reshape(parameter.shape))
         return losses if many else losses[0]
 
     # ---- Rows --------------------------------------------------------------------------------------------------------
@@ -481,22 +476,6 @@ class LeastSquares:
             return self._counts, self._mean, self._moments
         factor, rest = self._factor, self._factor[1:, 1:]
         return self._counts, (self._center + factor[0, 1:] / factor[0, 0])[None], (rest.T @ rest)[None]
-
-    def _residuals(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The squared errors of coefficients [..., K, D], a mean for each target, and the gradients of their mean."""
-        d, k = self.in_features, self.out_features
-        counts, mean, moments = self._as_moments()
-        both = torch.cat(
-            [weight, -self._eye(k).expand(*weight.shape[:-2], k, k)], -1
-        )  # the residual is `both` [x | y] + bias
-        spread = both @ moments  # [..., K, D + K]
-        level = (both @ mean.unsqueeze(-1)).squeeze(-1)  # the mean residual
-        if bias is not None:
-            level = level + bias.double()
-        squares = (spread * both).sum(-1).clamp(min=0) / counts[:, 1:] + level.square()
-        scale = 2 / k
-        grad = scale * (spread[..., :d] / counts[:, 1, None, None] + level.unsqueeze(-1) * mean[:, None, :d])
-        return squares, grad, scale * level
 
     def _solve_gram(self, l2: float) -> _Solved:
         d, (counts, mean, moments) = self.in_features, self._as_moments()

@@ -261,3 +261,49 @@ def residual_moments(
     x, y, v = x[v > 0], y[v > 0], v[v > 0, None]
     r = x @ linear_weight.T + offset - y
     return torch.cat([(v * r).T @ x, (v * r).sum(0)[:, None], (v * r * r).sum(0)[:, None]], 1)
+
+
+def mean_squares(
+    counts: Tensor, mean: Tensor, moments: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean squared errors of coefficients [..., K, D], one for each target, and the gradients of their mean."""
+    k, d = weight.shape[-2:]
+    negative = -torch.eye(k, dtype=weight.dtype, device=weight.device).expand(*weight.shape[:-2], k, k)
+    both = torch.cat([weight, negative], -1)  # the residual is `both` [x | y] + bias
+    spread = both @ moments  # [..., K, D + K]
+    level = (both @ mean.unsqueeze(-1)).squeeze(-1)  # the mean residual
+    if bias is not None:
+        level = level + bias
+    squares = (spread * both).sum(-1).clamp(min=0) / counts[:, 1:] + level.square()
+    grad = spread[..., :d] / counts[:, 1, None, None] + level.unsqueeze(-1) * mean[:, None, :d]
+    return squares, 2 / k * grad, 2 / k * level
+
+
+def descend_(
+    counts: Tensor,
+    mean: Tensor,
+    moments: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    lr: Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> Tensor:
+    values = [linear_weight] if linear_bias is None else [linear_weight, linear_bias]
+    buffers: list[Tensor | None] = [None, None]
+    losses = torch.zeros_like(lr)
+    for step, rates in enumerate(lr.T):
+        loss, *grads = mean_squares(counts, mean, moments, linear_weight, linear_bias)
+        losses[:, step] = loss.mean(-1)
+        for i, (value, g) in enumerate(zip(values, grads, strict=False)):
+            g = -g if maximize else g
+            g = g + weight_decay * value
+            if momentum:
+                before = buffers[i]
+                buffers[i] = g if before is None else momentum * before + (1 - dampening) * g
+                g = g + momentum * buffers[i] if nesterov else buffers[i]
+            value -= rates.reshape(-1, *[1] * (g.dim() - 1)) * g
+    return losses

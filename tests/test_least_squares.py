@@ -423,6 +423,46 @@ def test_the_operators_are_their_reference(groups, weighted):
     torch.library.opcheck(torch.ops.linreg_ext.moments_.default, (x, y, weight, group, *state[0], False))
 
 
+def test_more_groups_than_rows():
+    x, y = table(40, 3, 1)
+    group = torch.randint(0, 100, (40,))
+    state = [[torch.zeros(100, *shape, dtype=torch.float64) for shape in ((2,), (4,), (4, 4))] for _ in range(2)]
+    for part in torch.arange(40).tensor_split(2):
+        torch.ops.linreg_ext.moments_(x[part], y[part], None, group[part], *state[0], False)
+        reference.moments_(x[part], y[part], None, group[part], *state[1], False)
+    torch.testing.assert_close(*state)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 0, 2), (8, 4, 1), (9, 3, 2), (17, 9, 1), (20, 20, 3)])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1},
+        {"momentum": 0.9, "nesterov": True, "maximize": True},
+    ],
+)
+def test_descent_is_its_reference(shape, shared, options):
+    problems, d, k = shape
+    moments = LeastSquares(d, k, groups=None if shared else problems)
+    x, y = table(problems * 30, d, k, shift=3)
+    moments.update(x, y, group=None if shared else torch.arange(problems).repeat(30))
+    state = moments._counts, moments._mean, moments._moments
+    lr = torch.rand(problems, 6, dtype=torch.float64) / 100
+    others = (
+        *(options.get(name, 0.0) for name in ("momentum", "dampening", "weight_decay")),
+        *(options.get(name, False) for name in ("nesterov", "maximize")),
+    )
+    for rates, bias in ((lr, True), (lr[:1, :1].expand(problems, 6), False)):
+        w, b = torch.randn(problems, k, d).double(), torch.randn(problems, k).double() if bias else None
+        ours, plain = ([t if t is None else t.clone() for t in (w, b)] for _ in range(2))
+        losses = torch.ops.linreg_ext.descend_(*state, *ours, rates, *others)
+        torch.testing.assert_close(losses, reference.descend_(*state, *plain, rates, *others), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    torch.library.opcheck(torch.ops.linreg_ext.descend_.default, (*state, w, b, rates, *others))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

@@ -185,9 +185,11 @@ def predictions_overflow(problem: Problem) -> bool:
 
 
 def of_either_sign(problem: Problem) -> np.ndarray:
-    """Which residuals are no larger than their rounding errors."""
+    """Which residuals are no larger than their rounding errors, or than a product that underflows."""
     r, terms = residuals(problem)
-    return np.isfinite(terms) & (abs(r) < UNITS * arithmetic(problem).eps * terms)
+    info = arithmetic(problem)
+    errors = UNITS * info.eps * (terms + np.where(terms > 0, info.smallest_normal, 0))
+    return np.isfinite(terms) & (abs(r) < errors)
 
 
 def in_doubt(problem: Problem, settings: Settings) -> dict[str, np.ndarray]:
@@ -272,8 +274,9 @@ def judge(problem: Problem, form: Form, settings: Settings, wanted: list[bool], 
         sizes[abs(extended(finite)[-1]) * sizes > torch.finfo(torch.float64).max] = np.inf
     # Other gradients are computed for a grad_output of 1, and then scaled.
     added = summed(finite, losses, slopes, settings.reduction, max(1, abs(settings.grad_loss)), sizes=True)
-    if settings.reduction == "mean" and problem.weight is not None:  # divided when all weighted losses have been added
-        added["loss"] = summed(finite, losses, slopes, "sum", 1, sizes=True)["loss"]
+    if settings.reduction == "mean" and problem.weight is not None:  # sums over rows are divided when all are added
+        sums = summed(finite, losses, slopes, "sum", max(1, abs(settings.grad_loss)), sizes=True)
+        added |= {name: sums[name] for name in ("loss", "linear_weight", "linear_bias") if name in sums}
     doubt = in_doubt(plain_problem, settings)
     if cancels:  # weighted losses and derivatives may be rounded to subnormals before they are multiplied by an operand
         smallest = UNITS * torch.finfo(problem.input.dtype).smallest_normal * torch.finfo(problem.input.dtype).eps

@@ -12,6 +12,8 @@
 namespace linreg::cpu {
 namespace {
 
+constexpr int64_t kColumnsChain = 32;  // vectors
+
 // Column C, one lane per row, of the contiguous rows in D vectors. `found` holds the numbers from the first M vectors.
 template <int D, int C, int M, class V>
 LINREG_INLINE V column(V found, const V (&rows)[D]) {
@@ -52,9 +54,10 @@ LINREG_INLINE void to_columns(V (&v)[D]) {
   }
 }
 
-// One target: lanes run along the rows of a piece, at most kChain vectors. Adds losses and slopes as residuals_of does.
-// If D > 0, it also predicts, from contiguous rows of D features, and adds G · X to sums [D, lanes]; else the
-// predictions are given.
+// One target: lanes run along the rows of a piece. Adds losses and slopes as residuals_of does, and no chain of
+// additions is longer than kColumnsChain: with two lanes of double, one over 100 vectors has 2.6 times the error of
+// PyTorch's sum. If D > 0, it also predicts, from contiguous rows of D features, and adds G · X to sums [D, lanes];
+// else the predictions are given.
 template <int D, class V, class E>
 inline void one_target(const Problem& p, const E* x, const NumberOf<V>* w, const Piece<NumberOf<V>>& piece,
                        const NumberOf<V>* y, const NumberOf<V>* v, NumberOf<V> power, NumberOf<V>* losses,
@@ -98,14 +101,19 @@ inline void one_target(const Problem& p, const E* x, const NumberOf<V>* w, const
     LINREG_UNROLL
     for (int c = 0; c < D; ++c) gradient[c] += terms.slope * columns[c];
   };
-  int64_t i = 0;
-  for (; i + lanes <= piece.rows; i += lanes) step.template operator()<true>(i, lanes);
-  if (i < piece.rows) step.template operator()<false>(i, piece.rows - i);
-  add_to(piece.loss, piece.loss + kMaxLanes, folded(loss));
-  add_to(piece.slope_sums, piece.slope_sums + piece.width, folded(slope));
-  LINREG_UNROLL
-  for (int c = 0; c < D; ++c)
-    store_vec<Wide>(sums + c * kLanes, load_vec<Wide>(sums + c * kLanes) + folded(gradient[c]));
+  for (int64_t i = 0, end = 0; i < piece.rows; i = end) {
+    end = i + kColumnsChain * lanes < piece.rows ? i + kColumnsChain * lanes : piece.rows;
+    for (; i + lanes <= end; i += lanes) step.template operator()<true>(i, lanes);
+    if (i < end) step.template operator()<false>(i, end - i);
+    add_to(piece.loss, piece.loss + kMaxLanes, folded(loss));
+    add_to(piece.slope_sums, piece.slope_sums + piece.width, folded(slope));
+    loss = slope = V{};
+    LINREG_UNROLL
+    for (int c = 0; c < D; ++c) {
+      store_vec<Wide>(sums + c * kLanes, load_vec<Wide>(sums + c * kLanes) + folded(gradient[c]));
+      gradient[c] = V{};
+    }
+  }
 }
 
 }  // namespace

@@ -58,7 +58,16 @@ struct MomentKernels {
   // For each target Σ v r z, [ld], and Σ v r² in some lanes of [kMomentCounts], for r = w z; w is [k, ld].
   void (*gradient)(const MomentRows& rows, const double* w, const double* center, int64_t begin, int64_t end,
                    int64_t ld, double* block, double* out);
+  // Takes the steps of problems [first, first + lanes) of a descent, fewer if there are not as many; `memory` has
+  // descent_numbers for each lane, 64-byte aligned.
+  void (*descend)(const Descent& descent, int64_t first, double* memory);
+  int lanes;
 };
+
+// The numbers that a problem of a descent keeps: moments, mean, parameters, their buffers, and a line.
+inline int64_t descent_numbers(const Descent& p) {
+  return p.d * p.d + p.k * (p.d + 1) + p.d + p.k + 2 * p.k * (p.d + 1) + p.d;
+}
 
 #define LINREG_DECLARE_KERNELS(set)          \
   namespace set {                            \

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rows of least squares: Σ v z zᵀ over z = [x − shift, y − shift, 1], and Σ v r z for given coefficients.
+// The rows of least squares: Σ v z zᵀ over z = [x − shift, y − shift, 1], and Σ v r z for given coefficients; and steps
+// of SGD on the moments, a problem in each lane.
 //
 // Rows go through in blocks of kMomentBlock, converted and shifted once, in the first- or second-level cache. A tile of
 // the symmetric matrix stays in registers for a block: rows i of it in broadcasts, columns j in vectors, only j up to
@@ -198,8 +199,67 @@ void gradient(const MomentRows& p, const double* w, const double* center, int64_
   }
 }
 
+// SGD's rule for a problem in each lane.
+LINREG_INLINE void update(const Sgd& sgd, bool first, Wide lr, Wide grad, Wide& value, Wide& buffer) {
+  if (sgd.maximize) grad = -grad;
+  if (sgd.weight_decay != 0) grad += sgd.weight_decay * value;
+  if (sgd.momentum != 0) {
+    buffer = first ? grad : sgd.momentum * buffer + (1 - sgd.dampening) * grad;
+    grad = sgd.nesterov ? grad + sgd.momentum * buffer : buffer;
+  }
+  value -= lr * grad;
+}
+
+void descend(const Descent& p, int64_t first, double* memory) {
+  const int64_t d = p.d, k = p.k, m = d + k, count = p.problems - first < kLanes ? p.problems - first : kLanes;
+  Wide *const xx = reinterpret_cast<Wide*>(memory), *const xy = xx + d * d, *const yy = xy + k * d,
+              *const mean = yy + k, *const weight = mean + m, *const bias = weight + k * d, *const buffers = bias + k,
+              *const line = buffers + k * (d + 1);
+  int64_t of_lane[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l) {  // the lanes beyond the last problem repeat it
+    const int64_t q = of_lane[l] = first + (l < count ? l : count - 1), g = p.moments.groups == 1 ? 0 : q;
+    const double *const from = p.moments.moments + g * m * m, rows = p.moments.counts[2 * g + 1];
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t j = 0; j < d; ++j) xx[i * d + j][l] = from[i * m + j] / rows;
+    for (int64_t t = 0; t < k; ++t) {
+      for (int64_t i = 0; i < d; ++i) xy[t * d + i][l] = from[(d + t) * m + i] / rows;
+      yy[t][l] = from[(d + t) * m + d + t] / rows;
+    }
+    for (int64_t i = 0; i < m; ++i) mean[i][l] = p.moments.mean[g * m + i];
+    for (int64_t i = 0; i < k * d; ++i) weight[i][l] = p.weight[q * k * d + i];
+    for (int64_t t = 0; t < k; ++t) bias[t][l] = p.bias ? p.bias[q * k + t] : 0;
+  }
+  const double scale = 2.0 / double(k);
+  for (int64_t s = 0; s < p.steps; ++s) {
+    Wide lr, loss = {};
+    for (int l = 0; l < kLanes; ++l) lr[l] = p.lr[of_lane[l] * p.lr_problem + s * p.lr_step];
+    for (int64_t t = 0; t < k; ++t) {
+      Wide *const w = weight + t * d, *const buffer = buffers + t * (d + 1);
+      const Wide* const own = xy + t * d;
+      Wide level = bias[t] - mean[d + t], square = yy[t];  // of the mean residual, and of those about it
+      for (int64_t j = 0; j < d; ++j) level += w[j] * mean[j];
+      for (int64_t i = 0; i < d; ++i) {
+        Wide sum = -own[i];
+        for (int64_t j = 0; j < d; ++j) sum += w[j] * xx[i * d + j];
+        square += w[i] * (sum - own[i]);
+        line[i] = scale * (sum + level * mean[i]);
+      }
+      const Wide zero = {};
+      loss += (square < zero ? zero : square) + level * level;
+      for (int64_t i = 0; i < d; ++i) update(p.sgd, s == 0, lr, line[i], w[i], buffer[i]);
+      if (p.bias) update(p.sgd, s == 0, lr, scale * level, bias[t], buffer[d]);
+    }
+    loss /= double(k);
+    for (int64_t l = 0; l < count; ++l) p.losses[(first + l) * p.steps + s] = loss[l];
+  }
+  for (int64_t l = 0; l < count; ++l) {
+    for (int64_t i = 0; i < k * d; ++i) p.weight[(first + l) * k * d + i] = weight[i][l];
+    for (int64_t t = 0; t < k && p.bias; ++t) p.bias[(first + l) * k + t] = bias[t][l];
+  }
+}
+
 }  // namespace
 
-const MomentKernels LINREG_SET::moment_kernels = {moments, gradient};
+const MomentKernels LINREG_SET::moment_kernels = {moments, gradient, descend, kLanes};
 
 }  // namespace linreg::cpu

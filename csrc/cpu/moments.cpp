@@ -196,4 +196,29 @@ void residual_moments(const MomentRows& p, const double* w, const double* offset
     }
 }
 
+namespace {
+
+size_t lanes_bytes(const Descent& p) {
+  return size_t(descent_numbers(p)) * size_t(kernels().moments->lanes) * sizeof(double);
+}
+
+int64_t descent_threads(const Descent& p) {
+  const int64_t lanes = kernels().moments->lanes;
+  return std::min<int64_t>(p.threads, (p.problems + lanes - 1) / lanes);
+}
+
+}  // namespace
+
+size_t descent_workspace(const Descent& p) { return size_t(descent_threads(p)) * lanes_bytes(p); }
+
+void descend(const Descent& p, void* workspace) {
+  const int64_t lanes = kernels().moments->lanes, blocks = (p.problems + lanes - 1) / lanes;
+  if (blocks == 0) return;
+  run_threaded(descent_threads(p), [&](int64_t thread, int64_t threads) {
+    double* const memory = reinterpret_cast<double*>(static_cast<char*>(workspace) + size_t(thread) * lanes_bytes(p));
+    for (int64_t i = blocks * thread / threads; i < blocks * (thread + 1) / threads; ++i)
+      kernels().moments->descend(p, i * lanes, memory);
+  });
+}
+
 }  // namespace linreg::cpu

@@ -68,6 +68,8 @@ struct Backend {
   void (*end_run)(const RunCall& call) = nullptr;
   bool (*takes_many_steps)(const RunCall& call) = nullptr;
   void (*take_many_steps)(const RunCall& call, const Run& run, const void* before, void* losses) = nullptr;
+  // As in linreg.h; not on a GPU.
+  void (*descend)(Descent& descent) = nullptr;
 };
 
 // nullptr if this build has no kernels for the type.

@@ -136,8 +136,21 @@ void residual_moments(const char*, c10::Device, MomentRows& rows, const double* 
   cpu::residual_moments(rows, w, offset, center, sums, workspace.get());
 }
 
-constexpr Backend kBackend = {empty,   set_lr,       linear_loss, sgd_step,
-                              sgd_run, sgd_run_many, add_moments, residual_moments};
+void descend(Descent& descent) {
+  descent.threads = at::get_num_threads();
+  Workspace workspace(cpu::descent_workspace(descent));
+  cpu::descend(descent, workspace.get());
+}
+
+constexpr Backend kBackend = {.empty = empty,
+                              .set_lr = set_lr,
+                              .linear_loss = linear_loss,
+                              .sgd_step = sgd_step,
+                              .sgd_run = sgd_run,
+                              .sgd_run_many = sgd_run_many,
+                              .add_moments = add_moments,
+                              .residual_moments = residual_moments,
+                              .descend = descend};
 
 }  // namespace
 

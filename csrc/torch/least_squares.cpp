@@ -114,6 +114,41 @@ at::Tensor residual_moments(const at::Tensor& input, const at::Tensor& target, c
   return sums;
 }
 
+at::Tensor descend(const at::Tensor& counts, const at::Tensor& mean, const at::Tensor& moments,
+                   at::Tensor linear_weight, std::optional<at::Tensor> linear_bias, const at::Tensor& lr,
+                   double momentum, double dampening, double weight_decay, bool nesterov, bool maximize) {
+  constexpr const char* op = "descend_";
+  const Backend& backend = *backend_of(counts.device().type());
+  TORCH_CHECK(backend.descend, op, ": expected tensors on the CPU, got ", counts.device());
+  TORCH_CHECK(linear_weight.dim() == 3, op,
+              ": linear_weight must have shape [problems, out_features, in_features], got ", linear_weight.sizes());
+  TORCH_CHECK(lr.dim() == 2 && lr.scalar_type() == at::kDouble && lr.size(0) == linear_weight.size(0), op,
+              ": lr must be float64 [problems, steps], got ", lr.sizes());
+  Descent p;
+  p.problems = linear_weight.size(0), p.k = linear_weight.size(1), p.d = linear_weight.size(2), p.steps = lr.size(1);
+  p.moments.groups = counts.size(0);
+  const int64_t m = p.d + p.k;
+  TORCH_CHECK(p.moments.groups == 1 || p.moments.groups == p.problems, op, ": counts must have 1 or ", p.problems,
+              " groups, got ", p.moments.groups);
+  check_dense(op, "counts", counts, at::kDouble, {p.moments.groups, 2});
+  check_dense(op, "mean", mean, at::kDouble, {p.moments.groups, m});
+  check_dense(op, "moments", moments, at::kDouble, {p.moments.groups, m, m});
+  check_dense(op, "linear_weight", linear_weight, at::kDouble, {p.problems, p.k, p.d});
+  if (linear_bias) check_dense(op, "linear_bias", *linear_bias, at::kDouble, {p.problems, p.k});
+  p.moments.counts = const_cast<double*>(counts.const_data_ptr<double>());
+  p.moments.mean = const_cast<double*>(mean.const_data_ptr<double>());
+  p.moments.moments = const_cast<double*>(moments.const_data_ptr<double>());
+  p.weight = linear_weight.mutable_data_ptr<double>();
+  p.bias = linear_bias ? linear_bias->mutable_data_ptr<double>() : nullptr;
+  p.lr = lr.const_data_ptr<double>(), p.lr_problem = lr.stride(0), p.lr_step = lr.stride(1);
+  p.sgd.momentum = momentum, p.sgd.dampening = dampening, p.sgd.weight_decay = weight_decay;
+  p.sgd.nesterov = nesterov, p.sgd.maximize = maximize;
+  at::Tensor losses = backend.empty({p.problems, p.steps}, at::kDouble, counts.device());
+  p.losses = losses.mutable_data_ptr<double>();
+  backend.descend(p);
+  return losses;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
@@ -123,16 +158,21 @@ TORCH_LIBRARY_FRAGMENT(linreg_ext, m) {
   m.def(
       "residual_moments(Tensor input, Tensor target, Tensor? weight, Tensor linear_weight, Tensor offset, "
       "Tensor center) -> Tensor");
+  m.def(
+      "descend_(Tensor counts, Tensor mean, Tensor moments, Tensor(a!) linear_weight, Tensor(b!)? linear_bias, "
+      "Tensor lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> Tensor");
 }
 
 void implement_least_squares(torch::Library& m) {
   m.impl("moments_", &moments);
   m.impl("residual_moments", &residual_moments);
+  m.impl("descend_", &descend);
 }
 
 TORCH_LIBRARY_IMPL(linreg_ext, Autograd, m) {  // nothing is recorded
   m.impl("moments_", torch::CppFunction::makeFallthrough());
   m.impl("residual_moments", torch::CppFunction::makeFallthrough());
+  m.impl("descend_", torch::CppFunction::makeFallthrough());
 }
 
 }  // namespace linreg::torch_ops

@@ -88,7 +88,7 @@ KERNELS = (
            "totals[i] = double(sums[i])", shape(3, 70001, 1)),
     Mutant("tiles: a row of an incomplete set is skipped", "csrc/cpu/tiles.h", "for (; r < count; ++r) row(0);", "",
            shape(1, 17, 3)),
-    Mutant("columns: the last row is not loaded", "csrc/cpu/columns.h", "piece.rows - i", "piece.rows - i - 1",
+    Mutant("columns: the last row is not loaded", "csrc/cpu/columns.h", "(i, end - i)", "(i, end - i - 1)",
            shape(1, 5, 1)),
     Mutant("columns: rows with gaps are read as contiguous", "csrc/cpu/rows.cpp", "p_.x.row_stride == p_.d", "true",
            LAYOUTS),
