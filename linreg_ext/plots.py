@@ -135,7 +135,7 @@ def groups_figure(
     for m in range(shown):
         values, error = coefficients[:, m], errors[:, m].nan_to_num(0.0)
         order = values.argsort()[: int((~values.isnan()).sum())]  # nan is last
-        place = torch.arange(1, len(order) + 1)[:: math.ceil(len(order) / _MAX_BARS)]
+        place = torch.arange(1, len(order) + 1, device=order.device)[:: math.ceil(len(order) / _MAX_BARS)]
         order = order[place - 1]
         value, reach = values[order], 2 * error[order]
         axes = figure.add_subplot(rows, columns, m + 1)

@@ -7,7 +7,10 @@
 // the vector that holds i. Its sums are then added to double ones, so that a chain of float additions has kMomentBlock.
 //
 // Compiled once per instruction set, behind target.h.
+#include <utility>
+
 #include "convert.h"
+#include "tiles.h"
 #include "vector.h"
 
 namespace linreg::cpu {
@@ -199,6 +202,74 @@ void gradient(const MomentRows& p, const double* w, const double* center, int64_
   }
 }
 
+// Rows of few columns go to columns, so that lanes run along rows.
+void run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count, double* out) {
+  constexpr int kMostSums = kRunColumns * (kRunColumns + 3) / 2 + 2 + kLanes;
+  const int64_t m = p.d + p.k, pairs = m * (m + 1) / 2, numbers = pairs + m + 2;
+  alignas(64) double columns[(kRunColumns + 2) * kMomentBlock];
+  double *const v = columns + m * kMomentBlock, *const scaled = v + kMomentBlock;
+  Wide sums[kMostSums];  // Σ v z zᵀ, the lower triangle; Σ v z; Σ v, and the rows with v ≠ 0
+  for (int64_t i = 0; i < numbers + kLanes; ++i) sums[i] = Wide{};
+  double shift[kRunColumns];
+  bool shifted = false;
+  const Wide zero{}, one = broadcast<Wide>(1);
+  for (int64_t begin = 0; begin < count; begin += kMomentBlock) {
+    const int64_t rows = count - begin < kMomentBlock ? count - begin : kMomentBlock;
+    const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
+    for (int64_t i = 0; i < padded; ++i) v[i] = i < rows;
+    const auto load_column = [&](const View& from, int64_t j, double* to) {
+      if (!order) return load(at(from, first + begin, j), from.row_stride, from.dtype, rows, to);
+      for (int64_t i = 0; i < rows; ++i) to[i] = load_one<double>(at(from, order[begin + i], j), from.dtype);
+    };
+    if (p.v.data) load_column(p.v, 0, v);
+    int64_t row = 0;
+    while (row < rows && v[row] == 0) ++row;
+    if (row == rows) continue;
+    for (int64_t j = 0; j < m; ++j) {
+      double* const z = columns + j * kMomentBlock;
+      j < p.d ? load_column(p.x, j, z) : load_column(p.y, j - p.d, z);
+      if (!shifted) shift[j] = z[row];
+      for (int64_t i = 0; i < padded; i += kLanes)  // a row without weight counts as 0, whatever it holds
+        store_vec<Wide>(z + i, load_vec<Wide>(v + i) == zero ? zero : load_vec<Wide>(z + i) - shift[j]);
+    }
+    shifted = true;
+    const auto dot = [padded](const double* a, const double* b) __attribute__((always_inline)) {
+      Wide sum{};
+      for (int64_t i = 0; i < padded; i += kLanes) sum += load_vec<Wide>(a + i) * load_vec<Wide>(b + i);
+      return sum;
+    };
+    Wide* to = sums;
+    for (int64_t a = 0; a < m; ++a) {
+      const double* const z = columns + a * kMomentBlock;
+      Wide total{};
+      for (int64_t i = 0; i < padded; i += kLanes) {
+        const Wide weighted = load_vec<Wide>(v + i) * load_vec<Wide>(z + i);
+        store_vec<Wide>(scaled + i, weighted);
+        total += weighted;
+      }
+      sums[pairs + a] += total;
+      for (int64_t b = 0; b <= a; ++b) *to++ += dot(scaled, columns + b * kMomentBlock);
+    }
+    for (int64_t i = 0; i < padded; i += kLanes) {
+      const Wide weight = load_vec<Wide>(v + i);
+      sums[pairs + m] += weight;
+      sums[pairs + m + 1] += weight == zero ? zero : one;
+    }
+  }
+  double folded[kMostSums];
+  for (int64_t i = 0; i < numbers; i += kLanes) {
+    fold<1, kLanes, kLanes>(sums + i);
+    store_vec<Wide>(folded + i, sums[i]);
+  }
+  const double *const totals = folded + pairs, weight = totals[m], *from = folded;
+  double *const mean = out + 2, *const moments = mean + m;
+  out[0] = totals[m + 1], out[1] = weight;
+  for (int64_t a = 0; a < m && shifted; ++a) {
+    for (int64_t b = 0; b <= a; ++b) moments[a * m + b] = *from++ - totals[a] * totals[b] / weight;
+    mean[a] = shift[a] + totals[a] / weight;
+  }
+}
+
 // SGD's rule for a problem in each lane.
 LINREG_INLINE void update(const Sgd& sgd, bool first, Wide lr, Wide grad, Wide& value, Wide& buffer) {
   if (sgd.maximize) grad = -grad;
@@ -210,11 +281,44 @@ LINREG_INLINE void update(const Sgd& sgd, bool first, Wide lr, Wide grad, Wide& 
   value -= lr * grad;
 }
 
-void descend(const Descent& p, int64_t first, double* memory) {
-  const int64_t d = p.d, k = p.k, m = d + k, count = p.problems - first < kLanes ? p.problems - first : kLanes;
-  Wide *const xx = reinterpret_cast<Wide*>(memory), *const xy = xx + d * d, *const yy = xy + k * d,
-              *const mean = yy + k, *const weight = mean + m, *const bias = weight + k * d, *const buffers = bias + k,
-              *const line = buffers + k * (d + 1);
+// The numbers of a target in a descent, a problem in each lane.
+struct DescentLanes {
+  Wide *xx, *xy, *yy, *mean, *mean_y, *weight, *bias, *buffers;
+};
+
+// Takes a step for one target and returns its loss.
+template <int D>
+LINREG_INLINE Wide descend_target(const Sgd& sgd, int64_t d, bool first, bool has_bias, double scale, Wide lr,
+                                  const DescentLanes& to, Wide* line) {
+  if constexpr (D > 0) d = D;
+  Wide level = *to.bias - *to.mean_y, square = *to.yy;  // of the mean residual, and of those about it
+  LINREG_UNROLL
+  for (int64_t j = 0; j < d; ++j) level += to.weight[j] * to.mean[j];
+  LINREG_UNROLL
+  for (int64_t i = 0; i < d; ++i) {
+    Wide sum = -to.xy[i];
+    LINREG_UNROLL
+    for (int64_t j = 0; j < d; ++j) sum += to.weight[j] * to.xx[i * d + j];
+    square += to.weight[i] * (sum - to.xy[i]);
+    line[i] = scale * (sum + level * to.mean[i]);
+  }
+  LINREG_UNROLL
+  for (int64_t i = 0; i < d; ++i) update(sgd, first, lr, line[i], to.weight[i], to.buffers[i]);
+  if (has_bias) update(sgd, first, lr, scale * level, *to.bias, to.buffers[d]);
+  const Wide zero{};
+  return (square < zero ? zero : square) + level * level;
+}
+
+// D > 0 is d, with one target: all its numbers are in registers.
+template <int D>
+void descend_lanes(const Descent& p, int64_t first, double* memory) {
+  const int64_t d = D > 0 ? D : p.d, k = D > 0 ? 1 : p.k, m = d + k;
+  const int64_t count = p.problems - first < kLanes ? p.problems - first : kLanes;
+  Wide own[D > 0 ? D * D + 6 * D + 4 : 1], *next = D > 0 ? own : reinterpret_cast<Wide*>(memory);
+  const auto take = [&next](int64_t size) { return (next += size) - size; };
+  Wide *const xx = take(d * d), *const xy = take(k * d), *const yy = take(k), *const mean = take(m),
+              *const weight = take(k * d), *const bias = take(k), *const buffers = take(k * (d + 1)),
+              *const line = take(d);
   int64_t of_lane[kLanes];
   for (int64_t l = 0; l < kLanes; ++l) {  // the lanes beyond the last problem repeat it
     const int64_t q = of_lane[l] = first + (l < count ? l : count - 1), g = p.moments.groups == 1 ? 0 : q;
@@ -230,26 +334,18 @@ void descend(const Descent& p, int64_t first, double* memory) {
     for (int64_t t = 0; t < k; ++t) bias[t][l] = p.bias ? p.bias[q * k + t] : 0;
   }
   const double scale = 2.0 / double(k);
+  const Sgd sgd = p.sgd;
+  const bool has_bias = p.bias;
+  Wide lr{};
   for (int64_t s = 0; s < p.steps; ++s) {
-    Wide lr, loss = {};
-    for (int l = 0; l < kLanes; ++l) lr[l] = p.lr[of_lane[l] * p.lr_problem + s * p.lr_step];
-    for (int64_t t = 0; t < k; ++t) {
-      Wide *const w = weight + t * d, *const buffer = buffers + t * (d + 1);
-      const Wide* const own = xy + t * d;
-      Wide level = bias[t] - mean[d + t], square = yy[t];  // of the mean residual, and of those about it
-      for (int64_t j = 0; j < d; ++j) level += w[j] * mean[j];
-      for (int64_t i = 0; i < d; ++i) {
-        Wide sum = -own[i];
-        for (int64_t j = 0; j < d; ++j) sum += w[j] * xx[i * d + j];
-        square += w[i] * (sum - own[i]);
-        line[i] = scale * (sum + level * mean[i]);
-      }
-      const Wide zero = {};
-      loss += (square < zero ? zero : square) + level * level;
-      for (int64_t i = 0; i < d; ++i) update(p.sgd, s == 0, lr, line[i], w[i], buffer[i]);
-      if (p.bias) update(p.sgd, s == 0, lr, scale * level, bias[t], buffer[d]);
-    }
-    loss /= double(k);
+    if (s == 0 || p.lr_step != 0)
+      for (int l = 0; l < kLanes; ++l) lr[l] = p.lr[of_lane[l] * p.lr_problem + s * p.lr_step];
+    Wide loss{};
+    for (int64_t t = 0; t < k; ++t)
+      loss += descend_target<D>(
+          sgd, d, s == 0, has_bias, scale, lr,
+          {xx, xy + t * d, yy + t, mean, mean + d + t, weight + t * d, bias + t, buffers + t * (d + 1)}, line);
+    if (k > 1) loss /= double(k);
     for (int64_t l = 0; l < count; ++l) p.losses[(first + l) * p.steps + s] = loss[l];
   }
   for (int64_t l = 0; l < count; ++l) {
@@ -258,8 +354,16 @@ void descend(const Descent& p, int64_t first, double* memory) {
   }
 }
 
+void descend(const Descent& p, int64_t first, double* memory) {
+  [&]<int... D>(std::integer_sequence<int, D...>) {
+    const int64_t features = p.k == 1 && p.d <= int64_t(sizeof...(D)) ? p.d : 0;
+    ((features == D + 1 ? descend_lanes<D + 1>(p, first, memory) : void()), ...);
+    if (features == 0) descend_lanes<0>(p, first, memory);
+  }(std::make_integer_sequence<int, 4>());
+}
+
 }  // namespace
 
-const MomentKernels LINREG_SET::moment_kernels = {moments, gradient, descend, kLanes};
+const MomentKernels LINREG_SET::moment_kernels = {moments, gradient, run, descend, kLanes};
 
 }  // namespace linreg::cpu

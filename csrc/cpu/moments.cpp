@@ -63,6 +63,7 @@ void mirror(int64_t m, double* moments) {
 }
 
 constexpr int64_t kGroupBytes = 1 << 20;  // of all groups' moments: more do not fit in the second-level cache
+constexpr int64_t kRunRows = 4;           // of a group, one after another, from which their moments are merged
 constexpr int64_t kAheadRows = 16;        // the prefetch distance
 constexpr int64_t kSortedRows = 1 << 22;  // rows that are sorted by group together; their indices take 32 MB
 
@@ -84,6 +85,19 @@ void add_to_group(const MomentRows& p, int64_t i, int64_t g, const Moments& to, 
   }
 }
 
+// Adds rows of group g: [first, first + count), or those at order[0] … order[count - 1].
+void add_run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count, int64_t g, const Moments& to,
+             double* row) {
+  const int64_t m = p.d + p.k;
+  if (count < kRunRows || m > kRunColumns) {
+    for (int64_t i = 0; i < count; ++i) add_to_group(p, order ? order[i] : first + i, g, to, row);
+    return;
+  }
+  double out[2 + kRunColumns + kRunColumns * kRunColumns];
+  kernels().moments->run(p, order, first, count, out);
+  merge(out, out + 2, out + 2 + m, m, m, m, to.counts + 2 * g, to.mean + m * g, to.moments + m * m * g);
+}
+
 // Adds each row to its group. A thread has its own groups and looks for their rows. Groups that do not fit in the cache
 // are visited in order, each for all of its rows at once, in the order of the rows: 20 million rows of a million groups
 // in random order take 2.6 s of one core, not 20 s.
@@ -102,10 +116,13 @@ void add_groups(const MomentRows& p, const Moments& to) {
     for (int64_t first = 0; first < p.n; first += kSortedRows) {
       const int64_t last = std::min(first + kSortedRows, p.n);
       if (!sort) {
-        for (int64_t i = first; i < last; ++i) {
+        for (int64_t i = first, stop = 0; i < last; i = stop) {
+          const int64_t g = p.group[i];
+          for (stop = i + 1; stop < last && p.group[stop] == g; ++stop) {
+          }
           if (!is_own(i)) continue;
-          add_to_group(p, i, p.group[i], to, row.get());
-          if (many && (i + 1 == last || p.group[i + 1] != p.group[i])) mirror_group(p.group[i]);
+          add_run(p, nullptr, i, stop - i, g, to, row.get());
+          if (many) mirror_group(g);
         }
         continue;
       }
@@ -117,13 +134,16 @@ void add_groups(const MomentRows& p, const Moments& to) {
       for (int64_t i = first; i < last; ++i)
         if (is_own(i)) order[size_t(places[size_t(p.group[i] - begin)]++)] = i;
       order.resize(order.size() + kAheadRows, first);
-      for (int64_t g = begin, k = 0; g < end; ++g)
-        for (; k < places[size_t(g - begin)]; ++k) {
-          const int64_t ahead = order[size_t(k + kAheadRows)];
+      for (int64_t g = begin, k = 0; g < end; ++g) {
+        const int64_t next = places[size_t(g - begin)];
+        for (int64_t i = k; i < next; ++i) {
+          const int64_t ahead = order[size_t(i + kAheadRows)];
           __builtin_prefetch(at(p.x, ahead));
           __builtin_prefetch(at(p.y, ahead));
-          add_to_group(p, order[size_t(k)], g, to, row.get());
         }
+        if (next > k) add_run(p, order.data() + k, 0, next - k, g, to, row.get());
+        k = next;
+      }
     }
     for (int64_t g = begin; g < end && !many; ++g) mirror_group(g);
   });

@@ -88,7 +88,9 @@ void moments(const at::Tensor& input, const at::Tensor& target, const OptionalTe
       rows.offsets = offsets.const_data_ptr<int64_t>();
     } else {
       rows.group = group->const_data_ptr<int64_t>();
-      for (int64_t i = 0; i < rows.n; ++i) check_index(rows.group[i], i);
+      bool valid = true;
+      for (int64_t i = 0; i < rows.n; ++i) valid &= uint64_t(rows.group[i]) < uint64_t(groups);
+      for (int64_t i = 0; i < rows.n && !valid; ++i) check_index(rows.group[i], i);
     }
   }
   if (weight && is_asynchronous(backend))
