@@ -22,20 +22,24 @@ Runs = tuple[Tensor, Tensor, Tensor, int]  # rows [P, N, D] or [N, D], targets [
 
 
 def groups(bench: Bench) -> None:
-    """100 full-batch epochs of 10,000 problems of 100 × 4."""
-    count, epochs = (50, 10) if bench.quick else (10_000, 100)
-    x, y = torch.randn(count, 100, 4), torch.randn(count, 100, 1)
-    runs = x, y, torch.full((count,), 0.1), epochs
-    case = Case("groups", "C12", f"{count:,} problems of 100 × 4, {epochs} epochs", 100, 4)
-    makers = {
-        f"{NAME} sgd_run_many_": _many,
-        f"{NAME} moments": _moments_of_groups,
-        ONE_BY_ONE: _one_by_one,
-        "bmm by hand": _bmm,
-        "vmap": _vmap,
-        "JAX vmap": _jax,
-    }
-    _compare(bench, case, makers, runs)
+    """100 full-batch epochs of up to 10,000 problems of 100 × 4, and their exact solutions."""
+    for count in (50,) if bench.quick else (10, 100, 1000, 10_000):
+        x, y, epochs = torch.randn(count, 100, 4), torch.randn(count, 100, 1), 10 if bench.quick else 100
+        runs = x, y, torch.full((count,), 0.1), epochs
+        id = "C12" if count == 10_000 else ""
+        makers = {
+            f"{NAME} sgd_run_many_": _many,
+            f"{NAME} moments": _moments_of_groups,
+            ONE_BY_ONE: _one_by_one,
+            "bmm by hand": _bmm,
+            "vmap": _vmap,
+            "JAX vmap": _jax,
+        }
+        _compare(bench, Case("groups", id, f"{count:,} problems of 100 × 4, {epochs} epochs", 100, 4), makers, runs)
+        exact = {f"{NAME} LeastSquares": _exact, "batched lstsq": _batched_lstsq, "scikit-learn": _scikit_learn}
+        expected = {"weight": Expected(_solved(x.double(), y.double()))}
+        case = Case("groups", "", f"{count:,} problems of 100 × 4, exact", 100, 4)
+        bench.compare(case, {name: functools.partial(make, x, y) for name, make in exact.items()}, expected, 1e-4)
 
 
 def sweep(bench: Bench) -> None:
@@ -118,6 +122,39 @@ def _moments_of_a_sweep(runs: Runs) -> Variant:
         linreg_ext.LeastSquares(x.shape[1]).update(x, y).sgd_run_(w.mT, b[:, 0], steps=epochs, lr=lr)
 
     return _variant(runs, take, "ours")
+
+
+def _solved(x: Tensor, y: Tensor) -> Tensor:
+    """The coefficients [P, 4] of a regression with a bias."""
+    return torch.linalg.lstsq(torch.cat([x, torch.ones_like(x[..., :1])], -1), y).solution[:, :-1, 0]
+
+
+def _exact(x: Tensor, y: Tensor) -> Variant:
+    group, found = torch.arange(len(x)).repeat_interleave(x.shape[1]), {}
+
+    def run() -> None:
+        moments = linreg_ext.LeastSquares(x.shape[2], groups=len(x))
+        solution = moments.update(x.flatten(0, 1), y.flatten(0, 1), group=group).solve()
+        found.update(weight=solution.weight[:, 0])
+
+    return Variant(run, lambda: found, role="ours")
+
+
+def _batched_lstsq(x: Tensor, y: Tensor) -> Variant:
+    found = {}
+    return Variant(lambda: found.update(weight=_solved(x, y)), lambda: found)
+
+
+def _scikit_learn(x: Tensor, y: Tensor) -> Variant:
+    """A loop of LinearRegression."""
+    linear_model = installed("sklearn.linear_model")
+    arrays, found = (x.numpy(), y.numpy()), {}
+
+    def run() -> None:
+        coefficients = [linear_model.LinearRegression().fit(*own).coef_ for own in zip(*arrays, strict=True)]
+        found.update(weight=torch.stack([torch.from_numpy(own[0]) for own in coefficients]))
+
+    return Variant(run, lambda: found)
 
 
 def _bmm(runs: Runs) -> Variant:

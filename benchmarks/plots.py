@@ -74,6 +74,32 @@ def draw_estimators(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
+def draw_many(rows: list[Row], path: Path) -> None:
+    """Draw the speed-up of `sgd_run_many_`, and of exact solutions, over each peer, by the number of problems."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained", facecolor="white")
+    titles = {"epochs": "100 epochs of SGD: times as fast", "exact": "exact solutions: times as fast"}
+    for (kind, title), axes in zip(titles.items(), figure.subplots(1, 2), strict=True):
+        chosen = [row for row in rows if row["workload"] == "groups" and row["case"].endswith(kind)]
+        ways = ("linreg_ext sgd_run_many_", "linreg_ext LeastSquares")
+        ours = {row["case"]: float(row["seconds"]) for row in chosen if row["variant"] in ways}
+        points: dict[str, dict[int, float]] = defaultdict(dict)
+        for row in chosen:
+            if row["role"] == "peer":
+                count = int(row["case"].partition(" ")[0].replace(",", ""))
+                points[row["variant"]][count] = float(row["seconds"]) / ours[row["case"]]
+        for (name, line), (color, marker) in zip(points.items(), list(STYLES.values())[1:], strict=False):
+            axes.plot(*zip(*sorted(line.items()), strict=True), label=name, color=color, marker=marker)
+        axes.axhline(1, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set(title=title, xlabel="problems of 100 × 4", xscale="log", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}×")
+        axes.grid(alpha=0.25, which="major")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
 def _bandwidth(axes: Axes, rows: list[Row]) -> None:
     even = [row for row in rows if int(row["d"]).bit_count() == 1]
     _lines(axes, even, "d", "of_bwread")

@@ -22,7 +22,8 @@ WORK = {  # what a case of a workload is, where its name alone does not say it
     "loss": "{}, loss and `backward()`",
     "launch": "{}",
 }
-LEFT_OUT = ("sizes", "bits", "constants", "order", "memory", "estimators")
+LEFT_OUT = ("sizes", "bits", "constants", "order", "memory", "estimators", "groups", "sweep")
+MANY_PEERS = ("one by one", "bmm by hand", "by hand", "vmap", "JAX vmap", "batched lstsq", "scikit-learn")
 ESTIMATORS = "scikit-learn "  # before the name of an estimator
 
 Case = targets.Case
@@ -42,6 +43,10 @@ def write(paths: list[Path], root: Path) -> None:
             plot = root / "docs" / "estimators.png"
             plots.draw_estimators(rows, plot)
             sections.append(f"{table}\n\n![speed-up over each estimator of scikit-learn, over rows]({plot.name})")
+        if table := many(targets.cases(rows)):
+            plot = root / "docs" / "many.png"
+            plots.draw_many(rows, plot)
+            sections.append(f"{table}\n\n![times as fast as each peer, over the number of problems]({plot.name})")
     _fill(root / "docs" / "performance.md", sections)
     _fill(root / "README.md", [figures(machines[0]), f"![{ALT}](docs/how_fast_{machines[0][0]['device']}.png)"])
 
@@ -97,6 +102,19 @@ def estimators(cases: list[Case]) -> str:
     lines += [[f"{n:,} × {d}", *(of.get(peer, "") for peer in peers)] for (n, d), of in sorted(found.items())]
     about = "Times of `LinearRegressor.fit` in float64, and its speed-up over the estimator with the same objective:"
     return f"### scikit-learn's estimators\n\n{about}\n\n{_markdown(lines)}"
+
+
+def many(cases: list[Case]) -> str:
+    """A line for each way through many problems: its time, and its speed-up over each peer."""
+    cases = [case for case in cases if _first(case)["workload"] in ("groups", "sweep")]
+    peers = [peer for peer in MANY_PEERS if any(peer in case for case in cases)]
+    lines = [["", "linreg_ext", *(f"vs {peer}" for peer in peers)], [":--", *["--:"] * (1 + len(peers))]]
+    for case in cases:
+        for row in case.values():
+            if row["role"] == "ours" and row["seconds"]:
+                gains = [_gain(_seconds(case[peer]) / _seconds(row)) if peer in case else "" for peer in peers]
+                lines.append([_label(row), duration(_seconds(row)), *gains])
+    return f"### Many problems at once\n\n{_markdown(lines)}" if lines[2:] else ""
 
 
 def _machines(rows: list[Row]) -> list[list[Row]]:

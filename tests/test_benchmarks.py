@@ -221,6 +221,21 @@ def test_estimators_have_a_table_and_a_plot(tmp_path):
     assert (tmp_path / "docs" / "estimators.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_many_problems_have_a_table_and_a_plot(tmp_path):
+    written = Results(tmp_path / "results.csv", ABOUT)
+    for kind, way, peer in (("100 epochs", "sgd_run_many_", "vmap"), ("exact", "LeastSquares", "scikit-learn")):
+        for count in (10, 1000):
+            case = f"{count:,} problems of 100 × 4, {kind}"
+            about = {"workload": "groups", "case": case, "n": 100, "d": 4, "k": 1, "dtype": "float32", "device": "cpu"}
+            written.add(**about, variant=f"{NAME} {way}", role="ours", seconds=2e-3)
+            written.add(**about, variant=peer, role="peer", seconds=2e-4 * count)
+    page, _ = report(tmp_path)
+    assert "|  | linreg_ext | vs vmap | vs scikit-learn |" in page
+    assert "| 1,000 problems of 100 × 4, 100 epochs, `sgd_run_many_` | 2.00 ms | 100× |  |" in page
+    assert "| 10 problems of 100 × 4, exact, `LeastSquares` | 2.00 ms |  | 1.00× |" in page
+    assert (tmp_path / "docs" / "many.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_machine_with_the_most_results_comes_first(tmp_path):
     written = rows_of(tmp_path, 5e-4)
     other = Results(tmp_path / "results.csv", ABOUT | {"machine": "Another CPU"})

@@ -168,22 +168,35 @@ def test_numbers_in_some_blocks_and_text_in_others() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--by nothing", "--by nothing: t.csv has the columns g, day, a, y"),
+        ("--by nothing", "--by nothing: t.csv has the columns g, day, a, id, y"),
         ("--by g --target g", "--target g: another option names it, too"),
         ("--by g --features g", "--by g: another option names it, too"),
         ("--by day", "--by day: expected a column of numbers or text, got dates"),
+        ("--by day --categories day --target g", "t.csv, row 1, column 'g': expected a number, got 'u'"),
+        ("--by id", "--by id: has numbers beyond 2^53, of which float64 cannot tell all apart; --categories id reads"),
         ("--by g --lr 1", "argument --by: fits each group exactly; leave out --loss and the options of SGD"),
         ("--by g --solver sgd", "argument --by: fits each group exactly"),
         ("--by g --missing mean", "--by: --missing mean needs the table in memory; use --missing drop"),
     ],
 )
 def test_bad_input_is_one_line(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("t.csv").write_text("g,day,a,y\n" + "".join(f"u,2020-01-0{i},{i},{i}\n" for i in range(1, 9)))
+    Path("t.csv").write_text("g,day,a,id,y\n" + "".join(f"u,2020-01-0{i},{i},{2**53 + i},{i}\n" for i in range(1, 9)))
     assert run("fit", "t.csv", *options.split()) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert message in err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_dates_and_large_numbers_are_groups_as_categories(form: str) -> None:
+    days = np.repeat(np.array(["2020-01-01", "2020-01-02"], dtype="datetime64[D]"), 10)
+    columns = {"day": days, "id": 2**60 + np.repeat([1, 2], 10), "a": np.arange(20.0), "y": np.arange(20.0) ** 2}
+    write(f"t.{form}", columns)
+    for by, cells in (("day", ["2020-01-01", "2020-01-02"]), ("id", [2**60 + 1, 2**60 + 2])):
+        options = ("--by", by, "--categories", by, "--features", "a", "--target", "y")
+        assert run("fit", f"t.{form}", *options, "--out", "out") == 0
+        assert [str(cell) for cell in coefficients("out")[by]] == [str(cell) for cell in cells]
 
 
 def test_columns_named_like_figures_keep_their_names() -> None:

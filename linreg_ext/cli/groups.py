@@ -64,9 +64,12 @@ def fit_groups(args: argparse.Namespace, processes: Processes) -> GroupFits:
 
 def _groups_of(name: str, column: Column) -> Groups:
     """The groups by a column."""
+    hint = f"--categories {name} reads its cells as text"
     if column.kind not in (NUMBER, TEXT):
-        raise CommandError(f"--by {name}: expected a column of numbers or text, got {column.kind}")
+        raise CommandError(f"--by {name}: expected a column of numbers or text, got {column.kind}; {hint}")
     missing = column.missing
+    if column.kind == NUMBER and np.abs(column.values[~missing]).max() >= 2**53:
+        raise CommandError(f"--by {name}: has numbers beyond 2^53, of which float64 cannot tell all apart; {hint}")
     if missing.any():
         codes = np.full(len(missing), -1)
         cells, codes[~missing] = _distinct(column.values[~missing])
@@ -86,8 +89,7 @@ def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             present = np.bincount(places) > 0
             return np.flatnonzero(present) + int(low), (np.cumsum(present) - 1)[places]
     cells, codes = np.unique(values, return_inverse=True)
-    whole = np.abs(cells).max() < 2**53 and (cells == np.floor(cells)).all()
-    return cells.astype(np.int64) if whole else cells, codes
+    return cells.astype(np.int64) if (cells == np.floor(cells)).all() else cells, codes
 
 
 def _validated(validation: LeastSquares, solution: LeastSquaresSolution) -> Tensor:

@@ -71,9 +71,10 @@ def from_arrow(pyarrow: Any, column: Any, marks: Collection[str], as_text: bool,
     is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
     if is_number and not as_text:
         return number_column(column.cast(pyarrow.float64(), safe=False).to_numpy(), marks)
-    if types.is_date(kind) or types.is_timestamp(kind) or types.is_time(kind) or types.is_duration(kind):
+    is_date = types.is_date(kind) or types.is_timestamp(kind) or types.is_time(kind)
+    if types.is_duration(kind) or (is_date and not as_text):
         return Column(DATE)
-    if not is_number and not (types.is_string(kind) or types.is_large_string(kind)):
+    if not (is_number or is_date or types.is_string(kind) or types.is_large_string(kind)):
         return Column(str(kind))
     column = column if types.is_dictionary(column.type) else column.cast(pyarrow.string()).dictionary_encode()
     column = column.unify_dictionaries().combine_chunks()
