@@ -69,7 +69,7 @@ class LinearRegressor(RegressorMixin, BaseEstimator):
             thousandth; `"constant"` ends the first time.
         batch_size: the rows of a step; None is all. `"auto"` is all of up to 4096 rows, else a thousandth, at least 64.
         momentum: as in `torch.optim.SGD`; `partial_fit` has none, since its coordinates change.
-        early_stopping: whether the loss that has to fall is that of rows that are set aside.
+        early_stopping: whether the loss that must fall is that of held-out rows.
         validation_fraction: the share of these rows.
         n_iter_no_change: the epochs after which the loss must have fallen; None is the fewest with 32 steps.
         shuffle: whether every epoch takes the rows in a new order.
@@ -194,7 +194,7 @@ class LinearRegressor(RegressorMixin, BaseEstimator):
             under array API dispatch, arrays of X's namespace.
 
         Raises:
-            ValueError: an argument, a shape or a weight is out of range, X or y holds nan or inf, or another loss than
+            ValueError: an argument, a shape or a weight is out of range, X or y holds nan or inf, or a loss other than
                 `"mse"` is to be solved exactly.
             TypeError: X is sparse.
 
@@ -224,7 +224,7 @@ class LinearRegressor(RegressorMixin, BaseEstimator):
 
         Raises:
             NotFittedError: the estimator is not fitted.
-            ValueError: X has other features than those of the fit.
+            ValueError: X does not have the features of the fit.
         """
         check_is_fitted(self)
         x, kind = self._tensors(X, reset=False)

@@ -189,6 +189,8 @@ class LeastSquares:
                 raise RuntimeError(
                     f"LeastSquares.update: group must be integers [{len(input)}], got {group.dtype} {[*group.shape]}"
                 )
+            if group.device != input.device:
+                raise RuntimeError(f"LeastSquares.update: group must be on {input.device}, got {group.device}")
             group = group.to(torch.int64).contiguous()
         if self.method == "qr":
             self._update_factor(input, target, weight)
@@ -202,7 +204,7 @@ class LeastSquares:
         return self
 
     def merge(self, other: LeastSquares) -> LeastSquares:
-        """Add the rows of another object of the same kind; its order among merges changes only rounding.
+        """Add the rows of another object of the same kind; the order of merges affects only rounding.
 
         Returns:
             This object.
@@ -230,7 +232,7 @@ class LeastSquares:
         The processes exchange their counts and means, and add up their moments; for QR, they exchange their factors.
 
         Args:
-            group: the process group; None is the default one. All its processes call this, on objects of one kind.
+            group: the process group; None is the default one. All its processes must call this, on objects of one kind.
 
         Returns:
             This object, equal in all processes.
@@ -295,6 +297,8 @@ class LeastSquares:
             if not 0 <= penalty < math.inf:
                 raise ValueError(f"LeastSquares.solve: l2 must be >= 0, got {penalty}")
         self._require_rows("solve")
+        if not path:
+            return []
         if (self.groups or 0) > _GROUPS:  # blocks that stay in the cache
             parts = [self._part(groups)._solve_all(path) for groups in _blocks(self.groups, _GROUPS)]
             solutions = [_joined(each) for each in zip(*parts, strict=True)]
@@ -415,14 +419,21 @@ class LeastSquares:
             )
         if steps < 0:
             raise ValueError(f"LeastSquares.sgd_run_: steps must be >= 0, got {steps}")
+        if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
+            raise RuntimeError(
+                f"LeastSquares.sgd_run_: linear_bias must have shape {[*linear_weight.shape[:-1]]}, got "
+                f"{[*linear_bias.shape]}"
+            )
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("LeastSquares.sgd_run_: nesterov must have a momentum > 0 and no dampening")
         count = len(linear_weight) if many else 1
         rates = torch.as_tensor(lr, dtype=torch.float64, device=self._counts.device).reshape(-1)
-        if len(rates) not in (1, steps, count):
-            raise RuntimeError(f"LeastSquares.sgd_run_: lr must be a float or have shape [{steps}], got {[*lr.shape]}")
         by_problem = many and self.groups is None and len(rates) == count
+        if len(rates) not in (1, steps) and not by_problem:
+            raise RuntimeError(f"LeastSquares.sgd_run_: lr must be a float or have shape [{steps}], got [{len(rates)}]")
         rates = (rates[:, None] if by_problem else rates).expand(count, steps)
-        weight = linear_weight.detach().double().reshape(count, k, d).contiguous()
-        bias = None if linear_bias is None else linear_bias.detach().double().reshape(count, k).contiguous()
+        weight = linear_weight.detach().to(rates).reshape(count, k, d).contiguous()
+        bias = None if linear_bias is None else linear_bias.detach().to(rates).reshape(count, k).contiguous()
         own = not REFERENCE and rates.device.type == "cpu" and d <= _LANE_FEATURES
         descend_ = torch.ops.linreg_ext.descend_ if own else reference.descend_
         losses = descend_(
@@ -719,7 +730,7 @@ def lstsq_batches(
         The `LeastSquaresSolution` over all rows.
 
     Raises:
-        TypeError: `batches` is an iterator, which can be gone through only once.
+        TypeError: `batches` is an iterator, which can be iterated only once.
         ValueError, RuntimeError: as in `lstsq`.
 
     Example:

@@ -26,7 +26,7 @@ except ImportError:  # the tests that need it are skipped
 else:  # the same examples in every run, or new ones with `--hypothesis-profile long`
     settings.register_profile("short", deadline=None, max_examples=50, stateful_step_count=30, derandomize=True)
     settings.register_profile(  # derandomize: where the variable CI is set, Hypothesis would ignore the seed
-        "long", deadline=None, max_examples=300, stateful_step_count=50, print_blob=True,
+        "long", deadline=None, max_examples=150, stateful_step_count=50, print_blob=True,
         derandomize=False, database=None,
     )  # fmt: skip
     settings.load_profile("short")

@@ -124,10 +124,10 @@ def test_missing_cells_and_groups_that_are_too_small(capsys: pytest.CaptureFixtu
     )
     assert run("fit", "t.csv", "--by", "g", "--out", "out") == 0
     out = capsys.readouterr().out
-    assert "dropped 3 of 14 rows with missing cells (a 1, y 1, g 1)" in out
+    assert "dropped 3 of 14 rows with missing cells (y 1, a 1, g 1)" in out
     assert "by g: 4 groups of 0 to 6 rows" in out
     assert "1 group (w) with no training rows" in out
-    assert "2 groups (v, …) with too few rows, or columns constant or dependent in them" in out
+    assert "2 groups (v, …) with too few rows, or constant or dependent columns" in out
     found = coefficients("out")
     assert found["g"] == ["u", "v", "w", "x"]
     assert found["rows"] == [6, 1, 0, 4]
@@ -155,32 +155,78 @@ def test_held_out_rows_and_ridge(capsys: pytest.CaptureFixture[str]) -> None:
     assert coefficients("out")["price"][3] == pytest.approx(alone.weight.item())
 
 
-def test_numbers_in_some_blocks_and_text_in_others() -> None:
-    rows = 70_000  # more than a block
-    group = np.where(np.arange(rows) < 66_000, "7", "seven")
-    write("t.csv", {"g": group, "a": np.arange(rows) % 13, "y": np.arange(rows) % 7})
-    assert run("fit", "t.csv", "--by", "g", "--out", "out") == 0
+BLOCKS = 70_000  # rows of more than a block
+
+
+def blocks(**columns: object) -> dict[str, np.ndarray]:
+    """A table of two blocks."""
+    rows = np.arange(BLOCKS)
+    return {"a": rows % 13 + rows / BLOCKS, "c": rows % 7 * 1.0, **columns, "y": rows % 5 + rows / 9}
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_numbers_in_some_blocks_and_text_in_others(form: str) -> None:
+    group = np.where(np.arange(BLOCKS) < 69_000, "7", "seven")
+    write(f"t.{form}", blocks(g=group))
+    if form == "parquet":
+        parquet.write_table(parquet.read_table("t.parquet"), "t.parquet")
+    options = ("--features", "a", "--target", "y", "--out", "out")
+    assert run("fit", f"t.{form}", "--by", "g", *options) == 0
     found = coefficients("out")
     assert [str(cell) for cell in found["g"]] == ["7", "seven"]
-    assert found["rows"] == [66_000, 4_000]
+    assert found["rows"] == [69_000, 1_000]
+
+
+def test_cells_of_one_block_that_look_missing_are_levels() -> None:
+    """Text that is missing among numbers is a group, and a level, in blocks that hold nothing else, too."""
+    group = np.where(np.arange(BLOCKS) < 66_000, "none", np.where(np.arange(BLOCKS) % 2 == 0, "some", "none"))
+    write("t.parquet", blocks(g=group, h=np.arange(BLOCKS) % 2))
+    parquet.write_table(parquet.read_table("t.parquet"), "t.parquet")
+    assert run("fit", "t.parquet", "--by", "h", "--features", "a", "g", "--target", "y", "--out", "out") == 0
+    assert sum(coefficients("out")["rows"]) == BLOCKS
+    assert run("fit", "t.parquet", "--by", "g", "--features", "a", "--target", "y", "--out", "out") == 0
+    assert coefficients("out")["rows"] == [68_000, 2_000]
+
+
+def test_a_block_without_weight_and_numbers_as_categories() -> None:
+    rows = np.arange(BLOCKS)
+    write("t.parquet", blocks(h=rows % 2, month=rows % 12, v=(rows >= 68_000) * 1.0))
+    parquet.write_table(parquet.read_table("t.parquet"), "t.parquet")
+    options = ("--features", "a", "month", "--categories", "month", "--target", "y", "--weight", "v", "--out", "out")
+    assert run("fit", "t.parquet", "--by", "h", *options) == 0
+    found = coefficients("out")
+    assert found["rows"] == [1_000, 1_000]
+    assert "month[11]" in found
+
+
+def test_a_feature_may_be_missing_where_the_target_is() -> None:
+    Path("t.csv").write_text("g,a,y\nu,1,1\nu,,\nu,3,4\nu,5,5\n")
+    assert run("fit", "t.csv", "--by", "g", "--missing", "error", "--out", "out") == 0
+    assert coefficients("out")["rows"] == [3]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--by nothing", "--by nothing: t.csv has the columns g, day, a, id, y"),
+        ("--by nothing", "--by nothing: t.csv has the columns g, day, a, id, big, zero, y"),
         ("--by g --target g", "--target g: another option names it, too"),
         ("--by g --features g", "--by g: another option names it, too"),
-        ("--by day", "--by day: expected a column of numbers or text, got dates"),
+        ("--by day --features a", "--by day: expected a column of numbers or text, got dates"),
         ("--by day --categories day --target g", "t.csv, row 1, column 'g': expected a number, got 'u'"),
-        ("--by id", "--by id: has numbers beyond 2^53, of which float64 cannot tell all apart; --categories id reads"),
+        ("--by g --features a big", "--by: column 'big' is too large or too small; multiply it by a power of ten"),
+        ("--by g --features a --weight zero", "--weight zero: every weight is 0"),
+        (
+            "--by id --features a",
+            "--by id: has numbers beyond 2^53, of which float64 cannot tell all apart; --categories id reads",
+        ),
         ("--by g --lr 1", "argument --by: fits each group exactly; leave out --loss and the options of SGD"),
         ("--by g --solver sgd", "argument --by: fits each group exactly"),
         ("--by g --missing mean", "--by: --missing mean needs the table in memory; use --missing drop"),
     ],
 )
 def test_bad_input_is_one_line(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("t.csv").write_text("g,day,a,id,y\n" + "".join(f"u,2020-01-0{i},{i},{2**53 + i},{i}\n" for i in range(1, 9)))
+    lines = (f"u,2020-01-0{i},{i},{2**53 + i},{i}e200,0,{i}\n" for i in range(1, 9))
+    Path("t.csv").write_text("g,day,a,id,big,zero,y\n" + "".join(lines))
     assert run("fit", "t.csv", *options.split()) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1

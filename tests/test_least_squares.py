@@ -424,6 +424,25 @@ def test_the_operators_are_their_reference(groups, weighted):
     torch.library.opcheck(torch.ops.linreg_ext.moments_.default, (x, y, weight, group, *state[0], False))
 
 
+def test_a_group_that_begins_with_a_light_row_far_away():
+    x, weight = torch.tensor([[1e9], [0.1], [0.2], [0.4]]).double(), torch.tensor([1e-18, 1, 1, 1]).double()
+    moments = LeastSquares(1, groups=1).update(x, x, weight, torch.zeros(4, dtype=torch.int64))
+    torch.testing.assert_close(moments.variance[0, 0], LeastSquares(1).update(x[1:], x[1:]).variance[0] + 1 / 3)
+
+
+def test_bad_arguments_of_a_descent():
+    moments = LeastSquares(2, 1, groups=3).update(torch.randn(9, 2), torch.randn(9), group=torch.arange(9) // 3)
+    w, b = torch.zeros(3, 1, 2), torch.zeros(3, 1)
+    with pytest.raises(RuntimeError, match=r"linear_bias must have shape \[3, 1\], got \[1, 3\]"):
+        moments.sgd_run_(w, b.T, steps=4, lr=0.1)
+    with pytest.raises(RuntimeError, match=r"lr must be a float or have shape \[4\], got \[3\]"):
+        moments.sgd_run_(w, b, steps=4, lr=[0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="nesterov must have a momentum > 0 and no dampening"):
+        moments.sgd_run_(w, b, steps=4, lr=0.1, nesterov=True)
+    assert not w.any()
+    assert moments.solve([]) == []
+
+
 def test_more_groups_than_rows():
     x, y = table(40, 3, 1)
     group = torch.randint(0, 100, (40,))

@@ -202,7 +202,7 @@ void gradient(const MomentRows& p, const double* w, const double* center, int64_
   }
 }
 
-// Rows of few columns go to columns, so that lanes run along rows.
+// Transposes rows of few columns, so that lanes run along rows.
 void run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count, double* out) {
   constexpr int kMostSums = kRunColumns * (kRunColumns + 3) / 2 + 2 + kLanes;
   const int64_t m = p.d + p.k, pairs = m * (m + 1) / 2, numbers = pairs + m + 2;
@@ -222,9 +222,10 @@ void run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
       for (int64_t i = 0; i < rows; ++i) to[i] = load_one<double>(at(from, order[begin + i], j), from.dtype);
     };
     if (p.v.data) load_column(p.v, 0, v);
-    int64_t row = 0;
-    while (row < rows && v[row] == 0) ++row;
-    if (row == rows) continue;
+    int64_t row = 0;  // the heaviest: near a row of little weight, the others might cancel
+    for (int64_t i = 1; i < rows; ++i)
+      if (v[i] > v[row]) row = i;
+    if (v[row] == 0) continue;
     for (int64_t j = 0; j < m; ++j) {
       double* const z = columns + j * kMomentBlock;
       j < p.d ? load_column(p.x, j, z) : load_column(p.y, j - p.d, z);
@@ -291,7 +292,7 @@ template <int D>
 LINREG_INLINE Wide descend_target(const Sgd& sgd, int64_t d, bool first, bool has_bias, double scale, Wide lr,
                                   const DescentLanes& to, Wide* line) {
   if constexpr (D > 0) d = D;
-  Wide level = *to.bias - *to.mean_y, square = *to.yy;  // of the mean residual, and of those about it
+  Wide level = *to.bias - *to.mean_y, square = *to.yy;  // the mean residual, and the mean square about it
   LINREG_UNROLL
   for (int64_t j = 0; j < d; ++j) level += to.weight[j] * to.mean[j];
   LINREG_UNROLL

@@ -105,7 +105,7 @@ void add_groups(const MomentRows& p, const Moments& to) {
   const int64_t m = p.d + p.k;
   const bool sort = to.groups * (m * m + m + 2) * int64_t(sizeof(double)) > kGroupBytes && p.n >= to.groups &&
                     !std::is_sorted(p.group, p.group + p.n);
-  // Many groups are mirrored as their rows end, few ones once.
+  // With more groups than rows, each is mirrored when its run ends; otherwise all are, once, at the end.
   const bool many = to.groups > p.n;
   const auto mirror_group = [&](int64_t g) { mirror(m, to.moments + m * m * g); };
   run_threaded(std::min<int64_t>(p.threads, to.groups), [&](int64_t thread, int64_t threads) {

@@ -29,7 +29,7 @@ bool may_be_beside(const SingleRun& a, const SingleRun& b) {
   return a.problem.n == b.problem.n && a.sgd.momentum == b.sgd.momentum && a.sgd.weight_decay == b.sgd.weight_decay;
 }
 
-// What the loss of a step counts in the mean of its epoch.
+// The weight of a step's loss in the mean of its epoch.
 double weight_of(const SingleRun& one, int64_t step) {
   const Run& run = one.run;
   const View& v = one.problem.v;

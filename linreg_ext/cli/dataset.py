@@ -66,6 +66,8 @@ def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Datase
     if args.missing == "mean":
         encoding = replace(encoding, fill=tuple(_fill(x, held_out.numpy()).tolist()))
     weight = weight_of(table, columns.weight[0], rows) if columns.weight else None
+    if weight is not None and not weight.any():
+        raise CommandError(f"--weight {columns.weight[0]}: every weight is 0")
     labels = [f"left out {name}: it names the rows (--features)" for name in table.labels if name not in features]
     return Dataset(
         table.path, encoding, torch.from_numpy(x), torch.from_numpy(y), weight, held_out,
@@ -153,8 +155,6 @@ def weight_of(table: Table, name: str, rows: np.ndarray) -> Tensor:
     if bad.any():
         row = int(bad.argmax())
         raise table.error(row, name, f"expected a weight >= 0, got {values[row]:g}")
-    if not values[rows].any():
-        raise CommandError(f"--weight {name}: every weight is 0")
     return torch.from_numpy(values[rows])
 
 

@@ -15,7 +15,7 @@ from .dataset import Dataset
 from .errors import CommandError
 
 _ROWS = 1 << 16  # of a block
-_LARGE = 2.0**300  # columns beyond it, or below its inverse, are divided by a power of two
+LARGE = 2.0**300  # columns beyond it, or below its inverse, are divided by a power of two
 
 
 class _Blocks:
@@ -50,7 +50,7 @@ class _Blocks:
 
 def _units(columns: Tensor) -> Tensor:
     largest = columns.abs().amax(0)
-    fits = (largest < _LARGE) & (largest > 1 / _LARGE) | (largest == 0)
+    fits = (largest < LARGE) & (largest > 1 / LARGE) | (largest == 0)
     return torch.where(fits, 1.0, torch.exp2(torch.frexp(largest).exponent.double() - 1))
 
 

@@ -111,10 +111,10 @@ def print_fits(fits: GroupFits, l2: float) -> None:
     exact = fitted & ~deficient & (solution.degrees_of_freedom == 0)
     nearly = fitted & ~deficient & (solution.condition > _CONDITION)
     for which, what in (
-        (~fitted, "no training rows, and no coefficients"),
-        (deficient, "too few rows, or columns constant or dependent in them: the smallest of all best coefficients"),
+        (~fitted, "no training rows and no coefficients"),
+        (deficient, "too few rows, or constant or dependent columns: the minimum-norm coefficients"),
         (exact, "no more rows than coefficients, and no standard errors"),
-        (nearly, "nearly dependent columns, and fewer than six digits of their coefficients"),
+        (nearly, "nearly dependent columns, whose coefficients have fewer than six correct digits"),
     ):
         if which.any():
             first = groups.cells[int(which.int().argmax())]

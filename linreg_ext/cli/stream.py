@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..least_squares import LeastSquares, LeastSquaresSolution, lstsq_batches
-from ..tables import Stream, available_memory, bytes_in_memory, find_encoding, listing
+from ..tables import NUMBER, Stream, available_memory, bytes_in_memory, find_encoding, listing
 from .coefficients import Coefficients, require_in_range
 from .dataset import Columns, Dataset, options_of, weight_of, with_numbers
 from .errors import CommandError
+from .exact import LARGE
 from .processes import Processes
 from .report import Scores
 
@@ -67,6 +68,13 @@ class OpenTable:
             short, features, self.targets, others=columns.weight, categories=categories, missing="mean",
             marks=options_of(args).missing, count=self.stream.rows,
         )  # fmt: skip
+        for name in (*self.encoding.columns, *self.targets):
+            column = short.columns[name]
+            largest = np.nanmax(np.abs(column.values)) if column.kind == NUMBER else 1.0
+            if largest and not 1 / LARGE < largest < LARGE:
+                raise CommandError(
+                    f"{option}: column '{name}' is too large or too small; multiply it by a power of ten"
+                )
         self.notes = [*self.stream.notes, *notes]
 
     def bar(self, verb: str, total: int | None) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
@@ -97,6 +105,8 @@ class OpenTable:
         counts, gaps, samples = zip(*self.processes.gather(add), strict=True)
         for moments in (training, validation):
             self.processes.all_reduce(moments)
+        if self.columns.weight and not training.rows:
+            raise CommandError(f"--weight {self.columns.weight[0]}: every weight is 0")
         if training.rows < 2:
             raise CommandError(
                 f"{self.columns.path}: expected at least 2 rows without missing cells, got {training.rows}"
@@ -179,7 +189,7 @@ class Blocks:
 
     def __init__(self, table: OpenTable, groups: Groups | None) -> None:
         self._table, self._groups = table, groups
-        self._columns = [*table.encoding.columns, *table.encoding.targets, *table.columns.weight]
+        self._columns = [*table.encoding.targets, *table.columns.weight, *table.encoding.columns]
         self.dropped, self.missing = 0, dict.fromkeys([*self._columns, *table.columns.by], 0)
 
     def __iter__(self) -> Iterator[Rows]:
@@ -189,11 +199,12 @@ class Blocks:
         with self._table.bar("fitting", stream.rows) as progress:
             for table in stream.blocks(self._columns, progress):
                 rows, group = np.ones(table.rows, dtype=bool), None
-                for name in self._columns:
+                for name in self._columns:  # last the features
                     column = table.columns[name]
                     gone = np.ones(table.rows, dtype=bool) if column.values is None else column.missing
-                    if args.missing == "error" and gone.any() and name in encoding.columns:
-                        raise table.error(int(gone.argmax()), name, "expected a value, got none (--missing drop)")
+                    if args.missing == "error" and name in encoding.columns and (gone & rows).any():
+                        row = int((gone & rows).argmax())
+                        raise table.error(row, name, "expected a value, got none (--missing drop)")
                     rows &= ~gone
                     self.missing[name] += int(gone.sum())
                 if groups is not None:

@@ -95,7 +95,7 @@ def column_of(
             return Column(DATE)
     missing = MISSING.union(marks)
     index = {level: i for i, level in enumerate(sorted({level for level in levels if level not in missing}))}
-    if not present or not index:
+    if not index or not (present or as_text):
         return Column(EMPTY)
     lookup = np.array([*(index.get(level, -1) for level in levels), -1], dtype=np.int32)
     return Column(TEXT, lookup[codes], tuple(index))

@@ -261,9 +261,9 @@ class TextFile:
             ) from None
         except pyarrow.ArrowInvalid as error:
             message = first_line(error)
-        column = re.match(r"In CSV column #(\d+): CSV conversion error to double", message)
+        column = re.match(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to double", message)
         if column:
-            self._numbers.discard(names[int(column[1])])
+            self._numbers.discard(dialect.names[int(column[1])])
         elif "invalid UTF8" in message and self._encoding == "utf-8" and not self._options.encoding:
             self._encoding = "cp1252"
         elif "straddling" in message and self._block < 1 << 26:

@@ -26,12 +26,14 @@ class _Summary:
     """What all blocks of a column have in common."""
 
     kinds: set[str] = field(default_factory=set)
+    has_empty: bool = False  # some blocks hold no values
     low: float = np.inf
     high: float = -np.inf
     levels: set[str] = field(default_factory=set)
 
     def add(self, column: Column) -> None:
         if column.kind == EMPTY:
+            self.has_empty = True
             return
         self.kinds.add(column.kind)
         if column.kind not in (NUMBER, TEXT):
@@ -45,6 +47,7 @@ class _Summary:
 
     def merge(self, other: _Summary) -> None:
         self.kinds |= other.kinds
+        self.has_empty |= other.has_empty
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.levels |= other.levels
 
@@ -61,7 +64,7 @@ class _Summary:
 
 
 def bytes_in_memory(path: Path) -> int:
-    """About how many bytes a fit takes that holds the table: its numbers three times."""
+    """Roughly how many bytes an in-memory fit needs: three copies of the numbers."""
     kind = kind_of(path)
     if kind == "text":
         return 4 * path.stat().st_size  # a number takes some 6 characters
@@ -97,10 +100,10 @@ class Stream:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise TableError(f"{path}: --stream needs pyarrow (`pip install pyarrow`)") from None
+            raise TableError(f"{path}: reading it in blocks needs pyarrow (`pip install pyarrow`)") from None
         kind = kind_of(path)
         if kind == "numpy":
-            raise TableError(f"{path}: expected text or Parquet to stream, got a NumPy file; use --no-stream")
+            raise TableError(f"{path}: expected text or Parquet to read in blocks (--stream, --by), got a NumPy file")
         self.path, self.rows, self._options, self._as_text, self._shard = path, 0, options, set(text), shard
         self._arrow, self._decimal, self.notes, self.labels = pyarrow, ".", (), ()
         if kind == "text":
@@ -141,7 +144,7 @@ class Stream:
 
     def _stored_summary(self) -> dict[str, _Summary] | None:
         """What Parquet's metadata say of columns of numbers; None if they do not suffice, and the rows must be read."""
-        if self._read != self._parquet_blocks:
+        if self._read != self._parquet_blocks or self._as_text.intersection(self.wanted) or self._options.missing:
             return None
         found = {name: _Summary({NUMBER}) for name in self.wanted}
         fragments = list(self._parquet().get_fragments())
@@ -176,9 +179,14 @@ class Stream:
         for _, other in parts[1:]:
             for name, summary in other.items():
                 found[name].merge(summary)
-        mixed = {name for name, summary in found.items() if len(summary.kinds) > 1}
-        self._as_text |= mixed  # numbers in some blocks, text in others
+        mixed = {name for name, summary in found.items() if self._must_be_text(name, summary.kinds, summary.has_empty)}
+        self._as_text |= mixed
         return None if mixed else found
+
+    def _must_be_text(self, name: str, kinds: set[str], has_empty: bool) -> bool:
+        """Whether to read a column again, as text: numbers in some blocks and text in others, or only cells that would
+        be missing among numbers, such as "none", in some."""
+        return len(kinds) > 1 or (TEXT in kinds and has_empty and name not in self._as_text)
 
     def blocks(
         self, columns: Sequence[str] | None = None, progress: Callable[[int], Any] = lambda rows: None
@@ -197,11 +205,13 @@ class Stream:
         """A whole column of this reader's rows."""
         parts: list[tuple[int, Column]] = []
         with contextlib.suppress(ReadAgain):
-            parts += ((block.rows, block.columns[name]) for block in self.blocks([name], progress))
-        kinds = {part.kind for _, part in parts} - {EMPTY}
-        if len(kinds) > 1:  # numbers in some blocks, text in others
+            parts = [(block.rows, block.columns[name]) for block in self.blocks([name], progress)]
+        if not parts:
+            return self.column(name, progress)
+        found = {part.kind for _, part in parts}
+        kinds = found - {EMPTY}
+        if self._must_be_text(name, kinds, EMPTY in found):
             self._as_text.add(name)
-        if len(kinds) > 1 or not parts:
             return self.column(name, progress)
         kind = kinds.pop() if kinds else EMPTY
         if kind not in (NUMBER, TEXT):

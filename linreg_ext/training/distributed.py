@@ -48,7 +48,7 @@ class Group:
         self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
 
     def add_up(self, sums: Tensor, work: Callable[[Tensor], T]) -> tuple[list[float], T]:
-        """Add up over all ranks what `work` writes to `sums`, float64, which it gets zeroed.
+        """Sum over all ranks what `work` writes to `sums` (float64, zeroed first).
 
         Returns:
             The last four sums, and what `work` returned.
@@ -150,7 +150,7 @@ def set_epoch(loader: Any, epoch: int) -> None:
 
 
 def warn_if_padded(op: str, name: str, loader: Any) -> None:
-    """Warn if the loader's sampler repeats rows to give all ranks equally many."""
+    """Warn if the loader's sampler repeats rows to give all ranks the same number."""
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return
@@ -158,7 +158,7 @@ def warn_if_padded(op: str, name: str, loader: Any) -> None:
     if extra > 0:
         warnings.warn(
             f"linreg_ext: {op}: the DistributedSampler of {name} counts {extra} of {len(sampler.dataset)} rows twice "
-            "so that all ranks have equally many; ranks may have shards of different sizes, such as "
+            "so that all ranks have the same number; ranks may have shards of different sizes, such as "
             "Subset(dataset, range(rank, len(dataset), world_size))",
             UserWarning,
             stacklevel=3,
