@@ -55,8 +55,9 @@ def write(path: str, columns: dict[str, np.ndarray]) -> None:
 
 
 def coefficients(folder: str) -> dict[str, list]:
-    with open(Path(folder, "coefficients.csv"), "rb") as file:
-        return csv.read_csv(file).to_pydict()
+    """The table of coefficients, in the format of the fitted table."""
+    (path,) = Path(folder).glob("coefficients.*")
+    return (parquet.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path)).to_pydict()
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
@@ -104,11 +105,11 @@ def test_each_group_is_fitted_as_if_alone(form: str, by: str, capsys: pytest.Cap
 def test_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
     write("sales.parquet", sales())
     assert run("fit", "sales.parquet", "--by", "town", "--drop", "shop", "key", "--target", "sold") == 0
-    names = {"coefficients.csv", "encoding.json", "model.json", "plot.png"}
+    names = {"coefficients.parquet", "encoding.json", "model.json", "plot.png"}
     assert {path.name for path in Path("runs/sales").iterdir()} == names
     assert json.loads(Path("runs/sales/model.json").read_text())["by"] == "town"
     assert Path("runs/sales/plot.png").read_bytes()[:4] == b"\x89PNG"
-    table = read_table(Path("runs/sales/coefficients.csv"))  # it is a table that `fit` reads
+    table = read_table(Path("runs/sales/coefficients.parquet"))  # it is a table that `fit` reads
     assert table.rows == 9
     assert table.columns["rows"].kind == NUMBER
     assert run("fit", "sales.parquet", "--by", "shop", "--features", "price") == 0  # replaces it

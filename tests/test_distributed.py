@@ -194,5 +194,6 @@ def check_dtensors():
 CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_")]
 
 
+@pytest.mark.extended
 def test_two_processes(tmp_path):
     run_in_processes(2, CHECKS, tmp_path)

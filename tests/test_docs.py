@@ -87,7 +87,15 @@ def output_after(page, line):
     return output[2] if output and output[1] == "text" else ""
 
 
-@EACH_PAGE
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page, marks=[pytest.mark.extended] * (page.name == "several_processes.md"), id=str(page.relative_to(ROOT))
+        )
+        for page in PAGES
+    ],
+)
 def test_commands_run_or_name_what_exists(page, folder):
     for _, language, text in blocks(page):
         if language == "python" and (name := FILE.match(text)):

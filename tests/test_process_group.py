@@ -557,7 +557,8 @@ def work(rank, size, sabotage, folder):
         os._exit(1)
 
 
-@pytest.mark.parametrize("sabotage", [killed, pytest.param(silent, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("sabotage", [killed, silent])
 def test_a_lost_rank_ends_all(sabotage, tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     processes = [context.Process(target=work, args=(rank, 3, sabotage, tmp_path), daemon=True) for rank in range(3)]

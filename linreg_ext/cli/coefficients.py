@@ -76,8 +76,8 @@ def load_weights(folder: Path) -> Coefficients:
     path = next((folder / n for n in (WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS) if (folder / n).is_file()), None)
     if path is None:
         what = "contains no weights of an earlier fit" if folder.exists() else "no such folder"
-        if (folder / COEFFICIENTS).is_file():
-            what = f"was fitted with --by, and predict knows only one model; {COEFFICIENTS} has those of all groups"
+        if found := next((name for name in COEFFICIENTS.values() if (folder / name).is_file()), None):
+            what = f"was fitted with --by, and predict knows only one model; {found} has those of all groups"
         raise CommandError(f"{folder}: {what}")
     with _reading(path, "weights"):
         found = _read_safetensors(path) if path.name == WEIGHTS else torch.load(path, weights_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..least_squares import LeastSquares, LeastSquaresSolution
-from ..tables import NUMBER, TEXT, Column
+from ..tables import NUMBER, TEXT, Column, kind_of
 from . import report, run_folder
 from .dataset import Dataset
 from .errors import CommandError
@@ -84,8 +84,9 @@ def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct values in ascending order, whole numbers as integers, and the index of each row's among them."""
     low, high = values.min(), values.max()
     if high - low < 4 * len(values):  # counting whole numbers is faster than sorting them
-        places = (values - low).astype(np.int64)
-        if (places == values - low).all() and low == np.floor(low):
+        beyond = values - low
+        places = beyond.astype(np.int64)
+        if (places == beyond).all() and low == np.floor(low):
             present = np.bincount(places) > 0
             return np.flatnonzero(present) + int(low), (np.cumsum(present) - 1)[places]
     cells, codes = np.unique(values, return_inverse=True)
@@ -130,7 +131,7 @@ def print_fits(fits: GroupFits, l2: float) -> None:
 
 
 def files_of(fits: GroupFits) -> dict[str, bytes]:
-    """One line for each group and target: its coefficients, their standard errors and how well they fit."""
+    """A row for each group and target: coefficients, standard errors and quality of fit, in the table's format."""
     groups, (count, targets) = fits.groups, fits.rmse.shape
     columns: dict[str, object] = {groups.column: groups.cells.repeat(targets)}
     names = ["intercept", *fits.names[1:]]
@@ -145,4 +146,5 @@ def files_of(fits: GroupFits) -> dict[str, bytes]:
         while name in columns:
             name += "_"
         columns[name] = values.flatten().numpy() if isinstance(values, Tensor) else values
-    return {run_folder.COEFFICIENTS: run_folder.csv_of(columns)}
+    form = "parquet" if kind_of(fits.dataset.path) == "parquet" else "csv"
+    return {run_folder.COEFFICIENTS[form]: run_folder.table_of(columns, form)}

@@ -16,7 +16,6 @@ from ..least_squares import LeastSquaresSolution
 from ..tables import Encoding, listing
 from .coefficients import Coefficients
 from .dataset import Dataset
-from .run_folder import COEFFICIENTS
 
 _MOST_COEFFICIENTS, _MOST_NOTES = 40, 20  # lines printed; the files contain all
 
@@ -121,7 +120,7 @@ def print_quartiles(target: str, rows: Mapping[str, Tensor]) -> None:
     header = [target, "25 %", "median", "75 %"]
     _print_table([header, *([name, *row] for name, row in zip(shown, cells, strict=True))])
     if len(rows) > len(shown):
-        print(f"… and {len(rows) - len(shown)} more in {COEFFICIENTS}")
+        print(f"… and {len(rows) - len(shown)} more in the table of coefficients")
 
 
 def r2(value: float) -> str:

@@ -18,8 +18,8 @@ from .errors import CommandError
 
 WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS = "weights.safetensors", "weights.pt"
 ENCODING, MODEL, HISTORY, PLOT = "encoding.json", "model.json", "history.csv", "plot.png"
-COEFFICIENTS = "coefficients.csv"  # of groups
-_NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, ENCODING, MODEL, HISTORY, PLOT, COEFFICIENTS}
+COEFFICIENTS = {"csv": "coefficients.csv", "parquet": "coefficients.parquet"}  # of groups
+_NAMES = {WEIGHTS, WEIGHTS_WITHOUT_SAFETENSORS, ENCODING, MODEL, HISTORY, PLOT, *COEFFICIENTS.values()}
 _SCRATCH = ".linreg_ext-"  # prefix of the temporary folder beside the output
 
 
@@ -105,8 +105,8 @@ def write_csv(file: TextIO, header: Sequence[str], rows: Iterable[Sequence[objec
     writer.writerows(rows)
 
 
-def csv_of(columns: Mapping[str, object]) -> bytes:
-    """A table of many rows, in the form that `read_table` reads; nan is an empty cell.
+def table_of(columns: Mapping[str, object], form: str) -> bytes:
+    """A table of many rows as CSV or Parquet, in the form that `read_table` reads; nan is a missing cell.
 
     Raises:
         CommandError: pyarrow is not installed.
@@ -114,9 +114,10 @@ def csv_of(columns: Mapping[str, object]) -> bytes:
     try:
         import pyarrow
         import pyarrow.csv
+        import pyarrow.parquet
     except ImportError:
         raise CommandError("--by needs pyarrow (`pip install pyarrow`)") from None
     table = pyarrow.table({name: pyarrow.array(values, from_pandas=True) for name, values in columns.items()})
     file = io.BytesIO()
-    pyarrow.csv.write_csv(table, file)
+    (pyarrow.parquet.write_table if form == "parquet" else pyarrow.csv.write_csv)(table, file)
     return file.getvalue()

@@ -3,7 +3,7 @@
 
 from .dialect import BLANKS, Options
 from .encoding import Encoding, Feature, find_encoding
-from .reading import read_table
+from .reading import kind_of, read_table
 from .stream import Stream, bytes_in_memory
 from .table import (
     DATE,
@@ -36,6 +36,7 @@ __all__ = [
     "bytes_in_memory",
     "find_encoding",
     "first_line",
+    "kind_of",
     "listing",
     "position",
     "read_table",
