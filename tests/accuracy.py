@@ -5,7 +5,7 @@ An error is the difference from a result in wider arithmetic on the same operand
 Our errors and those of PyTorch in the same dtype are rounding errors of the same arithmetic in different orders. They
 have similar distributions but are uncorrelated. So the rule has two parts:
 
-(a) Over the n errors of a case, from 64 problems, the root mean square is at most 1.1 + 4/√n times PyTorch's.
+(a) Over the n errors of a case, from at least 64 problems, the root mean square is at most 1.1 + 4/√n times PyTorch's.
     The ratio of root mean squares of n normal errors has a standard deviation of 1/√n; four of these allow one false
     alarm in thirty thousand. The 1.1 leaves room for errors that are not normal. If a few problems dominate the error,
     n is the number of equal errors whose sum of squares varies as much. PyTorch rounds 16-bit intermediate results, and
@@ -30,8 +30,7 @@ from torch import Tensor
 
 import linreg_ext
 
-# Problems of a case, for part (a); fewer to try what other processors do, which is as much work for each of them.
-SEEDS = 16 if os.environ.keys() & {"ATEN_CPU_CAPABILITY", "MKL_CBWR"} else 64
+SEEDS = 64  # problems of a case, for part (a); with 16, a few of them decide
 # Without fused multiply-adds, each product is rounded before it is added. That doubles the number of rounding errors
 # and multiplies their root mean square by √2. On any recent processor, PyTorch's matrix products have them.
 WITHOUT_FMA = 2**0.5 if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else 1.0
