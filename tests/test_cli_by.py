@@ -7,25 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_cli import _in_an_empty_folder, run  # noqa: F401 (a fixture)
 
 from linreg_ext import lstsq
-from linreg_ext.cli import main
 from linreg_ext.tables import NUMBER, read_table
 
 pyarrow = pytest.importorskip("pyarrow")
 csv, parquet = (pytest.importorskip(f"pyarrow.{name}") for name in ("csv", "parquet"))
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*argv: object) -> int:
-    try:
-        return main([str(argument) for argument in argv])
-    except SystemExit as end:  # from argparse
-        return end.code
 
 
 def sales(rows: int = 300, seed: int = 0) -> dict[str, np.ndarray]:

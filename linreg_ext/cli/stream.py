@@ -77,9 +77,17 @@ class OpenTable:
                 )
         self.notes = [*self.stream.notes, *notes]
 
-    def bar(self, verb: str, total: int | None) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
+    @contextlib.contextmanager
+    def bar(self, verb: str, total: int | None) -> Iterator[Callable[[int], Any]]:
         """A progress bar over rows."""
-        return _bar(self.args.bar, f"{verb} {self.columns.path.name}", total)
+        if not self.args.bar:
+            yield lambda rows: None
+            return
+        from tqdm import tqdm
+
+        label = f"{verb} {self.columns.path.name}"
+        with tqdm(desc=label, total=total, unit=" rows", unit_scale=True, leave=False) as bar:
+            yield bar.update
 
     def add_up(
         self, groups: Groups | None = None
@@ -245,15 +253,3 @@ def _scores(model: Coefficients, training: LeastSquares, validation: LeastSquare
             r2 = torch.where(variance > 0, 1 - squared / variance, torch.nan)
             scores.append(Scores(part, r2.tolist(), squared.sqrt().tolist()))
     return scores
-
-
-@contextlib.contextmanager
-def _bar(shown: bool, label: str, total: int | None) -> Iterator[Callable[[int], Any]]:
-    """A progress bar over rows."""
-    if not shown:
-        yield lambda rows: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=label, total=total, unit=" rows", unit_scale=True, leave=False) as bar:
-        yield bar.update
