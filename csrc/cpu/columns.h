@@ -67,7 +67,7 @@ inline void one_target(const Problem& p, const E* x, const NumberOf<V>* w, const
   const Number delta = Number(p.delta);
   Number* const predictions = piece.predictions;
   V loss{}, slope{}, gradient[D > 0 ? D : 1] = {};
-  Prefetcher ahead(x + (D > 0 ? kAhead / int64_t(sizeof(E)) : 0));
+  Prefetcher ahead(x + (D > 0 ? ahead_of(1) / int64_t(sizeof(E)) : 0));
   const auto step = [&]<bool kWhole>(int64_t i, int64_t left) __attribute__((always_inline)) {
     const auto load = [left](const auto* from, int64_t m = 0, int64_t per_row = 1) __attribute__((always_inline)) {
       const int64_t count = kWhole ? lanes_of<V> : left * per_row - m * lanes_of<V>;

@@ -92,6 +92,7 @@ extern const SmallRuns small_runs;
 }
 
 struct Kernels {
+  int vector_bytes;  // of a register
   RunRows* run_rows;
   const ProductRows* product_rows;
   const MomentKernels* moments;

@@ -60,13 +60,13 @@ double weight_sum(const Problem& p) {
 
 size_t pass_workspace(const Problem& problem, const PassOutputs& outputs) {
   if (by_products(problem, outputs)) return products_workspace(problem, outputs);
-  return size_t(Plan(problem, outputs).bytes);
+  return size_t(Plan(problem, outputs, kernels().vector_bytes).bytes);
 }
 
 PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double divisor, void* workspace) {
   const Scale scale = scale_of(divisor);
   if (by_products(problem, outputs)) return run_products(problem, outputs, scale, workspace);
-  const Plan plan(problem, outputs);
+  const Plan plan(problem, outputs, kernels().vector_bytes);
   char* const bytes = static_cast<char*>(workspace);
   run_threaded(plan.threads, [&](int64_t thread, int64_t threads) {
     kernels().run_rows(problem, outputs, plan, scale, bytes, thread, plan.chunks * thread / threads,

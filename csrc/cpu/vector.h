@@ -120,6 +120,13 @@ LINREG_INLINE V load_first(const E* from, int64_t count) {
   const unsigned mask = (1u << count) - 1;
   if constexpr (sizeof(E) == 8) return V(_mm512_maskz_loadu_pd(__mmask8(mask), from));
   if constexpr (sizeof(E) == 4 && lanes_of<V> == kFloats) return V(_mm512_maskz_loadu_ps(__mmask16(mask), from));
+#elif LINREG_LANES == 4
+  using Index = typename Lanes<V>::Index;
+  const auto mask = [count]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    return __m256i(Index{(I < count ? -1 : 0)...});
+  }(std::make_integer_sequence<int, lanes_of<V>>());
+  if constexpr (sizeof(E) == 8) return V(_mm256_maskload_pd(from, mask));
+  if constexpr (sizeof(E) == 4 && lanes_of<V> == kFloats) return V(_mm256_maskload_ps(from, mask));
 #endif
   E all[lanes_of<V>] = {};
   for (int64_t i = 0; i < count; ++i) all[i] = from[i];
@@ -159,12 +166,10 @@ LINREG_INLINE V permute(V a, V b, Choose choose) {
 // Combines two vectors of partial sums: 2 · kHalf lanes per sum become kHalf, from a and b in turn.
 template <int kHalf, class V>
 LINREG_INLINE V hadd(V a, V b) {
-  // Blocks of kHalf lanes, alternately from a and b.
-  constexpr auto low = [](int i) constexpr {
-    return i / kHalf % 2 * lanes_of<V> + i / kHalf / 2 * 2 * kHalf + i % kHalf;
-  };
-  constexpr auto high = [](int i) constexpr { return decltype(low)()(i) + kHalf; };
-  return permute(a, b, low) + permute(a, b, high);
+  // Blocks of kHalf lanes, alternately from a and b: those in their own places, then their other halves.
+  constexpr auto own = [](int i) constexpr { return i / kHalf % 2 == 0 ? i : lanes_of<V> + i; };
+  constexpr auto other = [](int i) constexpr { return i / kHalf % 2 == 0 ? i + kHalf : lanes_of<V> + i - kHalf; };
+  return permute(a, b, own) + permute(a, b, other);
 }
 
 // Reduces R vectors, each T groups of F neighbouring lanes, to the R · T sums of the groups, row by row.
