@@ -16,11 +16,11 @@ constexpr int64_t kBlockRows = 64;       // the most rows, in whole groups, befo
 constexpr int64_t kChain = 64;           // the longest chain of float additions
 constexpr int kTileRows = 8;             // rows predicted together
 // Bytes of X in a group. Small groups alternate the two products often enough to hide memory latency. From memory,
-// [n, 64] reaches 0.83 of the bandwidth of a plain sum over it with 2 KB, and 0.90 to 0.96 with 4 to 16 KB. In cache,
-// [n, 128] reaches 0.49 with 4 KB and 0.54 with 8 KB.
-constexpr int64_t kGroupBytes = 8 << 10;
+// [n, 64] reaches 0.83 of the bandwidth of a plain sum over it with 2 KB, and 0.90 to 0.96 with 4 to 16 KB (AVX-512).
+// In cache, [n, 128] reaches 0.49 with 4 KB and 0.54 with 8 KB. With AVX2, [n, 128] reaches 0.72 with 8 KB and 0.91
+// with 16 KB, of which the rows read in parallel lie in several pages.
+constexpr int64_t kGroupBytes = 16 << 10;
 constexpr int64_t kWideGroupBytes = 512 << 10;  // the same for 8 rows too wide for the first-level cache
-constexpr int64_t kCacheBytes = 4 << 20;        // larger X comes from memory
 constexpr int64_t kLineRows = 16;  // rows of a line: whole vectors in every instruction set, for any number of targets
 constexpr int64_t kMaxChunks = 64;
 constexpr int64_t kSumsBytes = 4 << 20;  // for all chunks' sums; wider problems still get kMinChunks
@@ -39,8 +39,7 @@ inline int64_t line_of(int64_t targets) {
 
 // Depends only on the problem and the requested outputs.
 struct Plan {
-  bool columns;      // lanes run along rows
-  bool from_memory;  // X is larger than the caches
+  bool columns;  // lanes run along rows
   int64_t group_rows, chunk_rows, chunks, threads;
   int64_t line;  // elements of a line
   int64_t ldw;   // the distance between rows of W, whole vectors
@@ -53,7 +52,6 @@ struct Plan {
     // Whole vectors need no transposition: with AVX2, [n, 8] in cache took 217 µs in columns, and 147 in rows.
     const bool is_vectors = p.d * int64_t(size_of(p.x.dtype)) % vector_bytes == 0;
     columns = p.k == 1 && p.d > 0 && p.d <= kColumnsMaxD && !is_vectors;
-    from_memory = p.n * p.d * size > kCacheBytes;
     line = line_of(p.k);
     ldw = ceil_div(p.d, 2 * kMaxLanes) * 2 * kMaxLanes;
     const int64_t row_bytes = std::max<int64_t>(1, ldw * size);

@@ -43,13 +43,6 @@ class RowsAt {
 // 0.86 with the last two.
 inline int64_t ahead_of(int64_t targets) { return (kLanes == 8 || targets > 1 ? 32 : 8) << 10; }
 
-// Without AVX-512, the rows of a tile are predicted a few at a time. Of that bandwidth, [n, 128] reaches 0.91 with two
-// rows at a time and 0.74 with four or eight, whose reading in parallel of one page misleads the processor's own
-// prefetching. [n, 1024], a page or more each, reaches 0.87 with two, 0.98 with four and 0.95 with eight. From cache,
-// [n, 512] takes 61 µs with two, 50 with four and 54 with eight.
-constexpr int kRowsInPage = 2, kRowsInCache = 4;
-constexpr int64_t kPage = 4096;
-
 // Prefetches memory sequentially, a few 64-byte lines at a time, into the second-level cache. Each of the two products
 // prefetches half as many bytes as it reads, which keeps the few requests of a core always in flight. 1 GB of [n, 128]
 // took 54 ms, and 65 when only the first product prefetched; [n, 512] took 50 and 62.
@@ -129,43 +122,49 @@ LINREG_INLINE void add_products(const NumberOf<V>* x, int64_t ldx, const NumberO
   given = ahead;
 }
 
-// sums[r, t] = x[r] · w[t], read M rows at a time.
+// Rows of a tile, read M at a time: set q has the rows q, q + apart, q + 2 apart, ….
+template <int M>
+LINREG_INLINE int64_t row_of(int i, int64_t apart) {
+  return i / M + i % M * apart;
+}
+
+// sums[i, t] = x[row_of(i)] · w[t]
 template <class V, int R, int T, int M>
-LINREG_INLINE void dots(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w, int64_t width, NumberOf<V>* sums,
-                        Prefetcher& ahead) {
+LINREG_INLINE void dots(const NumberOf<V>* x, int64_t ldx, int64_t apart, const NumberOf<V>* w, int64_t width,
+                        NumberOf<V>* sums, Prefetcher& ahead) {
   constexpr int lanes = lanes_of<V>;
   V products[R];
   LINREG_UNROLL
-  for (int r = 0; r < R; r += M) add_products<V, M, T>(x + r * ldx, ldx, w, width, products + r, ahead);
+  for (int i = 0; i < R; i += M) {
+    const int64_t first = row_of<M>(i, apart);
+    add_products<V, M, T>(x + first * ldx, apart * ldx, w, width, products + i, ahead);
+  }
   fold<T, lanes / T, R>(products);
   LINREG_UNROLL
   for (int i = 0; i < (R * T + lanes - 1) / lanes; ++i) store_vec<V>(sums + i * lanes, products[i]);
 }
 
-// p[r, t] = x[r] · w[t]; the rows of p are ldp apart. Adds chains of kDotChain additions in double.
-template <class V, int R, int T, int M = R>
-inline void predict(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w, int64_t width, NumberOf<V>* p, int64_t ldp,
-                    Prefetcher& ahead) {
+// p[r, t] = x[r] · w[t] for the R rows row_of(i); the rows of p are ldp apart. Adds chains of kDotChain additions in
+// double.
+template <class V, int R, int T, int M>
+inline void predict(const NumberOf<V>* x, int64_t ldx, int64_t apart, const NumberOf<V>* w, int64_t width,
+                    NumberOf<V>* p, int64_t ldp, Prefetcher& ahead) {
   using Number = NumberOf<V>;
   constexpr int count = R * T;
   constexpr int64_t most = kDotChain<T> * kSetsOfChains<V, M, T> * lanes_of<V> / T;
   alignas(64) Number sums[count < lanes_of<V> ? lanes_of<V> : count];
   if (width <= most) {
-    dots<V, R, T, M>(x, ldx, w, width, sums, ahead);
+    dots<V, R, T, M>(x, ldx, apart, w, width, sums, ahead);
   } else {
     double totals[count] = {};
     for (int64_t j = 0; j < width; j += most) {
-      dots<V, R, T, M>(x + j, ldx, w + j * T, width - j < most ? width - j : most, sums, ahead);
+      dots<V, R, T, M>(x + j, ldx, apart, w + j * T, width - j < most ? width - j : most, sums, ahead);
       for (int i = 0; i < count; ++i) totals[i] += double(sums[i]);
     }
     for (int i = 0; i < count; ++i) sums[i] = Number(totals[i]);
   }
-  if (ldp == T) {
-    std::memcpy(p, sums, count * sizeof(Number));
-  } else {
-    LINREG_UNROLL
-    for (int r = 0; r < R; ++r) std::memcpy(p + r * ldp, sums + r * T, T * sizeof(Number));
-  }
+  LINREG_UNROLL
+  for (int i = 0; i < R; ++i) std::memcpy(p + row_of<M>(i, apart) * ldp, sums + i * T, T * sizeof(Number));
 }
 
 constexpr int kNarrow = 4;  // vectors of a row

@@ -78,7 +78,7 @@ KERNELS = (
            within="ldx = p_.x.row_stride"),
     Mutant("rows: the last feature is not packed", "csrc/cpu/rows.cpp", "p_.d - j", "p_.d - j - 1", shape(1, 17, 3)),
     Mutant("rows: the rows of an incomplete tile are skipped", "csrc/cpu/rows.cpp",
-           "for (int64_t r = whole; r < rows; ++r) tile.template operator()<1, 1>(r);", "", shape(1, 17, 3)),
+           "for (int64_t r = whole; r < rows; ++r) tile.template operator()<1, 1>(r, 1);", "", shape(1, 17, 3)),
     Mutant("rows: float sums are not flushed", "csrc/cpu/rows.cpp", "unflushed_ + count > kBlockRows", "false", MANY_ROWS),
     Mutant("rows: every block of a group reads the first", "csrc/cpu/rows.cpp", "x + r * ldx", "x", shape(257, 16, 1),
            within="add_gradient<V, T>(x + r * ldx"),
