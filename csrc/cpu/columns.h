@@ -12,7 +12,10 @@
 namespace linreg::cpu {
 namespace {
 
-constexpr int64_t kColumnsChain = 32;  // vectors
+// The longest chain, in vectors. With float64 and AVX2, the loss of 131 rows has 1.7 times the error of PyTorch's
+// after 32.
+template <class V>
+constexpr int64_t kColumnsChain = sizeof(NumberOf<V>) == 8 ? 4 * kLanes : 32;
 
 // Column C, one lane per row, of the contiguous rows in D vectors. `found` holds the numbers from the first M vectors.
 template <int D, int C, int M, class V>
@@ -102,7 +105,7 @@ inline void one_target(const Problem& p, const E* x, const NumberOf<V>* w, const
     for (int c = 0; c < D; ++c) gradient[c] += terms.slope * columns[c];
   };
   for (int64_t i = 0, end = 0; i < piece.rows; i = end) {
-    end = i + kColumnsChain * lanes < piece.rows ? i + kColumnsChain * lanes : piece.rows;
+    end = i + kColumnsChain<V> * lanes < piece.rows ? i + kColumnsChain<V> * lanes : piece.rows;
     for (; i + lanes <= end; i += lanes) step.template operator()<true>(i, lanes);
     if (i < end) step.template operator()<false>(i, end - i);
     add_to(piece.loss, piece.loss + kMaxLanes, folded(loss));

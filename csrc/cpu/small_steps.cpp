@@ -95,7 +95,12 @@ LINREG_INLINE void sum_rows(const Columns<NumberOf<V>>& batch, const NumberOf<V>
   int64_t i = 0;
   for (; i + sets * lanes <= batch.n; i += sets * lanes)
     for (int set = 0; set < sets; ++set) add(i + set * lanes, set);
-  for (int set = 0; i < batch.n; i += lanes, ++set) add(i, set);
+#pragma GCC unroll 2  // a variable index would keep the sums in memory
+  for (int set = 0; set < sets; ++set) {
+    if (i >= batch.n) break;
+    add(i, set);
+    i += lanes;
+  }
   for (int set = 1; set < sets; ++set) sums[0].add(sums[set]);
   loss_sum += sum_halves(sums[0].loss);
   bias_sum = kSlopeUnit<kLoss> * sum_halves(sums[0].slope);

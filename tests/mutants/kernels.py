@@ -104,7 +104,8 @@ KERNELS = (
     # Residuals.
     Mutant("residuals: a lane beyond the last row is added", "csrc/cpu/residuals.h", "line - i", "line - i + 1",
            shape(1, 17, 3)),
-    Mutant("residuals: the bias is missing", "csrc/cpu/residuals.h", "load(bias + i)", "V{}", shape(1, 17, 3)),
+    Mutant("residuals: the bias is missing", "csrc/cpu/residuals.h", "load(bias + i)", "V{}", shape(1, 17, 3),
+           within=": (load(p + begin + i) + load(bias + i))"),
     Mutant("residuals: the slope is not scaled", "csrc/cpu/residuals.h", "power", "NumberOf<V>(1)", shape(1, 17, 3),
            within="dloss<kLoss>(r, delta) * power}"),
     Mutant("residuals: the bias's gradient ignores weights", "csrc/cpu/residuals.h", "terms.slope",
