@@ -115,7 +115,7 @@ class Worker {
                             t == 0 ? ahead : nothing);
       });
     };
-    if (k == 1 && width <= kNarrow * kV) {
+    if (k == 1 && width > 0 && width <= kNarrow * kV) {
       [&]<int... C>(std::integer_sequence<int, C...>) {
         ((width == (C + 1) * kV ? predict_narrow<V, C + 1>(x, ldx, w_, whole, predictions_, ahead) : void()), ...);
       }(std::make_integer_sequence<int, kNarrow>());
