@@ -12,7 +12,7 @@ namespace linreg::cpu {
 constexpr int64_t kMaxLanes = 8;         // doubles in a register of the widest instruction set
 constexpr int64_t kColumnsMaxD = 8;      // the most features, with one target, for which lanes run along rows
 constexpr int64_t kMostGroupRows = 256;  // with one target
-constexpr int64_t kBlockRows = 64;       // the most rows, in whole groups, before gradient sums move to double
+constexpr int64_t kBlockRows = 64;       // the most rows before gradient sums move to double
 constexpr int64_t kChain = 64;           // the longest chain of float additions
 constexpr int kTileRows = 8;             // rows predicted together
 // Bytes of X in a group. Small groups alternate the two products often enough to hide memory latency. From memory,

@@ -16,8 +16,8 @@ namespace linreg::cpu {
 namespace {
 
 // Rows read in parallel, for one target. An AMD EPYC then follows several pages, and reads 1 GB of [n, 128] at 0.91 of
-// the bandwidth of a plain sum over it; with eight neighbouring rows, which share a page, at 0.73, and with two, at
-// 0.85.
+// the bandwidth of a plain sum over it; with eight neighbouring rows, which share a page, at 0.73, and with two at
+// 0.78.
 constexpr int kRowsApart = 4;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -73,8 +73,6 @@ class Worker {
  private:
   void group(int64_t first, int64_t rows, double* weight_sums) {
     const int64_t k = p_.k, d = p_.d, ldw = plan_.ldw, width = (d + kV - 1) / kV * kV;
-    prefetch(p_.y, first, rows);
-    prefetch(p_.v, first, rows);
     if (plan_.columns) {
       residuals(first, rows, contiguous(first, rows));
     } else {
@@ -96,14 +94,6 @@ class Worker {
       }
     }
     if (outputs_.input_gradient) write_input_gradient(first, rows);
-  }
-
-  // The next group but one of a contiguous operand. On an AMD EPYC, [n, 4] took 76 ms of memory, and 83 without.
-  void prefetch(const View& view, int64_t first, int64_t rows) {
-    const int64_t bytes = rows * view.row_stride * int64_t(size_of(view.dtype));
-    if (!view.data || bytes > kGroupBytes) return;
-    const char* const from = static_cast<const char*>(at(view, first + 2 * rows));
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(from + byte);
   }
 
   // X Wᵀ of a group. Without AVX-512, rows that are read in parallel are far apart in the group.

@@ -37,10 +37,9 @@ class RowsAt {
   int64_t stride_;
 };
 
-// The prefetch distance. Of the bandwidth of a plain sum over 1 GB of [n, 64], two threads reach, with AVX-512 (Intel
-// Xeon), 0.82 with 8 KB, 0.78 with 16 KB and 0.91 with 32 KB; with AVX2 (AMD EPYC) and one target, 0.80 with 4 KB, 0.83
-// with 8 KB and 0.76 with 32 KB. With two targets, whose eight rows are read in parallel, [n, 512] reaches 0.69 and
-// 0.86 with the last two.
+// The prefetch distance. Of the bandwidth of a plain sum over 1 GB, [n, 64] reaches, with AVX-512 (Intel Xeon, two
+// threads), 0.82 with 8 KB, 0.78 with 16 KB and 0.91 with 32 KB. With AVX2 (AMD EPYC), [n, 128] reaches 0.69 with 1 KB,
+// 0.86 with 4 KB and 1.03 with 8 KB; with two targets, [n, 512] reached 0.69 with 8 KB and 0.86 with 32 KB.
 inline int64_t ahead_of(int64_t targets) { return (kLanes == 8 || targets > 1 ? 32 : 8) << 10; }
 
 // Prefetches memory sequentially, a few 64-byte lines at a time, into the second-level cache. Each of the two products
