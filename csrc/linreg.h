@@ -227,7 +227,9 @@ int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Pa
 size_t many_workspace(const SingleRun& first, const Many& many);
 void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* workspace);
 
-// Adds rows to moments. Returns false, with nothing changed, if a weight is negative.
+// Adds rows to moments. Returns false, with nothing changed, if a weight is negative. Rows in groups, or of more
+// than kRunColumns columns, X and Y together, must be contiguous.
+constexpr int64_t kRunColumns = 33;
 size_t moments_workspace(const MomentRows& rows);
 bool add_moments(const MomentRows& rows, const Moments& moments, void* workspace);
 

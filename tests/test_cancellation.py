@@ -24,6 +24,8 @@ from test_parity import fused_loss
 
 import linreg_ext
 
+# Conversions of float16 rows are the same with float32 parameters.
+CONVERSIONS = {name: dtypes for name, dtypes in DTYPES.items() if name != "float16 data"}
 REGIMES = {  # of rows (mean + random) · scale, and of noise · scale in their targets
     "residuals of 1": {"noise": 1.0},
     "residuals near 0": {"noise": 1e-4},
@@ -91,7 +93,7 @@ def check_over_seeds(shapes, regime, dtypes):
             loss = "mse"  # targets rounded to 16 bits come near the kink
         found, lr = {}, None
         for seed in range(SEEDS):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch's own looks at all devices, for a millisecond
             problem = problem_of(n, d, k, dtypes, **numbers, jumps=loss in JUMPS)
             lr = lr or rate_for(problem, loss)  # one for all, or the problem with the largest would decide
             for name, *values in results(problem, loss, lr):
@@ -107,13 +109,13 @@ def check_over_seeds(shapes, regime, dtypes):
             )  # fmt: skip
 
 
-@crossed(6, regime=list(REGIMES), dtypes=DTYPES)
+@crossed(5, regime=list(REGIMES), dtypes=CONVERSIONS)
 def test_errors_are_those_of_pytorch(regime, dtypes):
     check_over_seeds(SHAPES, regime, dtypes)
 
 
 @pytest.mark.products
-@crossed(6, regime=list(REGIMES), dtypes=DTYPES)
+@crossed(5, regime=list(REGIMES), dtypes=CONVERSIONS)
 def test_errors_are_those_of_pytorch_for_many_targets(regime, dtypes):
     check_over_seeds(MANY_TARGETS, regime, dtypes)
 

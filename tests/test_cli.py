@@ -813,6 +813,29 @@ def test_a_stream_holds_out_rows_and_needs_the_exact_solver(capsys: pytest.Captu
         assert "needs the table in memory; use --" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("features", [3, 40])
+def test_a_stream_keeps_what_belongs_to_a_row_together(
+    features: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of float32 columns, in part held out: all targets are right but those of weight 0 and in rows that are dropped."""
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    monkeypatch.setattr("linreg_ext.tables.stream._ROWS", 100)
+    random = np.random.default_rng(0)
+    x = random.integers(-9, 9, size=(1000, features)).astype(np.float32)
+    weight = random.integers(0, 3, 1000).astype(np.float32)
+    y = x @ np.arange(1, features + 1, dtype=np.float32) + 5
+    x[::7, 1] = np.nan
+    y[(weight == 0) | np.isnan(x[:, 1])] = 1e6
+    columns = {f"x{i}": column for i, column in enumerate(x.T)} | {"v": weight, "y": y}
+    parquet.write_table(pyarrow.table(columns), "t.parquet")
+    assert run("fit", "t.parquet", "--target", "y", "--weight", "v", "--stream", "--out", "run") == 0
+    found = load_weights(Path("run"))
+    expected = torch.arange(1, features + 1, dtype=torch.float64)[None]
+    torch.testing.assert_close(found.weight.double(), expected, rtol=1e-6, atol=0)
+    scores = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("y ")]
+    assert [float(score) for score in scores[-1][::2]] == [1.0, 1.0]
+
+
 @pytest.mark.extended
 def test_a_file_four_times_the_memory_limit(tmp_path: Path) -> None:
     """Decoded, it takes 1.6 GB; the process may add 400 MB to what its libraries have."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exact least squares: certified values, LAPACK's accuracy, merging, weights, ranks, groups, errors."""
 
+import itertools
 import math
 import os
 
@@ -168,10 +169,10 @@ def test_a_ridge_path_is_its_solutions(spread, groups):
 @pytest.mark.parametrize("offset", [300.0, 2000.0, 4000.0, 1e4, 1e5])
 def test_moments_that_float32_cannot_hold(offset):
     """`auto` begins with products in float32, about the mean of the first rows, which here have hardly any weight."""
-    x, noise, weight = torch.randn(2000, 2), 0.1 * torch.randn(2000, 1), torch.ones(2000)
+    x, noise, weight = torch.randn(2000, 40), 0.1 * torch.randn(2000, 1), torch.ones(2000)
     x[64:] += offset
     weight[:64] = 1e-12
-    y = (x.double() @ torch.tensor([[1.0], [2.0]], dtype=torch.float64) + noise).float()
+    y = (x.double() @ torch.linspace(1, 2, 40, dtype=torch.float64)[:, None] + noise).float()
     expected = lstsq(x, y, weight=weight, method="qr")
     torch.testing.assert_close(lstsq(x, y, weight=weight).weight, expected.weight, rtol=1e-9, atol=0)
     large = lstsq(x * 2.0**80, y, weight=weight)  # whose squares are infinite in float32
@@ -290,6 +291,28 @@ def test_same_bits_for_any_thread_count(dtype):
         torch.set_num_threads(threads)
     for other in ends[1:]:
         assert all(map(torch.equal, ends[0], other))
+
+
+@pytest.mark.skipif(REFERENCE, reason="compares with the reference")
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 32, 36])
+def test_moments_of_few_and_many_columns(d):
+    """On a CPU, few columns are transposed in blocks of 64 rows. Rows without weight may hold anything."""
+    layouts = [
+        (torch.float32, lambda x: x), (torch.float64, lambda x: x), (torch.float64, lambda x: x.T.contiguous().T),
+        (torch.bfloat16, lambda x: x), (torch.float32, lambda x: torch.cat([x[:, :1], x], 1)[:, 1:]),
+    ]  # fmt: skip
+    for n, (dtype, layout) in itertools.product((3, 131), layouts):
+        x, y = (torch.randn(n, width).add(3).to(dtype) for width in (d, 2))
+        weight, group = torch.rand(n), torch.randint(0, 3, (n,))
+        weight[::5] = 0
+        bad = x.index_fill(0, torch.arange(0, n, 5), math.nan)
+        for v, g in itertools.product((None, weight), (None, group, group.sort().values)):
+            shapes = [(1 if g is None else 3, *shape) for shape in ((2,), (d + 2,), (d + 2, d + 2))]
+            found, expected = ([torch.zeros(shape, dtype=torch.float64) for shape in shapes] for _ in range(2))
+            torch.ops.linreg_ext.moments_(layout(x if v is None else bad), y, v, g, *found, False)
+            reference.moments_(x if v is None else bad, y, v, g, *expected, False)
+            for ours, plain in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12 * n)
 
 
 # ---- Groups ----------------------------------------------------------------------------------------------------------

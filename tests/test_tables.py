@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from linreg_ext.tables import Encoding, Options, Table, TableError, find_encoding, position, read_table
+from linreg_ext.tables import Encoding, Options, Stream, Table, TableError, find_encoding, position, read_table
 
 NUMBERS = {"a": [1.5, 0.1], "b": [-2.0, 1e-300], "c": [3.0, 7.0]}
 nan = float("nan")
@@ -513,3 +513,25 @@ def test_broken_encodings(change: dict) -> None:
     assert Encoding.from_json(saved).targets == ("y",)
     with pytest.raises((ValueError, TypeError, KeyError)):
         Encoding.from_json(saved | change)
+
+
+@pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet", "folder"])
+def test_progress_adds_up_to_the_bytes_of_the_file(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet
+
+    monkeypatch.setattr("linreg_ext.tables.stream._ROWS", 5000)
+    path, lines = tmp_path / f"t.{form}", "a,b\n" + "".join(f"{i},{i / 7}\n" for i in range(30_000))
+    if form.startswith("csv"):
+        written(path, gzip.compress(lines.encode()) if form == "csv.gz" else lines)
+        parts = [(0, 1)]
+    else:
+        path.mkdir() if form == "folder" else None
+        table = pyarrow.table({"a": np.arange(30_000), "b": np.random.default_rng(0).random(30_000)})
+        for file in (path / "1.parquet", path / "2.parquet") if form == "folder" else (path,):
+            pyarrow.parquet.write_table(table, file, row_group_size=7000)
+        parts = [(0, 2), (1, 2)]
+    for shard in parts:
+        stream, read = Stream(path, Options(), lambda names: names, (), shard), []
+        assert sum(block.rows for block in stream.blocks(progress=read.append)) > 0
+        assert len(read) > 1
+        assert sum(read) == pytest.approx(stream.bytes, abs=len(read))

@@ -52,16 +52,14 @@ struct SmallRuns {
 
 // Least squares (moment_rows.cpp): rows [begin, end), with a block of (kMomentBlock + 1) · ld doubles as workspace.
 constexpr int64_t kMomentBlock = 64, kMomentCounts = 16;  // the latter padded to a cache line or two
-constexpr int64_t kRunColumns = 16;
 struct MomentKernels {
-  // Counts, mean [ld] and the lower triangle of the moments [m + 1, ld]; false if a weight is negative.
+  // Counts [kMomentCounts], mean [ld] and the lower triangle of the moments [m + 1, ld]; false if a weight is negative.
   bool (*moments)(const MomentRows& rows, int64_t begin, int64_t end, int64_t ld, void* block, double* out);
   // For each target Σ v r z, [ld], and Σ v r² in some lanes of [kMomentCounts], for r = w z; w is [k, ld].
   void (*gradient)(const MomentRows& rows, const double* w, const double* center, int64_t begin, int64_t end,
                    int64_t ld, double* block, double* out);
-  // The moments of rows [first, first + count), or those at order[0] … order[count - 1], of at most kRunColumns
-  // columns: counts [2], mean [m] and [m, m], of which the lower triangle is written.
-  void (*run)(const MomentRows& rows, const int64_t* order, int64_t first, int64_t count, double* out);
+  // The same of rows [first, first + count), or those at order[0] … order[count - 1], of at most kRunColumns columns.
+  bool (*run)(const MomentRows& rows, const int64_t* order, int64_t first, int64_t count, int64_t ld, double* out);
   // Takes the steps of problems [first, first + lanes) of a descent, fewer if there are not as many; `memory` has
   // descent_numbers for each lane, 64-byte aligned.
   void (*descend)(const Descent& descent, int64_t first, double* memory);

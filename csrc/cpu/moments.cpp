@@ -5,6 +5,7 @@
 // Deterministic: chunks depend on the sizes alone, each has its own moments, and they are merged in order. A merge adds
 // the moments about each mean and those of the means, so that nothing cancels however far the data are from zero.
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -93,9 +94,21 @@ void add_run(const MomentRows& p, const int64_t* order, int64_t first, int64_t c
     for (int64_t i = 0; i < count; ++i) add_to_group(p, order ? order[i] : first + i, g, to, row);
     return;
   }
-  double out[2 + kRunColumns + kRunColumns * kRunColumns];
-  kernels().moments->run(p, order, first, count, out);
-  merge(out, out + 2, out + 2 + m, m, m, m, to.counts + 2 * g, to.mean + m * g, to.moments + m * m * g);
+  const int64_t ld = (m + 7) / 8 * 8;
+  double out[kMomentCounts + (kRunColumns + 1) * (kRunColumns + 7)];
+  kernels().moments->run(p, order, first, count, ld, out);
+  merge(out, out + kMomentCounts, out + kMomentCounts + ld, ld, m, m, to.counts + 2 * g, to.mean + m * g,
+        to.moments + m * m * g);
+}
+
+// Whether the rows of each group follow each other, in the order of the groups.
+bool are_sorted(const MomentRows& p) {
+  std::atomic<bool> sorted{true};
+  run_threaded(std::clamp<int64_t>(p.n / kChunkRows, 1, p.threads), [&](int64_t thread, int64_t threads) {
+    const int64_t begin = p.n * thread / threads, end = p.n * (thread + 1) / threads;
+    if (!std::is_sorted(p.group + (begin > 0 ? begin - 1 : 0), p.group + end)) sorted = false;
+  });
+  return sorted;
 }
 
 // Adds each row to its group. A thread has its own groups and looks for their rows. Groups that do not fit in the cache
@@ -103,8 +116,8 @@ void add_run(const MomentRows& p, const int64_t* order, int64_t first, int64_t c
 // in random order take 2.6 s of one core, not 20 s.
 void add_groups(const MomentRows& p, const Moments& to) {
   const int64_t m = p.d + p.k;
-  const bool sort = to.groups * (m * m + m + 2) * int64_t(sizeof(double)) > kGroupBytes && p.n >= to.groups &&
-                    !std::is_sorted(p.group, p.group + p.n);
+  const bool sorted = are_sorted(p);
+  const bool sort = !sorted && to.groups * (m * m + m + 2) * int64_t(sizeof(double)) > kGroupBytes && p.n >= to.groups;
   // With more groups than rows, each is mirrored when its run ends; otherwise all are, once, at the end.
   const bool many = to.groups > p.n;
   const auto mirror_group = [&](int64_t g) { mirror(m, to.moments + m * m * g); };
@@ -113,15 +126,17 @@ void add_groups(const MomentRows& p, const Moments& to) {
     const auto is_own = [&](int64_t i) { return begin <= p.group[i] && p.group[i] < end; };
     std::unique_ptr<double[]> row(new double[m]);
     std::vector<int64_t> places, order;
-    for (int64_t first = 0; first < p.n; first += kSortedRows) {
-      const int64_t last = std::min(first + kSortedRows, p.n);
+    const auto row_of = [&](int64_t g) { return std::lower_bound(p.group, p.group + p.n, g) - p.group; };
+    const int64_t stop = sorted ? row_of(end) : p.n;
+    for (int64_t first = sorted ? row_of(begin) : 0; first < stop; first += kSortedRows) {
+      const int64_t last = std::min(first + kSortedRows, stop);
       if (!sort) {
-        for (int64_t i = first, stop = 0; i < last; i = stop) {
+        for (int64_t i = first, next = 0; i < last; i = next) {
           const int64_t g = p.group[i];
-          for (stop = i + 1; stop < last && p.group[stop] == g; ++stop) {
+          for (next = i + 1; next < last && p.group[next] == g; ++next) {
           }
           if (!is_own(i)) continue;
-          add_run(p, nullptr, i, stop - i, g, to, row.get());
+          add_run(p, nullptr, i, next - i, g, to, row.get());
           if (many) mirror_group(g);
         }
         continue;

@@ -120,13 +120,20 @@ LINREG_INLINE V load_first(const E* from, int64_t count) {
   const unsigned mask = (1u << count) - 1;
   if constexpr (sizeof(E) == 8) return V(_mm512_maskz_loadu_pd(__mmask8(mask), from));
   if constexpr (sizeof(E) == 4 && lanes_of<V> == kFloats) return V(_mm512_maskz_loadu_ps(__mmask16(mask), from));
+  if constexpr (sizeof(E) == 4 && lanes_of<V> == kLanes)
+    return widened(HalfNarrow(_mm256_maskz_loadu_ps(__mmask8(mask), from)));
 #elif LINREG_LANES == 4
   using Index = typename Lanes<V>::Index;
-  const auto mask = [count]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-    return __m256i(Index{(I < count ? -1 : 0)...});
+  const auto index = [count]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    return Index{(I < count ? -1 : 0)...};
   }(std::make_integer_sequence<int, lanes_of<V>>());
+  const __m256i mask = __m256i(index);
   if constexpr (sizeof(E) == 8) return V(_mm256_maskload_pd(from, mask));
   if constexpr (sizeof(E) == 4 && lanes_of<V> == kFloats) return V(_mm256_maskload_ps(from, mask));
+  if constexpr (sizeof(E) == 4 && lanes_of<V> == kLanes) {
+    typedef int32_t Half __attribute__((vector_size(16)));
+    return widened(HalfNarrow(_mm_maskload_ps(from, __m128i(__builtin_convertvector(index, Half)))));
+  }
 #endif
   E all[lanes_of<V>] = {};
   for (int64_t i = 0; i < count; ++i) all[i] = from[i];

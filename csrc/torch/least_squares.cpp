@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The operators of least squares.
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/any.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/lt.h>
@@ -27,7 +28,8 @@ void check_dense(const char* op, const char* name, const at::Tensor& tensor, at:
 
 // The rows of a call, with copies of what no View can describe.
 struct CheckedRows {
-  CheckedRows(const char* op, const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight) {
+  CheckedRows(const char* op, const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
+              bool in_place = false) {
     TORCH_CHECK(input.dim() == 2, op, ": input must have shape [rows, in_features], got ", input.sizes());
     check_target(op, input.sizes().slice(0, 1), {target.size(-1)}, target);
     const auto view = [&](const char* name, const at::Tensor& tensor) {
@@ -40,12 +42,12 @@ struct CheckedRows {
       return View{tensor.const_data_ptr(), tensor.stride(0), tensor.dim() == 1 ? 0 : tensor.stride(1),
                   dtype_of(tensor)};
     };
-    const bool by_rows = input.stride(1) == 1 || input.size(1) == 1;
-    if (!by_rows) copy = input.contiguous();
+    in_place |= input.stride(1) == 1 || input.size(1) == 1;
+    if (!in_place) copy = input.contiguous();
     rows.n = input.size(0);
     rows.d = input.size(1);
     rows.k = target.size(1);
-    rows.x = view("input", by_rows ? input : copy);
+    rows.x = view("input", in_place ? input : copy);
     rows.y = view("target", target);
     if (weight) {
       TORCH_CHECK(weight->sizes() == at::IntArrayRef{rows.n}, op, ": weight must have shape [", rows.n, "], got ",
@@ -61,7 +63,9 @@ struct CheckedRows {
 void moments(const at::Tensor& input, const at::Tensor& target, const OptionalTensor& weight,
              const OptionalTensor& group, at::Tensor counts, at::Tensor mean, at::Tensor moments, bool single) {
   constexpr const char* op = "moments_";
-  CheckedRows checked(op, input, target, weight);
+  const Backend& backend = *backend_of(input.device().type());
+  const bool few = input.dim() == 2 && target.dim() == 2 && input.size(1) + target.size(1) <= cpu::kRunColumns;
+  CheckedRows checked(op, input, target, weight, !is_asynchronous(backend) && !group && few);
   MomentRows& rows = checked.rows;
   rows.single = single;
   const int64_t groups = counts.size(0), m = rows.d + rows.k;
@@ -70,7 +74,6 @@ void moments(const at::Tensor& input, const at::Tensor& target, const OptionalTe
   check_dense(op, "moments", moments, at::kDouble, {groups, m, m});
   TORCH_CHECK_VALUE(group.has_value() || groups == 1, op, ": group must be a tensor with ", groups,
                     " groups, got None");
-  const Backend& backend = *backend_of(input.device().type());
   at::Tensor order, offsets;
   if (group) {
     check_dense(op, "group", *group, at::kLong, {rows.n});
@@ -88,8 +91,8 @@ void moments(const at::Tensor& input, const at::Tensor& target, const OptionalTe
       rows.offsets = offsets.const_data_ptr<int64_t>();
     } else {
       rows.group = group->const_data_ptr<int64_t>();
-      bool valid = true;
-      for (int64_t i = 0; i < rows.n; ++i) valid &= uint64_t(rows.group[i]) < uint64_t(groups);
+      const auto [low, high] = rows.n > 0 ? at::aminmax(*group) : std::tuple(*group, *group);
+      const bool valid = rows.n == 0 || (low.item<int64_t>() >= 0 && high.item<int64_t>() < groups);
       for (int64_t i = 0; i < rows.n && !valid; ++i) check_index(rows.group[i], i);
     }
   }

@@ -65,7 +65,7 @@ def read_dataset(args: argparse.Namespace, generator: torch.Generator) -> Datase
     x, y = encoding.encode(table, rows), np.column_stack([table.columns[name].values[rows] for name in targets])
     if args.missing == "mean":
         encoding = replace(encoding, fill=tuple(_fill(x, held_out.numpy()).tolist()))
-    weight = weight_of(table, columns.weight[0], rows) if columns.weight else None
+    weight = torch.from_numpy(weight_of(table, columns.weight[0], rows)[rows]) if columns.weight else None
     if weight is not None and not weight.any():
         raise CommandError(f"--weight {columns.weight[0]}: every weight is 0")
     labels = [f"left out {name}: it names the rows (--features)" for name in table.labels if name not in features]
@@ -148,14 +148,14 @@ class Columns:
         return found
 
 
-def weight_of(table: Table, name: str, rows: np.ndarray) -> Tensor:
-    """The weights of some rows."""
+def weight_of(table: Table, name: str, rows: np.ndarray) -> np.ndarray:
+    """The column of weights, which must be valid in some rows."""
     values = table.columns[name].values
     bad = rows & ~((values >= 0) & (values < np.inf))
     if bad.any():
         row = int(bad.argmax())
         raise table.error(row, name, f"expected a weight >= 0, got {values[row]:g}")
-    return torch.from_numpy(values[rows])
+    return values
 
 
 def _fill(x: np.ndarray, held_out: np.ndarray) -> np.ndarray:

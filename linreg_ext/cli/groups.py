@@ -42,7 +42,7 @@ def fit_groups(args: argparse.Namespace, processes: Processes) -> GroupFits:
     if processes.size > 1:
         raise CommandError("--by: needs a single process; start it without torchrun")
     table = OpenTable(args, processes)
-    with table.bar("grouping", table.stream.rows) as progress:
+    with table.bar("grouping") as progress:
         groups = _groups_of(table.columns.by[0], table.stream.column(table.columns.by[0], progress))
     training, validation, _, sample = table.add_up(groups)
     dataset = table.dataset(sample, (training.rows, validation.rows))
@@ -67,14 +67,11 @@ def _groups_of(name: str, column: Column) -> Groups:
     hint = f"--categories {name} reads its cells as text"
     if column.kind not in (NUMBER, TEXT):
         raise CommandError(f"--by {name}: expected a column of numbers or text, got {column.kind}; {hint}")
-    missing = column.missing
-    if column.kind == NUMBER and np.abs(column.values[~missing]).max() >= 2**53:
+    present = slice(None) if column.is_complete else ~column.missing
+    values, codes = column.values[present], np.full(len(column.values), -1)
+    if column.kind == NUMBER and max(-values.min(), values.max()) >= 2**53:
         raise CommandError(f"--by {name}: has numbers beyond 2^53, of which float64 cannot tell all apart; {hint}")
-    if missing.any():
-        codes = np.full(len(missing), -1)
-        cells, codes[~missing] = _distinct(column.values[~missing])
-    else:
-        cells, codes = _distinct(column.values)
+    cells, codes[present] = _distinct(values)
     if column.kind == TEXT:
         cells = np.array(column.levels, dtype=object)[cells]
     return Groups(name, cells, codes)

@@ -24,8 +24,10 @@ from .report import Scores
 
 _MOST_POINTS = 2000  # drawn
 _CONDITION = 1e4  # beyond it, further passes refine the solution
+_BY_COLUMNS = 32  # features: so few are added up from columns as fast as from rows
 
-Rows = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]  # x, y, weight, held out (bool) and group
+# x, y and weight, how many rows train (those that are held out follow), and group
+Rows = tuple[Tensor, Tensor, Tensor | None, int, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class OpenTable:
         )
         for name in columns.by:
             self.stream.wanted.remove(name)  # whatever it holds
-        with self.bar("reading", None) as progress:
+        with self.bar("reading") as progress:
             short = self.stream.summary(progress, processes.gather)
         self.targets = columns.targets_of(short)
         features = columns.features_of(short, self.targets)
@@ -78,15 +80,15 @@ class OpenTable:
         self.notes = [*self.stream.notes, *notes]
 
     @contextlib.contextmanager
-    def bar(self, verb: str, total: int | None) -> Iterator[Callable[[int], Any]]:
-        """A progress bar over rows."""
+    def bar(self, verb: str) -> Iterator[Callable[[int], Any] | None]:
+        """A progress bar over the bytes of this process's part of the table."""
         if not self.args.bar:
-            yield lambda rows: None
+            yield None
             return
         from tqdm import tqdm
 
         label = f"{verb} {self.columns.path.name}"
-        with tqdm(desc=label, total=total, unit=" rows", unit_scale=True, leave=False) as bar:
+        with tqdm(desc=label, total=self.stream.bytes, unit="B", unit_scale=True, leave=False) as bar:
             yield bar.update
 
     def add_up(
@@ -101,13 +103,13 @@ class OpenTable:
 
         def add() -> tuple[int, dict[str, int], list[tuple[Tensor, Tensor, Tensor]]]:
             sample = []
-            for x, y, weight, held_out, group in blocks:
-                if not self.args.val_fraction:
-                    training.update(x, y, weight, group)
-                else:
-                    for part, rows in ((training, ~held_out), (validation, held_out)):
+            for x, y, weight, count, group in blocks:
+                for part, rows in ((training, slice(count)), (validation, slice(count, None))):
+                    if len(x[rows]):
                         part.update(*(None if t is None else t[rows] for t in (x, y, weight, group)))
-                sample.append((x[::stride].clone(), y[::stride].clone(), held_out[::stride].clone()))
+                some = slice(None, None, stride)
+                drawn = (t[some].to(torch.float64, copy=True) for t in (x, y))
+                sample.append((*drawn, torch.arange(len(x))[some] >= count))
             return blocks.dropped, blocks.missing, sample
 
         counts, gaps, samples = zip(*self.processes.gather(add), strict=True)
@@ -204,11 +206,13 @@ class Blocks:
         args, stream, encoding, groups = self._table.args, self._table.stream, self._table.encoding, self._groups
         weights, begin = self._table.columns.weight, 0
         self.dropped, self.missing = 0, dict.fromkeys(self.missing, 0)
-        with self._table.bar("fitting", stream.rows) as progress:
+        with self._table.bar("fitting") as progress:
             for table in stream.blocks(self._columns, progress):
                 rows, group = np.ones(table.rows, dtype=bool), None
                 for name in self._columns:  # last the features
                     column = table.columns[name]
+                    if column.is_complete:
+                        continue
                     gone = np.ones(table.rows, dtype=bool) if column.values is None else column.missing
                     if args.missing == "error" and name in encoding.columns and (gone & rows).any():
                         row = int((gone & rows).argmax())
@@ -223,14 +227,22 @@ class Blocks:
                 self.dropped += table.rows - int(rows.sum())
                 if not rows.any():
                     continue
-                x = torch.from_numpy(encoding.encode(table, rows))
-                y = np.column_stack([table.columns[name].values[rows] for name in encoding.targets])
-                weight = weight_of(table, weights[0], rows) if weights else None
-                held_out = torch.zeros(len(x), dtype=torch.bool)
+                weight, order, count = weight_of(table, weights[0], rows) if weights else None, None, int(rows.sum())
                 if args.val_fraction:
                     draws = np.random.PCG64(args.seed).advance(table.line(0))  # whoever reads these rows
-                    held_out = torch.from_numpy(np.random.Generator(draws).random(table.rows)[rows] < args.val_fraction)
-                yield x, torch.from_numpy(y), weight, held_out, None if group is None else torch.from_numpy(group[rows])
+                    held_out = np.random.Generator(draws).random(table.rows) < args.val_fraction
+                    order = np.concatenate([np.flatnonzero(rows & ~held_out), np.flatnonzero(rows & held_out)])
+                    count -= int((rows & held_out).sum())
+                elif count < table.rows:
+                    order = np.flatnonzero(rows)
+                x = encoding.encode(table, order, by_columns=len(encoding.names) <= _BY_COLUMNS)
+                y, v, g = (
+                    None if values is None else torch.from_numpy(np.array(values if order is None else values[order]))
+                    for values in (
+                        np.column_stack([table.columns[name].values for name in encoding.targets]), weight, group
+                    )
+                )  # fmt: skip
+                yield torch.from_numpy(x), y, v, count, g
 
 
 class _Training:
@@ -240,8 +252,8 @@ class _Training:
         self._blocks, self.varying = blocks, varying
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        for x, y, weight, held_out, _ in self._blocks:
-            yield x[~held_out][:, self.varying], y[~held_out], None if weight is None else weight[~held_out]
+        for x, y, weight, count, _ in self._blocks:
+            yield x[:count, self.varying], y[:count], None if weight is None else weight[:count]
 
 
 def _scores(model: Coefficients, training: LeastSquares, validation: LeastSquares) -> list[Scores]:

@@ -59,8 +59,10 @@ def index_of(schema: Any) -> tuple[str, ...]:
     return tuple(name for name in schema.names if name.startswith("__index_level_"))
 
 
-def from_arrow(pyarrow: Any, column: Any, marks: Collection[str], as_text: bool, decimal: str = ".") -> Column:
-    """A chunked array as a column."""
+def from_arrow(
+    pyarrow: Any, column: Any, marks: Collection[str], as_text: bool, decimal: str = ".", *, single: bool = False
+) -> Column:
+    """A chunked array as a column; with `single`, float32 numbers remain float32."""
     types, kind = pyarrow.types, column.type
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -70,6 +72,8 @@ def from_arrow(pyarrow: Any, column: Any, marks: Collection[str], as_text: bool,
         return Column(EMPTY)
     is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
     if is_number and not as_text:
+        if single and types.is_float32(kind):
+            return number_column(column.to_numpy(), marks)
         return number_column(column.cast(pyarrow.float64(), safe=False).to_numpy(), marks)
     is_date = types.is_date(kind) or types.is_timestamp(kind) or types.is_time(kind)
     if types.is_duration(kind) or (is_date and not as_text):

@@ -67,12 +67,13 @@ def _numbers(cells: Sequence[str], decimal: str) -> dict[str, float]:
 
 def number_column(values: np.ndarray, marks: Collection[str]) -> Column:
     """A column of numbers; those that equal a mark are missing."""
-    values = np.require(values, np.float64, "W")
+    if marks:
+        values = np.require(values, np.float64, "W")
     for mark in marks:
         missing = number(mark, ".")
         if missing is not None:
             values[values == missing] = np.nan
-    return Column(EMPTY) if np.isnan(values).all() else Column(NUMBER, values)
+    return Column(EMPTY) if np.isnan(values[:1]).all() and np.isnan(values).all() else Column(NUMBER, values)
 
 
 def column_of(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .cells import MISSING_NUMBER, number
-from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, listing, quoted
+from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, all_finite, listing, quoted
 
 _BLOCK = 4096  # rows that fit in cache with all their columns
 
@@ -65,27 +65,35 @@ class Encoding:
         """The columns to read as text."""
         return tuple(feature.column for feature in self.features if feature.levels)
 
-    def encode(self, table: Table, rows: np.ndarray | None = None, *, unseen: str = "error") -> np.ndarray:
+    def encode(
+        self, table: Table, rows: np.ndarray | None = None, *, unseen: str = "error", by_columns: bool = False
+    ) -> np.ndarray:
         """The model's columns, [rows, names], float64. Missing cells are filled from `fill`, or nan without it.
 
         Args:
             table: contains the model's columns, with its categories read as text.
             rows: the rows to encode, as indices or a mask; None encodes all.
             unseen: `"error"` rejects levels unknown to the model; `"base"` treats them as the base.
+            by_columns: each column is contiguous, and all are float32 if the table's are.
 
         Raises:
             TableError: a column is missing or of the wrong kind, or a level is unknown.
         """
         rows = np.arange(table.rows) if rows is None else np.arange(table.rows)[rows]
         whole = np.ones(len(rows), dtype=bool)  # only rows that get a prediction need known levels
-        for name in () if self.fill else self.columns:
+        for name in self.columns if self.categories and not self.fill else ():
             column = _column(table, name)
             whole &= column.kind != EMPTY and (column.values is None or ~column.missing[rows])
         columns = [
             _codes(table, f, rows[whole], unseen) if f.levels else _numbers(table, f.column) for f in self.features
         ]
-        x = np.empty((len(rows), len(self.names)))
-        for begin in range(0, len(rows), _BLOCK):
+        single = by_columns and not self.categories and all(values.dtype == np.float32 for values in columns)
+        x = np.empty((len(rows), len(self.names)), np.float32 if single else np.float64, "F" if by_columns else "C")
+        if by_columns and not self.categories:
+            for j, values in enumerate(columns):
+                np.take(values.astype(x.dtype, copy=False), rows, out=x[:, j], mode="clip")  # "raise" would copy twice
+            columns = ()
+        for begin in range(0, len(rows) if columns else 0, _BLOCK):
             block, j = rows[begin : begin + _BLOCK], 0
             for feature, values in zip(self.features, columns, strict=True):
                 part, width = values[block], max(1, len(feature.levels) - 1)
@@ -278,7 +286,7 @@ def _numbers(table: Table, name: str) -> np.ndarray:
         raise table.error(row, name, f"expected a number, got {quoted(cell)} (--na {cell!r} treats it as missing)")
     if column.kind != NUMBER:
         raise TableError(f"{table.path}, column '{name}': expected numbers, got {column.kind}")
-    if np.isinf(column.values).any():
+    if not all_finite(column) and np.isinf(column.values).any():
         row = int(np.isinf(column.values).argmax())
         raise table.error(
             row, name, f"expected a finite number, got {column.values[row]} (--na inf treats it as missing)"

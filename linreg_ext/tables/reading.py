@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -137,17 +137,28 @@ class TextFile:
         return Table(self._path, names, columns, rows, labels=labels, notes=notes, line=self._line)
 
     @contextlib.contextmanager
-    def _open(self, progress: bool = False) -> Iterator[BinaryIO]:
+    def _bar(self) -> Iterator[Callable[[int], Any] | None]:
+        """A progress bar over the bytes of a large file."""
+        size = os.path.getsize(self._path)
+        if not self._progress or size <= _SLOW:
+            yield None
+            return
+        from tqdm import tqdm
+
+        with tqdm(desc=f"reading {self._path.name}", total=size, unit="B", unit_scale=True, leave=False) as bar:
+            yield bar.update
+
+    @contextlib.contextmanager
+    def _open(self, progress: Callable[[int], Any] | None = None) -> Iterator[BinaryIO]:
         """Open the file; yields its decompressed bytes."""
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(self._path, "rb"))
-            magic, size = file.read(4), os.path.getsize(self._path)
+            magic = file.read(4)
             file.seek(0)
-            if progress and size > _SLOW:
-                from tqdm import tqdm
+            if progress:
+                from tqdm.utils import CallbackIOWrapper
 
-                bar = {"desc": f"reading {self._path.name}", "unit": "B", "unit_scale": True, "leave": False}
-                file = stack.enter_context(tqdm.wrapattr(file, "read", total=size, **bar))
+                file = CallbackIOWrapper(progress, file)
             if magic[:2] == b"\x1f\x8b":
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))
             elif magic[:3] == b"BZh":
@@ -213,10 +224,14 @@ class TextFile:
     def _arrow_table(self, pyarrow: Any) -> Any:
         """The wanted columns, as float64 or dictionary-encoded text."""
         while True:
-            with contextlib.suppress(ReadAgain), self._arrow_input(pyarrow, self._wanted, self._progress) as arguments:
+            with (
+                contextlib.suppress(ReadAgain),
+                self._bar() as progress,
+                self._arrow_input(pyarrow, self._wanted, progress) as arguments,
+            ):
                 return pyarrow.csv.read_csv(*arguments)
 
-    def blocks(self, names: Sequence[str]) -> Iterator[Any]:
+    def blocks(self, names: Sequence[str], progress: Callable[[int], Any] | None = None) -> Iterator[Any]:
         """The rows of some columns as record batches.
 
         Raises:
@@ -224,11 +239,13 @@ class TextFile:
         """
         import pyarrow.csv
 
-        with self._arrow_input(pyarrow, names, False) as arguments:
+        with self._arrow_input(pyarrow, names, progress) as arguments:
             yield from pyarrow.csv.open_csv(*arguments)
 
     @contextlib.contextmanager
-    def _arrow_input(self, pyarrow: Any, names: Sequence[str], progress: bool) -> Iterator[tuple[Any, ...]]:
+    def _arrow_input(
+        self, pyarrow: Any, names: Sequence[str], progress: Callable[[int], Any] | None
+    ) -> Iterator[tuple[Any, ...]]:
         """The arguments of pyarrow's readers; adapts to their errors."""
         arrow_csv, dialect = pyarrow.csv, self._dialect
         text = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())

@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,10 @@ from .dialect import Options
 from .reading import ReadAgain, TextFile, kind_of
 from .table import EMPTY, NUMBER, TEXT, Choice, Column, Table, TableError, first_line, names_of
 
-_ROWS = 1 << 16  # of a block
+T = TypeVar("T")
+Progress = Callable[[int], Any]
+
+_ROWS, _NUMBERS = 1 << 17, 1 << 22  # of a block, at most: 32 MB of float64
 _MOST_LEVELS = 1 << 17  # of a column; with more it cannot be a category
 
 
@@ -90,6 +94,7 @@ class Stream:
     Attributes:
         path: the file.
         names: its columns.
+        bytes: of this reader's part of the file; all of a text file.
         rows: the number of rows, once summarised.
     """
 
@@ -110,17 +115,19 @@ class Stream:
             file = TextFile(path, options, choose, frozenset(text), progress=False)
             self.names, self.notes, self._decimal = file.dialect.names, file.dialect.notes, file.dialect.decimal
             self.labels = self.names[:1] if file.dialect.labelled else ()
-            self._read = lambda names: self._text_blocks(file, names)
+            self.bytes = path.stat().st_size
+            self._read = lambda names, progress: self._text_blocks(file, names, progress)
         else:
             schema = self._parquet().schema
             self.names, self.labels = names_of(path, schema.names), index_of(schema)
+            self.bytes = sum(size for *_, size in self._parts())
             self._read = self._parquet_blocks
         chosen = set(choose(self.names))
         self.wanted = [name for name in self.names if name in chosen]
 
     def summary(
         self,
-        progress: Callable[[int], Any] = lambda rows: None,
+        progress: Progress | None = None,
         together: Callable[[Callable[[], Any]], list[Any]] = lambda work: [work()],
     ) -> Table:
         """A short table that has the kinds, extremes and levels of the whole one; sets `rows`.
@@ -162,7 +169,7 @@ class Stream:
         self.rows = sum(fragment.metadata.num_rows for fragment in fragments)
         return found
 
-    def _summarise(self, progress: Callable[[int], Any]) -> tuple[int, dict[str, _Summary]] | None:
+    def _summarise(self, progress: Progress | None) -> tuple[int, dict[str, _Summary]] | None:
         """The number of this reader's rows and their summaries; None if they must be read again."""
         rows, found = 0, {name: _Summary() for name in self.wanted}
         with contextlib.suppress(ReadAgain):
@@ -188,20 +195,23 @@ class Stream:
         be missing among numbers, such as "none", in some."""
         return len(kinds) > 1 or (TEXT in kinds and has_empty and name not in self._as_text)
 
-    def blocks(
-        self, columns: Sequence[str] | None = None, progress: Callable[[int], Any] = lambda rows: None
-    ) -> Iterator[Table]:
-        """The rows of some columns that are this reader's, as tables whose `line` counts the rows of the whole one."""
-        names = list(columns or self.wanted)
+    def blocks(self, columns: Sequence[str] | None = None, progress: Progress | None = None) -> Iterator[Table]:
+        """The rows of some columns that are this reader's, as tables whose `line` counts the rows of the whole one.
+
+        Args:
+            progress: is called with numbers of bytes read, of `bytes` in all.
+        """
         try:
-            for begin, batch in self._read(names):
-                found = {name: self._column(batch.column(name), name) for name in names}
-                yield Table(self.path, self.names, found, batch.num_rows, line=lambda row, first=begin: first + row + 1)
-                progress(batch.num_rows)
+            yield from _ahead(self._tables(list(columns or self.wanted), progress))
         except (self._arrow.ArrowException, OSError) as error:
             raise TableError(f"{self.path}: cannot be read ({first_line(error)})") from None
 
-    def column(self, name: str, progress: Callable[[int], Any] = lambda rows: None) -> Column:
+    def _tables(self, names: list[str], progress: Progress | None) -> Iterator[Table]:
+        for begin, batch in self._read(names, progress):
+            found = {name: self._column(batch.column(name), name) for name in names}
+            yield Table(self.path, self.names, found, batch.num_rows, line=lambda row, first=begin: first + row + 1)
+
+    def column(self, name: str, progress: Progress | None = None) -> Column:
         """A whole column of this reader's rows."""
         parts: list[tuple[int, Column]] = []
         with contextlib.suppress(ReadAgain):
@@ -230,7 +240,7 @@ class Stream:
 
     def _column(self, values: Any, name: str) -> Column:
         chunked, marks = self._arrow.chunked_array([values]), self._options.missing
-        return from_arrow(self._arrow, chunked, marks, name in self._as_text, self._decimal)
+        return from_arrow(self._arrow, chunked, marks, name in self._as_text, self._decimal, single=True)
 
     def _parquet(self) -> Any:
         import pyarrow.dataset
@@ -250,15 +260,31 @@ class Stream:
             (index, count) if worker is None else (index * worker.num_workers + worker.id, count * worker.num_workers)
         )
 
-    def _text_blocks(self, file: TextFile, names: list[str]) -> Iterator[tuple[int, Any]]:
+    def _text_blocks(self, file: TextFile, names: list[str], progress: Progress | None) -> Iterator[tuple[int, Any]]:
         """This reader's blocks of a text file, each with the number of its first row."""
         (index, count), begin = self._place(), 0
-        for i, batch in enumerate(file.blocks(names)):
+        for i, batch in enumerate(file.blocks(names, progress)):
             if i % count == index:
                 yield begin, batch
             begin += batch.num_rows
 
-    def _parquet_blocks(self, names: list[str]) -> Iterator[tuple[int, Any]]:
+    def _parts(self) -> list[tuple[Any, list[int], int, int, int]]:
+        """This reader's part of each Parquet file: the file, its row groups, its first row, and its rows and bytes."""
+        fragments = list(self._parquet().get_fragments())
+        groups = [(fragment, i) for fragment in fragments for i in range(fragment.metadata.num_row_groups)]
+        sizes = [fragment.metadata.row_group(i).num_rows for fragment, i in groups]
+        mine = shard_of(sizes, *self._place())
+        begin, parts = sum(sizes[: mine.start]), []
+        for fragment, found in itertools.groupby(groups[mine.start : mine.stop], key=lambda group: group[0]):
+            numbers = [i for _, i in found]
+            stored = [fragment.metadata.row_group(i) for i in numbers]
+            rows = sum(group.num_rows for group in stored)
+            size = sum(group.column(c).total_compressed_size for group in stored for c in range(group.num_columns))
+            parts.append((fragment, numbers, begin, rows, size))
+            begin += rows
+        return parts
+
+    def _parquet_blocks(self, names: list[str], progress: Progress | None) -> Iterator[tuple[int, Any]]:
         """This reader's blocks of Parquet files, each with the number of its first row.
 
         A data set's own reader would read far ahead.
@@ -266,21 +292,27 @@ class Stream:
         from pyarrow.dataset import get_partition_keys
         from pyarrow.parquet import ParquetFile
 
-        fragments = list(self._parquet().get_fragments())
-        groups = [(f, i) for f, fragment in enumerate(fragments) for i in range(fragment.metadata.num_row_groups)]
-        sizes = [fragments[f].metadata.row_group(i).num_rows for f, i in groups]
-        mine = shard_of(sizes, *self._place())
-        begin = sum(sizes[: mine.start])
-        for f, part in itertools.groupby(groups[mine.start : mine.stop], key=lambda group: group[0]):
-            fragment = fragments[f]
+        for fragment, numbers, begin, rows, size in self._parts():
             keys = get_partition_keys(fragment.partition_expression)
             stored = [name for name in names if name not in keys]
+            most = max(1, min(_ROWS, _NUMBERS // len(names)))
             with ParquetFile(fragment.path, pre_buffer=False) as file:
-                for batch in file.iter_batches(batch_size=_ROWS, row_groups=[i for _, i in part], columns=stored):
+                for batch in file.iter_batches(batch_size=most, row_groups=numbers, columns=stored):
                     columns = {name: self._arrow.repeat(keys[name], batch.num_rows) for name in names if name in keys}
                     columns.update(zip(stored, batch.columns, strict=True))
                     yield begin, self._arrow.RecordBatch.from_pydict({name: columns[name] for name in names})
                     begin += batch.num_rows
+                    if progress:
+                        progress(size * batch.num_rows // rows)
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, of which a thread gets the next while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def shard_of(sizes: Sequence[int], index: int, count: int) -> range:

@@ -23,6 +23,8 @@ OPTION = ("tests/test_training.py::test_every_step_of_every_option[plain-float32
 STOPS = (RUN + "test_a_run_stops_with_the_last_finite_parameters",)
 PIECES = ("tests/test_training.py::test_steps_of_many_parameters",)
 MANY = "tests/test_run_many.py::"
+LEAST_SQUARES = "tests/test_least_squares.py::"
+FEW_COLUMNS = (LEAST_SQUARES + "test_moments_of_few_and_many_columns",)
 SHARED_ROWS = (MANY + "test_shared_rows",)
 THREADS = (DETERMINISM + "test_same_bits_for_any_number_of_threads[cpu-(100003, 1, 1)-float64]",)
 
@@ -195,4 +197,23 @@ KERNELS = (
            "sums[2 * half - 1 - place]", (MANY + "test_every_loss_in_lanes",)),
     Mutant("small runs: an order is not followed", "csrc/cpu/small_runs.cpp", "batch.order[batch.first + i]", "batch.first + i",
            (MANY + "test_orders",)),
+    # Least squares.
+    Mutant("moments: rows beyond the last one count", "csrc/cpu/moment_rows.cpp", "p.v.data || rows < padded", "p.v.data != nullptr",
+           FEW_COLUMNS),
+    Mutant("moments: a weight counts twice", "csrc/cpu/moment_rows.cpp", "load_vec<Wide>(v + i) == zero ? zero : one",
+           "load_vec<Wide>(v + i)", FEW_COLUMNS),
+    Mutant("moments: the mean lacks the shift", "csrc/cpu/moment_rows.cpp", "shift[a] + totals[a] / weight", "totals[a] / weight",
+           FEW_COLUMNS),
+    Mutant("moments: the last columns lack their products", "csrc/cpu/moment_rows.cpp", "a + 2 == count && b < a", "b < 0",
+           FEW_COLUMNS),
+    Mutant("moments: a negative weight is taken", "csrc/cpu/moment_rows.cpp", "valid &= !(v[i] < 0)", "valid &= true",
+           (LEAST_SQUARES + "test_errors_change_nothing",)),
+    Mutant("moments: a wide block is about 0", "csrc/cpu/moment_rows.cpp", "shift[j] = C(mean[j]);", "shift[j] = C(0);",
+           (LEAST_SQUARES + "test_moments_that_float32_cannot_hold",)),
+    Mutant("moments: parts are added as if their means were the same", "csrc/cpu/moments.cpp", "factor * (other_mean[i] - mean[i])",
+           "0", (LEAST_SQUARES + "test_every_shape_and_dtype",)),
+    Mutant("moments: a row moves its group's mean too late", "csrc/cpu/moments.cpp", "before * share * row[a]", "v * row[a]",
+           FEW_COLUMNS),
+    Mutant("moments: a descent forgets the dampening", "csrc/cpu/moment_rows.cpp", "(1 - sgd.dampening) * grad", "grad",
+           (LEAST_SQUARES + "test_descent_is_its_reference",)),
 )  # fmt: skip

@@ -13,6 +13,8 @@ CLI = "tests/test_cli.py::"
 TABLES = "tests/test_tables.py::"
 STOPPING = "tests/test_stopping.py::"
 CASES = "tests/test_loop_cases.py::"
+LEAST_SQUARES = "tests/test_least_squares.py::"
+ESTIMATOR = "tests/test_estimator.py::"
 GROUPS = ("tests/test_process_group.py::test_processes",)
 
 LOADER = (LOADERS + "test_every_loader",)
@@ -246,4 +248,20 @@ PYTHON = (
             "(int(rows.sum()) if count is None else count) // 9", (TABLES + "test_how_many_levels_are_too_many",)),
     _python("tables: line numbers count rows", "tables/reading.py", "return next(itertools", "return row + 1 or next(itertools",
             (TABLES + "test_tables_that_cannot_be_encoded",)),
+    # Streams and least squares.
+    _python("stream: targets stay where they were", "cli/stream.py", "values[order]", "values[np.sort(order)]",
+            (CLI + "test_a_stream_keeps_what_belongs_to_a_row_together",)),
+    _python("stream: rows that are held out train", "cli/stream.py", "count -= int((rows & held_out).sum())", "pass",
+            (CLI + "test_a_stream_holds_out_rows_and_needs_the_exact_solver",)),
+    _python("stream: a worker reads all row groups", "tables/stream.py", "groups[mine.start : mine.stop]", "groups",
+            ("tests/test_cli_processes.py::test_workers_of_a_loader_share_a_readers_rows",)),
+    _python("least squares: dependent columns are of full rank", "least_squares.py",
+            "values > 8 * d * _EPS * values[:, -1:].clamp(min=1e-300)", "values > -1",
+            (LEAST_SQUARES + "test_rank_deficient_problems_get_the_smallest_coefficients",)),
+    _python("least squares: constant columns have coefficients", "least_squares.py", "(8 * _EPS * mean[:, :d]).square()", "-1.0",
+            (LEAST_SQUARES + "test_rank_deficient_problems_get_the_smallest_coefficients", LEAST_SQUARES + "test_fewer_rows_than_columns")),
+    _python("estimator: a penalty is taken as it is", "estimator.py", ".solve(self.alpha)", ".solve(2 * self.alpha)",
+            (ESTIMATOR + "test_least_squares_and_ridge",)),
+    _python("estimator: weights of a fit are left out", "estimator.py", "update(x, y, v).solve", "update(x, y).solve",
+            (ESTIMATOR + "test_a_weight_of_k_is_k_rows",)),
 )  # fmt: skip
