@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Exact least squares beside other libraries, for the targets C14 and C14b."""
+"""Exact least squares beside other libraries, for the targets C14, C14b and C15."""
 
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from . import ours
 from .availability import installed, needs_all_threads
 from .clocks import Variant
 from .harness import Bench, Case
-from .names import BWREAD, HALF_PRODUCT, NAME
+from .names import BWREAD, HALF_PRODUCT, NAME, READING
 from .problem import Expected, Problem
 
 _ROWS = 2**16  # of a block in float64
@@ -43,6 +45,48 @@ def passes(bench: Bench) -> None:
         case = Case.of("moments", "C14b", problem)
         case.bytes = problem.x.nbytes + problem.y.nbytes
         bench.compare(case, makers, {"weight": Expected(weight), "bias": Expected(bias)})
+
+
+def stream(bench: Bench) -> None:
+    """Fit a Parquet file of 1.6 GB in blocks, as `fit --stream` does without drawing, beside reading it."""
+    pyarrow, parquet = installed("pyarrow"), installed("pyarrow.parquet")
+    blocks, block, d = (2, 2**12, 20) if bench.quick else (100, 10**5, 20)
+    names, gram, right = [f"x{i}" for i in range(d)], torch.zeros(d + 1, d + 1).double(), torch.zeros(d + 1, 1).double()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        with parquet.ParquetWriter(path, pyarrow.schema([(name, "double") for name in (*names, "y")])) as file:
+            for _ in range(blocks):
+                x = torch.randn(block, d, dtype=torch.float64)
+                y = x.sum(1, keepdim=True) + torch.randn(block, 1)
+                rows = torch.cat([x, torch.ones(block, 1)], 1)
+                gram.addmm_(rows.T, rows), right.addmm_(rows.T, y)
+                file.write_table(pyarrow.table(dict(zip((*names, "y"), torch.cat([x, y], 1).T.numpy(), strict=True))))
+        solution = torch.linalg.solve(gram, right)
+        case = Case("stream", "C15", f"{blocks * block:,} × {d}", blocks * block, d, 1, torch.float64)
+        makers = {f"{NAME} fit": functools.partial(_fit_stream, path), READING: functools.partial(_reading, path)}
+        bench.compare(case, makers, {"weight": Expected(solution[:-1].T), "bias": Expected(solution[-1])})
+
+
+def _fit_stream(path: Path) -> Variant:
+    from linreg_ext.cli.arguments import parse
+    from linreg_ext.cli.processes import Processes
+    from linreg_ext.cli.stream import fit_stream
+
+    args = parse(["fit", str(path), "--target", "y", "--val-fraction", "0", "--stream"])
+    args.bar = False
+    return _solver(lambda: (model := fit_stream(args, Processes())[1]) and (model.weight, model.bias), 1e-9)
+
+
+def _reading(path: Path) -> Variant:
+    """The bound: pyarrow's batches, of which nothing is done."""
+    parquet = installed("pyarrow.parquet")
+
+    def run() -> None:
+        with parquet.ParquetFile(path) as file:
+            for _ in file.iter_batches():
+                pass
+
+    return Variant(run, role="bound", rest=0.05)
 
 
 def _by_normal_equations(problem: Problem) -> tuple[Tensor, Tensor]:

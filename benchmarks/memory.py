@@ -63,6 +63,7 @@ LOSS = {
     f"{NAME} linear_mse_loss": "growth(lambda x, y: backward(x, y, linreg_ext.linear_mse_loss))",
     "eager": "growth(lambda x, y: backward(x, y, plain))",
 }
+EXACT = {f"{NAME} lstsq": "growth(lambda x, y: linreg_ext.lstsq(x, y).residual_sum_of_squares[0])"}
 TRAINING = {
     f"{NAME} TrainStep": "growth(training)",
     "eager": "growth(lambda x, y: training(x, y, plain_step))",
@@ -70,9 +71,11 @@ TRAINING = {
 
 
 def measure(bench: Bench) -> None:
-    """Memory of forward and backward for 64 targets (C10), and of training on 2 GB."""
+    """Memory of forward and backward for 64 targets (C10), of an exact solution (C14), and of training on 2 GB."""
     rows = 2**14 if bench.quick else 2**20
     _compare(bench, Case("memory", "C10", f"{rows:,} × 64 × 64", rows, 64, 64), LOSS)
+    rows = 2**13 if bench.quick else 2**22
+    _compare(bench, Case("memory", "C14", f"{rows:,} × 128", rows, 128), EXACT)
     rows = 2**13 if bench.quick else 2**19
     _compare(bench, Case("memory", "", f"training on {rows:,} × 1,024", rows, 1024), TRAINING)
 

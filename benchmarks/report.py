@@ -181,7 +181,7 @@ def _memory(cases: list[Case]) -> str:
             continue
         mine = next((row for row in case.values() if row["role"] == "ours"), None)
         if mine:
-            what = "loss and `backward()` on " if mine["id"] else ""
+            what = {"C10": "loss and `backward()` on ", "C14": "`lstsq` of "}.get(mine["id"], "")
             other = f" (eager: {int(case['eager']['memory_bytes']) / 1e6:,.0f} MB)" if "eager" in case else ""
             lines.append(f"- {what}{mine['case']}: {int(mine['memory_bytes']) / 1e6:,.0f} MB{other}")
     return "\n".join(["**Memory** beyond the data:\n", *lines]) if lines else ""

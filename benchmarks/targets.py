@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .names import HALF_PRODUCT, ONE_BY_ONE, PRODUCTS, RUN_EPOCHS
+from .names import HALF_PRODUCT, ONE_BY_ONE, PRODUCTS, READING, RUN_EPOCHS
 from .results import Row, duration
 
 Case = dict[str, Row]  # the rows of one case, by variant
@@ -21,8 +21,8 @@ Case = dict[str, Row]  # the rows of one case, by variant
 class Target:
     """A condition on our variant in every case of one id.
 
-    quantity: "of BWread"; "speed-up over", "time over" or "memory over" another variant; "seconds"; "value"; "exactly";
-    "same bits".
+    quantity: "of BWread"; "speed-up over", "time over" or "memory over" another variant; "seconds"; "MB of memory";
+    "value"; "exactly"; "same bits".
     """
 
     id: str
@@ -64,13 +64,14 @@ class Target:
             "time over": ("seconds", False),
             "seconds": ("seconds", False),
             "memory over": ("memory_bytes", False),
+            "MB of memory": ("memory_bytes", False),
             "value": ("value", False),
             "exactly": ("value", False),
             "same bits": ("value", False),
         }[self.quantity]
         if not row[column]:
             return None
-        value = float(row[column]) / (float(other[column]) if other else 1)
+        value = float(row[column]) / (float(other[column]) if other else 1e6 if column == "memory_bytes" else 1)
         return row, 1 / value if inverse else value
 
 
@@ -122,7 +123,9 @@ TARGETS = (
     Target("C13", "time over", 0.05, ONE_BY_ONE, variant="moments"),
     Target("C14", "time over", 1.2, HALF_PRODUCT),
     Target("C14", "speed-up over", 25, "scikit-learn"),
+    Target("C14", "MB of memory", 64),
     Target("C14b", "of BWread", 0.8),
+    Target("C15", "time over", 1 / 0.9, READING),
     Target("S1", "speed-up over", 20, "scikit-learn LinearRegression"),
     Target("S2", "speed-up over", 5, "scikit-learn SGDRegressor", variant="one epoch"),
     Target("G1", "of BWread", 0.94),

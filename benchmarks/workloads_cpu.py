@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CPU workloads, each for one of the targets C1 to C14."""
+"""The CPU workloads, each for one of the targets C1 to C15."""
 
 from __future__ import annotations
 
@@ -182,6 +182,7 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "sweep": many.sweep,
     "exact": exact.exact,
     "moments": exact.passes,
+    "stream": exact.stream,
     "estimators": estimators.estimators,
     "bits": bits,
     "sizes": sizes,

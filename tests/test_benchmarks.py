@@ -26,7 +26,7 @@ def bench(path=None, **how):
 
 
 SLOW = ("memory", "program")
-WITHOUT_EAGER = ("memory", "exact", "moments", "estimators", "groups", "sweep")
+WITHOUT_EAGER = ("memory", "exact", "moments", "stream", "estimators", "groups", "sweep")
 
 
 @pytest.mark.parametrize("workload", cases(core=[w for w in workloads_cpu.WORKLOADS if w not in SLOW], extended=SLOW))
