@@ -15,7 +15,7 @@ import torch
 from . import clocks
 from .availability import UnavailableError
 from .clocks import Sampler, Variant
-from .names import BWREAD, HALF_PRODUCT, NAME, PRODUCTS, READING
+from .names import BARE_REDUCE, BWREAD, HALF_PRODUCT, NAME, PRODUCTS, READING
 from .problem import TOLERANCE, Expected, Problem, WrongAnswerError, verify
 from .results import Results, Row, aligned, duration
 
@@ -89,7 +89,7 @@ class Bench:
 
     def wanted(self, name: str) -> bool:
         """Whether to run a variant. Ours and the bounds always run."""
-        bounds = (BWREAD, PRODUCTS, HALF_PRODUCT, READING)
+        bounds = (BWREAD, PRODUCTS, HALF_PRODUCT, READING, BARE_REDUCE)
         return self.peers is None or name.startswith(NAME) or name in bounds or name in self.peers
 
     def clean(self) -> None:

@@ -7,5 +7,6 @@ PRODUCTS = "two matrix products"
 HALF_PRODUCT = "half a float64 product"
 RUN_EPOCHS = 200  # of a GPU run, timed beside a graph of as many steps
 RUN_BATCHES = 256  # of a mini-batch run
+BARE_REDUCE = "pass and bare all-reduce"
 READING = "pyarrow iter_batches"
 ONE_BY_ONE = "one by one"  # a loop of sgd_run_ over problems

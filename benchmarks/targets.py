@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .names import HALF_PRODUCT, ONE_BY_ONE, PRODUCTS, READING, RUN_EPOCHS
+from .names import BARE_REDUCE, HALF_PRODUCT, ONE_BY_ONE, PRODUCTS, READING, RUN_EPOCHS
 from .results import Row, duration
 
 Case = dict[str, Row]  # the rows of one case, by variant
@@ -126,6 +126,8 @@ TARGETS = (
     Target("C14", "MB of memory", 64),
     Target("C14b", "of BWread", 0.8),
     Target("C15", "time over", 1 / 0.9, READING),
+    Target("C16", "time over", 1.15, BARE_REDUCE),
+    Target("C16", "speed-up over", 2, "plain DDP"),
     Target("S1", "speed-up over", 20, "scikit-learn LinearRegression"),
     Target("S2", "speed-up over", 5, "scikit-learn SGDRegressor", variant="one epoch"),
     Target("G1", "of BWread", 0.94),

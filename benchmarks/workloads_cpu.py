@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CPU workloads, each for one of the targets C1 to C15."""
+"""The CPU workloads, each for one of the targets C1 to C16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import linreg_ext
 from linreg_ext.examples import b_one_feature
 
-from . import epochs, estimators, exact, many, memory, ours
+from . import epochs, estimators, exact, many, memory, ours, processes
 from .clocks import Variant
 from .harness import Bench, Case, Maker
 from .names import BWREAD, NAME, PRODUCTS
@@ -183,6 +183,7 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "exact": exact.exact,
     "moments": exact.passes,
     "stream": exact.stream,
+    "processes": processes.processes,
     "estimators": estimators.estimators,
     "bits": bits,
     "sizes": sizes,

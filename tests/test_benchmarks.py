@@ -25,8 +25,8 @@ def bench(path=None, **how):
     return Bench(Results(path, ABOUT), quick=True, **how)
 
 
-SLOW = ("memory", "program")
-WITHOUT_EAGER = ("memory", "exact", "moments", "stream", "estimators", "groups", "sweep")
+SLOW = ("memory", "program", "processes")
+WITHOUT_EAGER = ("memory", "exact", "moments", "stream", "processes", "estimators", "groups", "sweep")
 
 
 @pytest.mark.parametrize("workload", cases(core=[w for w in workloads_cpu.WORKLOADS if w not in SLOW], extended=SLOW))
