@@ -175,7 +175,7 @@ struct MomentRows {
   const int64_t* group = nullptr;  // [n], on the CPU; nullptr: one group
   // On a GPU group g has the rows order[offsets[g]] … order[offsets[g + 1] − 1]; nullptr: one group.
   const int64_t *order = nullptr, *offsets = nullptr;
-  bool single = false;  // multiply float32 rows in float32, 64 at a time, not in double
+  bool single = false;  // multiply float32 rows of many columns in float32, 64 at a time, not in double
   int threads = 1;      // at most; the result does not depend on it
 };
 
@@ -227,8 +227,8 @@ int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Pa
 size_t many_workspace(const SingleRun& first, const Many& many);
 void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* workspace);
 
-// Adds rows to moments. Returns false, with nothing changed, if a weight is negative. Rows in groups, or of more
-// than kRunColumns columns, X and Y together, must be contiguous.
+// Adds rows to moments. Returns false, with nothing changed, if a weight is negative. X may have columns
+// in place of contiguous rows if it and Y have at most kRunColumns in all.
 constexpr int64_t kRunColumns = 33;
 size_t moments_workspace(const MomentRows& rows);
 bool add_moments(const MomentRows& rows, const Moments& moments, void* workspace);

@@ -198,7 +198,7 @@ class LeastSquares:
         own = not REFERENCE and has_kernels(input.device.type)
         moments_ = torch.ops.linreg_ext.moments_ if own else reference.moments_
         in_place = own and (input.stride(1) == 1 or self.in_features < 2)
-        numbers = self.in_features if own else self._moments[0].numel()  # of a row that is copied, or of its products
+        numbers = self.in_features if own else self._moments[0].numel()  # of a row, or of its products
         for rows in _blocks(len(input), None if in_place else max(1, _BLOCK // max(1, numbers))):
             part = (t if t is None else t[rows] for t in (input, target, weight, group))
             moments_(*part, self._counts, self._mean, self._moments, single)

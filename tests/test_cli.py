@@ -20,8 +20,11 @@ import torch.nn.functional as F
 
 import linreg_ext
 from linreg_ext.cli import main, train
+from linreg_ext.cli.arguments import parse
 from linreg_ext.cli.coefficients import load_weights
 from linreg_ext.cli.dataset import hold_out
+from linreg_ext.cli.processes import Processes
+from linreg_ext.cli.stream import fit_stream
 from linreg_ext.tables import Encoding, Feature, read_table, reading
 
 FRUIT = Path(linreg_ext.__file__).parent / "data" / "apples_and_oranges.csv"
@@ -811,6 +814,35 @@ def test_a_stream_holds_out_rows_and_needs_the_exact_solver(capsys: pytest.Captu
     for option in (("--loss", "l1"), ("--missing", "mean")):
         assert run("fit", "noise.csv", "--stream", *option) == 2
         assert "needs the table in memory; use --" in capsys.readouterr().err
+
+
+def test_a_drawn_sample_is_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those that are held out, in blocks with fewer rows than one in so many."""
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    monkeypatch.setattr("linreg_ext.tables.stream._ROWS", 100)
+    monkeypatch.setattr("linreg_ext.cli.stream._MOST_POINTS", 20)
+    x = np.arange(4000.0)
+    parquet.write_table(pyarrow.table({"x": x, "y": x**2}), "t.parquet")
+    args = parse(["fit", "t.parquet", "--target", "y", "--stream"])
+    dataset, *_ = fit_stream(args, Processes())
+    assert len(dataset.x) == pytest.approx(20, abs=2)
+    assert dataset.held_out.sum() == pytest.approx(4, abs=1)
+    assert dataset.x[:, 0].diff().abs().max() < 1500
+
+
+def test_a_stream_that_cannot_be_read_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with a truncated file; a table with no column but the one of groups."""
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    Path("folder").mkdir()
+    for name in ("a", "b"):
+        parquet.write_table(pyarrow.table({"x": np.arange(9.0), "y": np.arange(9.0)}), f"folder/{name}.parquet")
+    whole = Path("folder/b.parquet").read_bytes()
+    Path("folder/b.parquet").write_bytes(whole[: len(whole) // 2])
+    assert run("fit", "folder", "--target", "y", "--stream") == 2
+    assert capsys.readouterr().err.startswith("linreg_ext: error: folder: cannot be read (")
+    parquet.write_table(pyarrow.table({"g": np.arange(9.0)}), "keys.parquet")
+    assert run("fit", "keys.parquet", "--by", "g", "--na", "x") == 2
+    assert "integer division" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("features", [3, 40])

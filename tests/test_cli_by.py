@@ -48,6 +48,13 @@ def coefficients(folder: str) -> dict[str, list]:
     return (parquet.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path)).to_pydict()
 
 
+def test_float32_keys_that_are_close_are_groups_of_their_own() -> None:
+    key = np.tile(np.array([-100, 0, 1e-6], np.float32), 10)
+    write("t.parquet", {"key": key, "x": np.arange(30.0), "y": np.arange(30.0) ** 2})
+    assert run("fit", "t.parquet", "--by", "key", "--target", "y", "--out", "out") == 0
+    assert coefficients("out")["key"] == sorted({float(k) for k in key})
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 @pytest.mark.parametrize("by", ["shop", "town", "key", "share"])
 def test_each_group_is_fitted_as_if_alone(form: str, by: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -333,6 +333,34 @@ def test_groups_beyond_the_cache_are_added_in_the_order_of_the_rows(groups, rows
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.skipif(REFERENCE or "LINREG_EXT_SIMT" in os.environ, reason="is about the threads of the CPU")
+def test_a_long_group_has_the_same_bits_for_any_thread_count():
+    """Millions of rows of one group, in the part of the second thread."""
+    group = torch.arange(5_600_000) >= 1_000_000
+    x = torch.randn(len(group), 1)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        moments = LeastSquares(1, groups=2).update(x, x, group=group.long())
+        found.append(torch.cat([moments._counts, moments._mean, moments._moments.flatten(1)], 1))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("value", [0.1, 3e306])
+@pytest.mark.parametrize("d", [1, 3, 40])
+def test_a_constant_column_has_no_variance(d, value, groups):
+    """Whatever the weights; the mean of equal numbers rounds to another number, and their sum overflows."""
+    x = torch.arange(50.0, dtype=torch.float64)[:, None].repeat(1, d)
+    y = torch.full((50, 1), value, dtype=torch.float64)
+    group = None if groups is None else torch.arange(50) // 25
+    for seed in range(20):
+        weight = torch.rand(50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        moments = LeastSquares(d, groups=groups).update(x, y, weight, group)
+        assert not moments.variance[..., -1].any()
+        assert torch.as_tensor(moments.solve().r2).isnan().all()
+
+
 def test_each_group_is_a_regression_of_its_own():
     x, y = table(400, 3, 2)
     weight, group = torch.rand(400, dtype=torch.float64), torch.randint(0, 5, (400,))

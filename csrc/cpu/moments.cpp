@@ -64,7 +64,7 @@ void mirror(int64_t m, double* moments) {
 }
 
 constexpr int64_t kGroupBytes = 1 << 20;  // of all groups' moments: more do not fit in the second-level cache
-constexpr int64_t kRunRows = 4;           // of a group, one after another, from which their moments are merged
+constexpr int64_t kRunRows = 8;           // of a group, one after another, from which their moments are merged
 constexpr int64_t kAheadRows = 16;        // the prefetch distance
 constexpr int64_t kSortedRows = 1 << 22;  // rows that are sorted by group together; their indices take 32 MB
 
@@ -128,8 +128,8 @@ void add_groups(const MomentRows& p, const Moments& to) {
     std::vector<int64_t> places, order;
     const auto row_of = [&](int64_t g) { return std::lower_bound(p.group, p.group + p.n, g) - p.group; };
     const int64_t stop = sorted ? row_of(end) : p.n;
-    for (int64_t first = sorted ? row_of(begin) : 0; first < stop; first += kSortedRows) {
-      const int64_t last = std::min(first + kSortedRows, stop);
+    for (int64_t first = sorted ? row_of(begin) : 0, last = first; first < stop; first = last) {
+      last = sort ? std::min(first + kSortedRows, stop) : stop;
       if (!sort) {
         for (int64_t i = first, next = 0; i < last; i = next) {
           const int64_t g = p.group[i];

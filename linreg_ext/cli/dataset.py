@@ -149,7 +149,7 @@ class Columns:
 
 
 def weight_of(table: Table, name: str, rows: np.ndarray) -> np.ndarray:
-    """The column of weights, which must be valid in some rows."""
+    """The column of weights, which must be valid in the given rows."""
     values = table.columns[name].values
     bad = rows & ~((values >= 0) & (values < np.inf))
     if bad.any():

@@ -71,7 +71,7 @@ def _groups_of(name: str, column: Column) -> Groups:
     values, codes = column.values[present], np.full(len(column.values), -1)
     if column.kind == NUMBER and max(-values.min(), values.max()) >= 2**53:
         raise CommandError(f"--by {name}: has numbers beyond 2^53, of which float64 cannot tell all apart; {hint}")
-    cells, codes[present] = _distinct(values)
+    cells, codes[present] = _distinct(values.astype(np.float64, copy=False) if column.kind == NUMBER else values)
     if column.kind == TEXT:
         cells = np.array(column.levels, dtype=object)[cells]
     return Groups(name, cells, codes)

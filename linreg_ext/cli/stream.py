@@ -24,7 +24,7 @@ from .report import Scores
 
 _MOST_POINTS = 2000  # drawn
 _CONDITION = 1e4  # beyond it, further passes refine the solution
-_BY_COLUMNS = 32  # features: so few are added up from columns as fast as from rows
+_BY_COLUMNS = 33  # so few, targets included, are added up from columns as fast as from rows
 
 # x, y and weight, how many rows train (those that are held out follow), and group
 Rows = tuple[Tensor, Tensor, Tensor | None, int, Tensor | None]
@@ -102,14 +102,17 @@ class OpenTable:
         stride = -(-self.stream.rows // _MOST_POINTS)
 
         def add() -> tuple[int, dict[str, int], list[tuple[Tensor, Tensor, Tensor]]]:
-            sample = []
+            sample, seen = [], [0, 0]
             for x, y, weight, count, group in blocks:
                 for part, rows in ((training, slice(count)), (validation, slice(count, None))):
-                    if len(x[rows]):
-                        part.update(*(None if t is None else t[rows] for t in (x, y, weight, group)))
-                some = slice(None, None, stride)
-                drawn = (t[some].to(torch.float64, copy=True) for t in (x, y))
-                sample.append((*drawn, torch.arange(len(x))[some] >= count))
+                    if not len(x[rows]):
+                        continue
+                    part.update(*(None if t is None else t[rows] for t in (x, y, weight, group)))
+                    held_out = part is validation
+                    some = slice(-seen[held_out] % stride, None, stride)
+                    seen[held_out] += len(x[rows])
+                    drawn = [t[rows][some].to(torch.float64, copy=True) for t in (x, y)]
+                    sample.append((*drawn, torch.full((len(drawn[0]),), held_out)))
             return blocks.dropped, blocks.missing, sample
 
         counts, gaps, samples = zip(*self.processes.gather(add), strict=True)
@@ -235,7 +238,8 @@ class Blocks:
                     count -= int((rows & held_out).sum())
                 elif count < table.rows:
                     order = np.flatnonzero(rows)
-                x = encoding.encode(table, order, by_columns=len(encoding.names) <= _BY_COLUMNS)
+                few = len(encoding.names) + len(encoding.targets) <= _BY_COLUMNS
+                x = encoding.encode(table, order, by_columns=few and groups is None)
                 y, v, g = (
                     None if values is None else torch.from_numpy(np.array(values if order is None else values[order]))
                     for values in (

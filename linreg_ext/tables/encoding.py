@@ -74,7 +74,7 @@ class Encoding:
             table: contains the model's columns, with its categories read as text.
             rows: the rows to encode, as indices or a mask; None encodes all.
             unseen: `"error"` rejects levels unknown to the model; `"base"` treats them as the base.
-            by_columns: each column is contiguous, and all are float32 if the table's are.
+            by_columns: each column is contiguous, and without categories all are float32 if the table's are.
 
         Raises:
             TableError: a column is missing or of the wrong kind, or a level is unknown.

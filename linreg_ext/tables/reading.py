@@ -156,9 +156,7 @@ class TextFile:
             magic = file.read(4)
             file.seek(0)
             if progress:
-                from tqdm.utils import CallbackIOWrapper
-
-                file = CallbackIOWrapper(progress, file)
+                file = _Counted(file, progress)
             if magic[:2] == b"\x1f\x8b":
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))
             elif magic[:3] == b"BZh":
@@ -302,6 +300,21 @@ class TextFile:
                         f"{self._dialect.delimiter!r}; --delimiter names another)"
                     )
         return TableError(f"{self._path}: expected a table in text ({message})")
+
+
+class _Counted(io.RawIOBase):
+    """A file that reports how many bytes are read."""
+
+    def __init__(self, file: BinaryIO, progress: Callable[[int], Any]) -> None:
+        self._file, self._progress = file, progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._progress(count)
+        return count
 
 
 class _Plain(io.RawIOBase):

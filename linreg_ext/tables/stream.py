@@ -21,7 +21,7 @@ from .table import EMPTY, NUMBER, TEXT, Choice, Column, Table, TableError, first
 T = TypeVar("T")
 Progress = Callable[[int], Any]
 
-_ROWS, _NUMBERS = 1 << 17, 1 << 22  # of a block, at most: 32 MB of float64
+_ROWS, _NUMBERS = 1 << 17, 1 << 22  # of a block of Parquet, at most: 32 MB of float64
 _MOST_LEVELS = 1 << 17  # of a column; with more it cannot be a category
 
 
@@ -46,8 +46,8 @@ class _Summary:
             if len(self.levels) <= _MOST_LEVELS:
                 self.levels.update(column.levels)
         elif not column.missing.all():
-            self.low = min(self.low, np.nanmin(column.values))
-            self.high = max(self.high, np.nanmax(column.values))
+            self.low = min(self.low, float(np.nanmin(column.values)))
+            self.high = max(self.high, float(np.nanmax(column.values)))
 
     def merge(self, other: _Summary) -> None:
         self.kinds |= other.kinds
@@ -120,7 +120,8 @@ class Stream:
         else:
             schema = self._parquet().schema
             self.names, self.labels = names_of(path, schema.names), index_of(schema)
-            self.bytes = sum(size for *_, size in self._parts())
+            with self._readable():
+                self.bytes = sum(size for *_, size in self._parts())
             self._read = self._parquet_blocks
         chosen = set(choose(self.names))
         self.wanted = [name for name in self.names if name in chosen]
@@ -201,8 +202,13 @@ class Stream:
         Args:
             progress: is called with numbers of bytes read, of `bytes` in all.
         """
-        try:
+        with self._readable():
             yield from _ahead(self._tables(list(columns or self.wanted), progress))
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
         except (self._arrow.ArrowException, OSError) as error:
             raise TableError(f"{self.path}: cannot be read ({first_line(error)})") from None
 
@@ -295,7 +301,7 @@ class Stream:
         for fragment, numbers, begin, rows, size in self._parts():
             keys = get_partition_keys(fragment.partition_expression)
             stored = [name for name in names if name not in keys]
-            most = max(1, min(_ROWS, _NUMBERS // len(names)))
+            most = max(1, min(_ROWS, _NUMBERS // max(1, len(names))))
             with ParquetFile(fragment.path, pre_buffer=False) as file:
                 for batch in file.iter_batches(batch_size=most, row_groups=numbers, columns=stored):
                     columns = {name: self._arrow.repeat(keys[name], batch.num_rows) for name in names if name in keys}
