@@ -21,6 +21,8 @@ WORK = {  # what a case of a workload is, where its name alone does not say it
     "cache": "{}, in cache, one thread",
     "loss": "{}, loss and `backward()`",
     "launch": "{}",
+    "processes": "{}, two processes under DistributedDataParallel",
+    "stream": "{}, from Parquet in blocks",
 }
 LEFT_OUT = ("sizes", "bits", "constants", "order", "memory", "estimators", "groups", "sweep")
 MANY_PEERS = ("one by one", "bmm by hand", "by hand", "vmap", "JAX vmap", "batched lstsq", "scikit-learn")
