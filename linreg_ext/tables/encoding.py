@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .cells import MISSING_NUMBER, number
-from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, all_finite, listing, quoted
+from .table import DATE, EMPTY, NUMBER, TEXT, Column, Table, TableError, listing, quoted
 
 _BLOCK = 4096  # rows that fit in cache with all their columns
 
@@ -286,7 +286,7 @@ def _numbers(table: Table, name: str) -> np.ndarray:
         raise table.error(row, name, f"expected a number, got {quoted(cell)} (--na {cell!r} treats it as missing)")
     if column.kind != NUMBER:
         raise TableError(f"{table.path}, column '{name}': expected numbers, got {column.kind}")
-    if not all_finite(column) and np.isinf(column.values).any():
+    if not column.has_finite_sum and np.isinf(column.values).any():
         row = int(np.isinf(column.values).argmax())
         raise table.error(
             row, name, f"expected a finite number, got {column.values[row]} (--na inf treats it as missing)"

@@ -23,6 +23,8 @@ from .cells import MISSING_NUMBER, column_of, number_column
 from .dialect import BLANKS, Dialect, Options, blanks_to_tabs, find_dialect, is_comment, split
 from .table import NUMBER, Choice, Column, Table, TableError, first_line
 
+Progress = Callable[[int], Any]  # is called with numbers of bytes read
+
 _SLOW = 1 << 25  # bytes of text, which take about half a second to parse
 
 
@@ -137,7 +139,7 @@ class TextFile:
         return Table(self._path, names, columns, rows, labels=labels, notes=notes, line=self._line)
 
     @contextlib.contextmanager
-    def _bar(self) -> Iterator[Callable[[int], Any] | None]:
+    def _bar(self) -> Iterator[Progress | None]:
         """A progress bar over the bytes of a large file."""
         size = os.path.getsize(self._path)
         if not self._progress or size <= _SLOW:
@@ -149,7 +151,7 @@ class TextFile:
             yield bar.update
 
     @contextlib.contextmanager
-    def _open(self, progress: Callable[[int], Any] | None = None) -> Iterator[BinaryIO]:
+    def _open(self, progress: Progress | None = None) -> Iterator[BinaryIO]:
         """Open the file; yields its decompressed bytes."""
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(self._path, "rb"))
@@ -229,7 +231,7 @@ class TextFile:
             ):
                 return pyarrow.csv.read_csv(*arguments)
 
-    def blocks(self, names: Sequence[str], progress: Callable[[int], Any] | None = None) -> Iterator[Any]:
+    def blocks(self, names: Sequence[str], progress: Progress | None = None) -> Iterator[Any]:
         """The rows of some columns as record batches.
 
         Raises:
@@ -241,9 +243,7 @@ class TextFile:
             yield from pyarrow.csv.open_csv(*arguments)
 
     @contextlib.contextmanager
-    def _arrow_input(
-        self, pyarrow: Any, names: Sequence[str], progress: Callable[[int], Any] | None
-    ) -> Iterator[tuple[Any, ...]]:
+    def _arrow_input(self, pyarrow: Any, names: Sequence[str], progress: Progress | None) -> Iterator[tuple[Any, ...]]:
         """The arguments of pyarrow's readers; adapts to their errors."""
         arrow_csv, dialect = pyarrow.csv, self._dialect
         text = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
@@ -305,7 +305,7 @@ class TextFile:
 class _Counted(io.RawIOBase):
     """A file that reports how many bytes are read."""
 
-    def __init__(self, file: BinaryIO, progress: Callable[[int], Any]) -> None:
+    def __init__(self, file: BinaryIO, progress: Progress) -> None:
         self._file, self._progress = file, progress
 
     def readable(self) -> bool:

@@ -15,11 +15,10 @@ import numpy as np
 
 from .arrays import from_arrow, index_of
 from .dialect import Options
-from .reading import ReadAgain, TextFile, kind_of
+from .reading import Progress, ReadAgain, TextFile, kind_of
 from .table import EMPTY, NUMBER, TEXT, Choice, Column, Table, TableError, first_line, names_of
 
 T = TypeVar("T")
-Progress = Callable[[int], Any]
 
 _ROWS, _NUMBERS = 1 << 17, 1 << 22  # of a block of Parquet, at most: 32 MB of float64
 _MOST_LEVELS = 1 << 17  # of a column; with more it cannot be a category

@@ -44,13 +44,13 @@ class Column:
     @property
     def is_complete(self) -> bool:
         """Whether no cell is missing."""
-        return self.values is not None and (all_finite(self) or not self.missing.any())
+        return self.values is not None and (self.has_finite_sum or not self.missing.any())
 
-
-def all_finite(column: Column) -> bool:
-    """Whether all cells are finite numbers, if their sum shows it, a fraction of the work of np.isfinite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return column.kind == NUMBER and bool(np.isfinite(column.values.sum()))
+    @property
+    def has_finite_sum(self) -> bool:
+        """Whether these are numbers with a finite sum; then all are finite. Takes a fraction of the time of np.isfinite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.kind == NUMBER and bool(np.isfinite(self.values.sum()))
 
 
 @dataclass(frozen=True, eq=False)
