@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,7 @@ def _compare(bench: Bench, pair: Pair, case: Case) -> None:
     makers = {f"{NAME} LinearRegressor": functools.partial(fit, ours, "ours")}
     if pair.name == "SGDRegressor" and pair.target and (case.n, case.d) == pair.target[1:]:
         once = type(ours)(**arguments, max_iter=1)
+        warnings.filterwarnings("ignore", "LinearRegressor: SGD did not converge in 1 epochs")
         makers[f"{NAME} LinearRegressor, one epoch"] = functools.partial(fit, once, "ours")
     makers[f"scikit-learn {pair.name}"] = functools.partial(fit, peer, "peer")
     bench.compare(case, makers, {name: Expected(value) for name, value in expected.items()})

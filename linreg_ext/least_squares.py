@@ -509,13 +509,14 @@ class LeastSquares:
         weight = torch.cholesky_solve(right, factor) / scale[:, :, None]
         rank = torch.full_like(failed, d, dtype=torch.int64)
         deficient = ((failed > 0) | (norm > 1 / (4 * max(d, 1) * _EPS))).nonzero()[:, 0]
-        values, vectors = torch.linalg.eigh(gram[deficient])
-        ranks = (values > 8 * d * _EPS * values[:, -1:].clamp(min=1e-300)).sum(1)
-        rank[deficient] = ranks
-        for r in ranks.unique().tolist():  # the last r values, which ascend
-            some, g = ranks == r, deficient[ranks == r]
-            basis = vectors[some][:, :, d - r :]
-            weight[g] = _smallest(basis, scale[g], basis.mT @ right[g] / values[some][:, d - r :, None])
+        if len(deficient):
+            values, vectors = torch.linalg.eigh(gram[deficient])
+            ranks = (values > 8 * d * _EPS * values[:, -1:].clamp(min=1e-300)).sum(1)
+            rank[deficient] = ranks
+            for r in ranks.unique().tolist():  # the last r values, which ascend
+                some, g = ranks == r, deficient[ranks == r]
+                basis = vectors[some][:, :, d - r :]
+                weight[g] = _smallest(basis, scale[g], basis.mT @ right[g] / values[some][:, d - r :, None])
 
         def correct(gradient: Tensor) -> Tensor:
             return (torch.cholesky_solve(gradient.mT / scale[:, :, None], factor) / scale[:, :, None]).mT

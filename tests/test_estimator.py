@@ -566,3 +566,19 @@ def test_no_warning_but_for_convergence():
         warnings.simplefilter("error")
         for model in MODELS:
             clone(model).fit(x, y).partial_fit(x, y)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_are_not_finite_change_nothing(bad, weighted):
+    """Even one without weight. The exact solver finds them by their moments."""
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    y, wrong = x.sum(1), x.copy()
+    wrong[7, 2] = bad
+    weight = (np.arange(20) != 7).astype(float) if weighted else None
+    model = LinearRegressor().partial_fit(x, y)
+    for rows in (wrong, torch.from_numpy(wrong)):
+        with pytest.raises(ValueError, match="Input X contains"):
+            model.partial_fit(rows, y, weight)
+    model.partial_fit(x, 2 * y)
+    np.testing.assert_allclose(model.coef_, 1.5, rtol=1e-12)

@@ -90,7 +90,8 @@ void add_tile(const C* block, int64_t rows, int64_t ld, int64_t i, int64_t j, do
       double* const to = sums + (i + a) * ld + j + b * kWidth;
       alignas(64) C more[kWidth];
       store_vec<V>(more, tile[a][b]);
-      for (int l = 0; l < kWidth; ++l) to[l] += more[l];
+      for (int l = 0; l < kWidth; l += kLanes)
+        store_vec<Wide>(to + l, load_vec<Wide>(to + l) + load_vec<Wide>(more + l));
     }
 }
 
@@ -106,10 +107,14 @@ void add_rows(const C* block, int64_t rows, int64_t ld, int64_t i, double* sums)
   if (vectors - b == 1) add_tile<kRows, 1>(block, rows, ld, i, b * kWidth, sums);
 }
 
+// Meanwhile prefetches the `bytes` of the next block.
 template <class C>
-void add_block(const C* block, int64_t rows, int64_t ld, int64_t m, double* sums) {
-  int64_t i = 0;
-  for (; i + kTileRows <= m; i += kTileRows) add_rows<kTileRows>(block, rows, ld, i, sums);
+void add_block(const C* block, int64_t rows, int64_t ld, int64_t m, const char* next, int64_t bytes, double* sums) {
+  int64_t i = 0, byte = 0;
+  for (; i + kTileRows <= m; i += kTileRows) {
+    for (; byte < bytes * (i + kTileRows) / m; byte += 64) __builtin_prefetch(next + byte);
+    add_rows<kTileRows>(block, rows, ld, i, sums);
+  }
   if constexpr (kTileRows == 8)
     if (i + 4 <= m) add_rows<4>(block, rows, ld, i, sums), i += 4;
   if (i + 2 <= m) add_rows<2>(block, rows, ld, i, sums), i += 2;
@@ -153,7 +158,9 @@ bool moments_of(const MomentRows& p, int64_t begin, int64_t end, int64_t ld, C* 
       for (int64_t j = 0; j < m; ++j) shift[j] = C(mean[j]);
     }
     load_rows(p, first, rows, roots, shift, ld, block);
-    add_block(block, rows, ld, m + 1, sums);
+    const auto *const next = static_cast<const char*>(at(p.x, first + rows)), *const last = static_cast<const char*>(
+                                                                                  at(p.x, first + rows + kMomentBlock));
+    add_block(block, rows, ld, m + 1, next, p.x.row_stride <= 2 * p.d ? last - next : 0, sums);
   }
   const double* const totals = sums + m * ld;  // Σ v z
   for (int64_t i = 0; i < m && counts[1] != 0; ++i) {

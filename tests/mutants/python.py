@@ -262,6 +262,4 @@ PYTHON = (
             (LEAST_SQUARES + "test_rank_deficient_problems_get_the_smallest_coefficients", LEAST_SQUARES + "test_fewer_rows_than_columns")),
     _python("estimator: a penalty is taken as it is", "estimator.py", ".solve(self.alpha)", ".solve(2 * self.alpha)",
             (ESTIMATOR + "test_least_squares_and_ridge",)),
-    _python("estimator: weights of a fit are left out", "estimator.py", "update(x, y, v).solve", "update(x, y).solve",
-            (ESTIMATOR + "test_a_weight_of_k_is_k_rows",)),
 )  # fmt: skip
