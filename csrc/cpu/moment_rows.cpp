@@ -227,8 +227,9 @@ template <class E, class RowAt>
 LINREG_INLINE void transpose_rows(const View& from, int64_t width, int64_t rows, RowAt row, bool in_sequence,
                                   const double* shift, double* columns) {
   const E* x[kLanes];
+  const E* const next = static_cast<const E*>(at(from, row(0)));
   const int64_t bytes = in_sequence ? kLanes * from.row_stride * int64_t(sizeof(E)) : 0;
-  const char* ahead = static_cast<const char*>(at(from, row(0))) + ahead_of(1);
+  const char* ahead = reinterpret_cast<const char*>(next) + ahead_of(1);
   const auto transpose_columns = [&](int64_t i, int64_t j, auto load) __attribute__((always_inline)) {
     Wide v[kLanes];
     LINREG_UNROLL
@@ -239,13 +240,23 @@ LINREG_INLINE void transpose_rows(const View& from, int64_t width, int64_t rows,
   };
   for (int64_t i = 0; i < rows; i += kLanes, ahead += bytes) {
     for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(ahead + byte);
+    const bool whole = in_sequence && i + kLanes <= rows;
     LINREG_UNROLL
     for (int l = 0; l < kLanes; ++l)
-      x[l] = static_cast<const E*>(from.data) + row(i + l < rows ? i + l : rows - 1) * from.row_stride;
+      x[l] = whole ? next + (i + l) * from.row_stride
+                   : static_cast<const E*>(from.data) + row(i + l < rows ? i + l : rows - 1) * from.row_stride;
     int64_t j = 0;
     for (; j + kLanes <= width; j += kLanes) transpose_columns(i, j, [](const E* at) { return load_vec<Wide>(at); });
     if (j < width) transpose_columns(i, j, [left = width - j](const E* at) { return load_first<Wide>(at, left); });
   }
+}
+
+// A column of a block, less a shift.
+template <class E>
+LINREG_INLINE void shift_column(const E* from, int64_t rows, double shift, double* column) {
+  int64_t i = 0;
+  for (; i + kLanes <= rows; i += kLanes) store_vec<Wide>(column + i, load_vec<Wide>(from + i) - shift);
+  if (i < rows) store_vec<Wide>(column + i, load_first<Wide>(from + i, rows - i) - shift);
 }
 
 // sums[a, b] += Σ v · left[a] · right[b], lane by lane, for A and B neighbouring columns.
@@ -317,6 +328,15 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
         return transpose_rows<double>(from, width, rows, row, in_sequence, shift + j, to);
       for (int64_t c = 0; c < width; ++c) {
         double* const z = to + c * kMomentBlock;
+        const void* const start = at(from, row(0), c);
+        if (!order && from.row_stride == 1 && from.dtype == Dtype::float32) {
+          shift_column(static_cast<const float*>(start), rows, shift[j + c], z);
+          continue;
+        }
+        if (!order && from.row_stride == 1 && from.dtype == Dtype::float64) {
+          shift_column(static_cast<const double*>(start), rows, shift[j + c], z);
+          continue;
+        }
         if (order)
           for (int64_t i = 0; i < rows; ++i) z[i] = load_one<double>(at(from, row(i), c), from.dtype);
         else
@@ -366,8 +386,8 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
       if (masked) mask(z);
     }
     shifted = true;
-    for (int64_t i = 0; i < padded; i += kLanes)
-      store_vec<Wide>(columns + m * kMomentBlock + i, load_vec<Wide>(v + i) == zero ? zero : one);
+    for (int64_t i = 0; i < padded; i += kLanes) store_vec<Wide>(columns + m * kMomentBlock + i, one);
+    if (masked) mask(columns + m * kMomentBlock);
     p.v.data ? add_columns_of<true>(columns, m + 1, v, padded, sums, line)
              : add_columns_of<false>(columns, m + 1, v, padded, sums, line);
   }
