@@ -24,7 +24,7 @@ try:
 except ImportError:  # the tests that need it are skipped
     pass
 else:  # the same examples in every run, or new ones with `--hypothesis-profile long`
-    settings.register_profile("short", deadline=None, max_examples=50, stateful_step_count=30, derandomize=True)
+    settings.register_profile("short", deadline=None, max_examples=25, stateful_step_count=30, derandomize=True)
     settings.register_profile(  # derandomize: where the variable CI is set, Hypothesis would ignore the seed
         "long", deadline=None, max_examples=150, stateful_step_count=50, print_blob=True,
         derandomize=False, database=None,

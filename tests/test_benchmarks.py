@@ -25,7 +25,7 @@ def bench(path=None, **how):
     return Bench(Results(path, ABOUT), quick=True, **how)
 
 
-SLOW = ("memory", "program", "processes")
+SLOW = ("memory", "program", "processes", "epochs", "large", "estimators")
 WITHOUT_EAGER = ("memory", "exact", "moments", "stream", "processes", "estimators", "groups", "sweep")
 
 

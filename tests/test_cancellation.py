@@ -110,17 +110,19 @@ def check_over_seeds(shapes, regime, dtypes):
 
 
 @crossed(5, regime=list(REGIMES), dtypes=CONVERSIONS)
-def test_errors_are_those_of_pytorch(regime, dtypes):
-    check_over_seeds(SHAPES, regime, dtypes)
+@pytest.mark.parametrize("first", cases([0], [1]))
+def test_errors_are_those_of_pytorch(regime, dtypes, first):
+    check_over_seeds(SHAPES[first::2], regime, dtypes)
 
 
 @pytest.mark.products
 @crossed(5, regime=list(REGIMES), dtypes=CONVERSIONS)
-def test_errors_are_those_of_pytorch_for_many_targets(regime, dtypes):
-    check_over_seeds(MANY_TARGETS, regime, dtypes)
+@pytest.mark.parametrize("first", cases([0], [1]))
+def test_errors_are_those_of_pytorch_for_many_targets(regime, dtypes, first):
+    check_over_seeds(MANY_TARGETS[first::2], regime, dtypes)
 
 
-@pytest.mark.parametrize("regime", cases(core=["means far above spreads"], extended=["residuals near 0"]))
+@pytest.mark.parametrize("regime", cases(extended=["means far above spreads", "residuals near 0"]))
 def test_ten_million_rows(regime):
     """Compared with float64, in which sums of this many numbers are exact enough."""
     problem = problem_of(10_000_000, 1, 1, DTYPES["float32"], **REGIMES[regime])
@@ -137,7 +139,7 @@ def test_ten_million_rows(regime):
         assert_as_accurate(name, value, plain[name], Exact(exact[name].numpy(), terms[name].numpy()))
 
 
-@pytest.mark.parametrize("weight", cases([None], ["rows", "elements"]))
+@pytest.mark.parametrize("weight", cases(extended=[None, "rows", "elements"]))
 def test_many_equal_rows(weight):
     """Equal rounding errors accumulate in a chain of additions, to hundreds of units in the last place. (In PyTorch's
     matrix products they do, so that 16 targets and more are not for this test.)"""

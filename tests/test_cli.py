@@ -689,6 +689,7 @@ def test_a_failed_run_keeps_the_earlier_one() -> None:
     assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
 
 
+@pytest.mark.extended
 def test_a_reader_that_leaves_is_no_error() -> None:
     """As in `… predict model big.csv | head -1`."""
     assert run("fit", "--epochs", 1, "--out", "model") == 0

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 from simt.build import HERE, build
 
+pytestmark = pytest.mark.extended  # compiles for ten seconds
+
 H100 = (132, 227 << 10, 50 << 20)  # multiprocessors, shared memory of a block, second-level cache
 SMALL = (48, 99 << 10, 40 << 20)  # an RTX 4070's kind, with slow float64
 DTYPES = {"float32": (0, 4), "float64": (1, 8), "bfloat16": (2, 2)}

@@ -83,6 +83,7 @@ print(torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1]
 """
 
 
+@pytest.mark.extended
 def test_a_missing_compiled_part(tmp_path):
     """An import and a command say so; the reference runs."""
     copy_package(tmp_path).unlink()
@@ -97,6 +98,7 @@ def test_a_missing_compiled_part(tmp_path):
     assert "eager: LINREG_EXT_REFERENCE=1 runs plain PyTorch" in reference[2]
 
 
+@pytest.mark.extended
 def test_a_compiled_part_for_another_torch(tmp_path):
     """Found by asking it where it loads, and by its stamp where it does not."""
     version = torch.__version__.encode()

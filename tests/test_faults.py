@@ -89,6 +89,7 @@ def test_killed_between_any_two_changes_of_its_folder(new, tmp_path):
     assert moment > 8
 
 
+@pytest.mark.extended
 def test_killed_while_it_trains(tmp_path, monkeypatch):
     """The earlier results are unchanged, and repeating the command gives the intended results."""
     monkeypatch.chdir(tmp_path)

@@ -73,6 +73,7 @@ def test_how_a_part_may_end(code, says, wrong, logged, check):
     assert " next: the next one\n" in log
 
 
+@pytest.mark.extended
 def test_what_hangs_is_stopped_and_has_said_where(check):
     hangs = {"hangs": SLEEPS, "deaf": DEAF.format(""), "dead": DEAF.format(", signal.SIGABRT")}
     code, printed, log = check([part(code, 2, name) for name, code in hangs.items()], [part("", name="next")])

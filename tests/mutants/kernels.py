@@ -216,7 +216,7 @@ KERNELS = (
     Mutant("moments: a wide block is about 0", "csrc/cpu/moment_rows.cpp", "shift[j] = C(mean[j]);", "shift[j] = C(0);",
            (LEAST_SQUARES + "test_moments_that_float32_cannot_hold",)),
     Mutant("moments: parts are added as if their means were the same", "csrc/cpu/moments.cpp", "factor * (other_mean[i] - mean[i])",
-           "0", (LEAST_SQUARES + "test_every_shape_and_dtype",)),
+           "0", (LEAST_SQUARES + "test_the_operators_are_their_reference",)),
     Mutant("moments: a row moves its group's mean too late", "csrc/cpu/moments.cpp", "before * share * row[a]", "v * row[a]",
            FEW_COLUMNS),
     Mutant("moments: a descent forgets the dampening", "csrc/cpu/moment_rows.cpp", "(1 - sgd.dampening) * grad", "grad",
