@@ -158,9 +158,9 @@ bool moments_of(const MomentRows& p, int64_t begin, int64_t end, int64_t ld, C* 
       for (int64_t j = 0; j < m; ++j) shift[j] = C(mean[j]);
     }
     load_rows(p, first, rows, roots, shift, ld, block);
-    const auto *const next = static_cast<const char*>(at(p.x, first + rows)), *const last = static_cast<const char*>(
-                                                                                  at(p.x, first + rows + kMomentBlock));
-    add_block(block, rows, ld, m + 1, next, p.x.row_stride <= 2 * p.d ? last - next : 0, sums);
+    const int64_t next_bytes =
+        p.x.row_stride <= 2 * p.d ? kMomentBlock * p.x.row_stride * int64_t(size_of(p.x.dtype)) : 0;
+    add_block(block, rows, ld, m + 1, static_cast<const char*>(at(p.x, first + rows)), next_bytes, sums);
   }
   const double* const totals = sums + m * ld;  // Σ v z
   for (int64_t i = 0; i < m && counts[1] != 0; ++i) {
@@ -329,19 +329,18 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
       for (int64_t c = 0; c < width; ++c) {
         double* const z = to + c * kMomentBlock;
         const void* const start = at(from, row(0), c);
-        if (!order && from.row_stride == 1 && from.dtype == Dtype::float32) {
+        const bool dense = !order && from.row_stride == 1;
+        if (dense && from.dtype == Dtype::float32) {
           shift_column(static_cast<const float*>(start), rows, shift[j + c], z);
-          continue;
-        }
-        if (!order && from.row_stride == 1 && from.dtype == Dtype::float64) {
+        } else if (dense && from.dtype == Dtype::float64) {
           shift_column(static_cast<const double*>(start), rows, shift[j + c], z);
-          continue;
+        } else {
+          if (order)
+            for (int64_t i = 0; i < rows; ++i) z[i] = load_one<double>(at(from, row(i), c), from.dtype);
+          else
+            load(start, from.row_stride, from.dtype, rows, z);
+          shift_column(z, rows, shift[j + c], z);
         }
-        if (order)
-          for (int64_t i = 0; i < rows; ++i) z[i] = load_one<double>(at(from, row(i), c), from.dtype);
-        else
-          load(at(from, first + begin, c), from.row_stride, from.dtype, rows, z);
-        for (int64_t i = 0; i < padded; i += kLanes) store_vec<Wide>(z + i, load_vec<Wide>(z + i) - shift[j + c]);
       }
     };
     double weight = double(rows);
@@ -400,9 +399,9 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
   const double weight = totals[m];
   out[0] = double(used), out[1] = weight;
   for (int64_t a = 0; a < m && shifted; ++a) {
-    for (int64_t b = 0; b <= a; ++b)
-      moments[a * ld + b] = lines[a * line * kLanes + b] - totals[a] * totals[b] / weight;
-    mean[a] = shift[a] + totals[a] / weight;
+    const double apart = totals[a] / weight;
+    for (int64_t b = 0; b <= a; ++b) moments[a * ld + b] = lines[a * line * kLanes + b] - apart * totals[b];
+    mean[a] = shift[a] + apart;
   }
   return valid;
 }

@@ -207,7 +207,7 @@ KERNELS = (
     Mutant("moments: a column alone keeps its mean", "csrc/cpu/moment_rows.cpp",
            "store_vec<Wide>(column + i, load_vec<Wide>(from + i) - shift)", "store_vec<Wide>(column + i, load_vec<Wide>(from + i))",
            FEW_COLUMNS),
-    Mutant("moments: the mean lacks the shift", "csrc/cpu/moment_rows.cpp", "shift[a] + totals[a] / weight", "totals[a] / weight",
+    Mutant("moments: the mean lacks the shift", "csrc/cpu/moment_rows.cpp", "shift[a] + apart", "apart",
            FEW_COLUMNS),
     Mutant("moments: the last columns lack their products", "csrc/cpu/moment_rows.cpp", "a + 2 == count && b < a", "b < 0",
            FEW_COLUMNS),
