@@ -36,7 +36,7 @@ LEAST_SQUARES = (
            (TESTS + "test_descent_is_its_reference",)),
     Mutant("moments: rows are weighted twice", "csrc/cpu/moment_rows.cpp", "roots[i] = __builtin_sqrt(roots[i]);", "",
            (*STATISTICS, *OPERATORS)),
-    Mutant("moments: the shift is taken for the mean", "csrc/cpu/moment_rows.cpp", "totals[i] / counts[1]", "0", FEW,
+    Mutant("moments: the shift is taken for the mean", "csrc/cpu/moment_rows.cpp", "totals[i] / counts[1]", "0", SHAPES,
            within="mean[i] = double(shift[i]) + totals[i] / counts[1];"),
     # On the GPU.
     Mutant("cuda moments: rows are read before they are there", "csrc/cuda/moments.cu", "sync_block();", "", FEW,
