@@ -124,6 +124,7 @@ def test_second_derivatives_of_a_loss_under_autocast(device):
     torch.testing.assert_close(*results, rtol=2.0**-5, atol=2.0**-5)
 
 
+@pytest.mark.extended
 def test_autocast_in_and_around_what_is_compiled_and_transformed(device):
     """Fails if a trace misses autocast, or keeps it after it ends."""
     problem = Problem.random(40, 6, 2, (torch.float32, torch.float32), device=device)

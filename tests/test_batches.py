@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import plain_loop
 import pytest
 import torch
+from conftest import crossed
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -193,9 +194,7 @@ def assert_same(ours, theirs, dtype=torch.float64):
         torch.testing.assert_close(*numbers, **close)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("validate", [False, True])
-@pytest.mark.parametrize("name", LOADERS)
+@crossed(2, name=list(LOADERS), validate=[False, True], dtype=[torch.float32, torch.float64])
 def test_every_loader(name, validate, dtype, device, monkeypatch):
     val = (lambda d, g: DataLoader(Subset(d, range(9)), 4, shuffle=True)) if validate else None
     options = {"make_val": val, "dtype": dtype, "device": device}
@@ -225,8 +224,7 @@ def test_a_loader_may_pin_what_goes_to_a_gpu():
     assert order_of(loader, torch.device("cuda")).length == 50
 
 
-@pytest.mark.parametrize("name", LOADERS)
-@pytest.mark.parametrize("train", ["in order", "shuffled by the user's generator", "weighted"])
+@crossed(3, name=list(LOADERS), train=["in order", "shuffled by the user's generator", "weighted"])
 def test_every_loader_validates(name, train, monkeypatch):
     """Validation draws from the same generators, after its epoch."""
     ours, theirs = (run(f, LOADERS[train], monkeypatch, make_val=LOADERS[name]) for f in (fit, plain_loop.fit))
@@ -264,9 +262,7 @@ def scheduler_of(name):
 
 
 @pytest.mark.filterwarnings("ignore:linreg_ext. fit. OneCycleLR expects")
-@pytest.mark.parametrize("interval", ["epoch", "step"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("validate", [False, True])
+@crossed(2, scheduler=list(SCHEDULERS), validate=[False, True], interval=["epoch", "step"])
 def test_every_scheduler_steps_as_in_the_plain_loop(scheduler, validate, interval, monkeypatch):
     val = (lambda d, g: DataLoader(Subset(d, range(9)), 4)) if validate else None
     options = {"make_val": val, "make_scheduler": scheduler_of(scheduler), "scheduler_interval": interval}
@@ -383,10 +379,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-@pytest.mark.parametrize("interval", ["epoch", "step"])
-@pytest.mark.parametrize("loader", ["in order", "shuffled", "weighted", "a list for a sampler"])
-@pytest.mark.parametrize("options", OPTIONS)
+@crossed(
+    2,
+    options=list(OPTIONS),
+    loader=["in order", "shuffled", "weighted", "a list for a sampler"],
+    interval=["epoch", "step"],
+    weighted={"": False, "weighted": True},
+)
 def test_rates_that_change_under_every_option(options, loader, interval, weighted, monkeypatch):
     def optimizer(model):
         given = {"lr": 0.02} | OPTIONS[options]
@@ -510,6 +509,7 @@ def test_divergence_can_be_let_go_on(monkeypatch):
     assert torch.equal(ours.history.step_loss.isfinite(), theirs.history.step_loss.isfinite())
 
 
+@pytest.mark.extended
 def test_ctrl_c_leaves_generators_where_the_steps_left_them():
     """Repeating the completed epochs one by one, plus some batches of the next, gives the same results."""
     data = TensorDataset(torch.randn(100_000, 2), torch.randn(100_000, 1))

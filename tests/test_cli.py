@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import cases, crossed
 
 import linreg_ext
 from linreg_ext.cli import main, train
@@ -120,7 +121,7 @@ def test_coefficients_are_least_squares_in_the_tables_units() -> None:
     assert np.abs((predicted - (x @ weight.T + bias)) / y.std(0)).max() < 5e-5
 
 
-@pytest.mark.parametrize("loss", ["l1", "huber", "smooth-l1", "quantile"])
+@pytest.mark.parametrize("loss", cases(["l1", "huber"], ["smooth-l1", "quantile"]))
 def test_the_other_losses_fit_too(loss: str) -> None:
     assert run("fit", "--loss", loss, "--val-fraction", 0, "--out", "out") == 0
     values = values_of(FRUIT)
@@ -767,8 +768,7 @@ def test_dependent_columns_are_said(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- Larger than memory ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet", "folder"])
-@pytest.mark.parametrize("options", [(), ("--weight", "age"), ("--l2", 3)])
+@crossed(3, options=[(), ("--weight", "age"), ("--l2", 3)], form=["csv", "parquet", "folder"])
 def test_a_stream_gives_the_same_model(
     form: str, options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

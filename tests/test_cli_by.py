@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import crossed
 from test_cli import _in_an_empty_folder, run  # noqa: F401 (a fixture)
 
 from linreg_ext import lstsq
@@ -55,8 +56,7 @@ def test_float32_keys_that_are_close_are_groups_of_their_own() -> None:
     assert coefficients("out")["key"] == sorted({float(k) for k in key})
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet"])
-@pytest.mark.parametrize("by", ["shop", "town", "key", "share"])
+@crossed(2, by=["shop", "town", "key", "share"], form=["csv", "parquet"])
 def test_each_group_is_fitted_as_if_alone(form: str, by: str, capsys: pytest.CaptureFixture[str]) -> None:
     columns = sales()
     write(f"sales.{form}", columns)

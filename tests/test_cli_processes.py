@@ -160,6 +160,7 @@ def test_shards_are_contiguous_and_complete():
                 assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
+@pytest.mark.extended
 def test_workers_of_a_loader_share_a_readers_rows(folder):
     from linreg_ext.tables import Options, Stream
 

@@ -103,6 +103,7 @@ def sizes(problem):
         yield problem.input[:n].clone(), problem.target[:n].clone()
 
 
+@pytest.mark.extended
 def test_a_shorter_last_batch_is_not_compiled_anew(device):
     """Sizes become dynamic at the second one, or at once with dynamic=True: losses, gradients and steps, each compared
     with plain PyTorch's."""

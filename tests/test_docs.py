@@ -237,6 +237,7 @@ def test_the_reference_has_every_public_name_and_no_other():
         assert getattr(importlib.import_module(module), attribute).__doc__, name
 
 
+@pytest.mark.extended
 def test_benchmarks_wrote_their_parts(tmp_path):
     """The parts between the markers are what the results in the repository give."""
     pytest.importorskip("matplotlib")

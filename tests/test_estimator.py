@@ -49,7 +49,7 @@ SETTINGS = [
     {"loss": "quantile", "early_stopping": True},
     {"loss": "mse", "dtype": "float32", "device": "cpu"},
 ]
-CORE = [0, 1, *range(2, 2 + 6 * len(LOSSES), 7), *range(2 + 6 * len(LOSSES), len(SETTINGS))]
+CORE = [0, 1, *range(2, 2 + 6 * len(LOSSES), 10), *range(2 + 6 * len(LOSSES), len(SETTINGS))]
 DUPLICATED = "check_sample_weight_equivalence_on_dense_data"
 
 
@@ -541,6 +541,7 @@ def test_weights_are_routed():
     np.testing.assert_allclose(search.best_estimator_.coef_, LinearRegressor().fit(x, y, v).coef_, rtol=1e-9)
 
 
+@pytest.mark.extended
 def test_the_library_does_not_need_scikit_learn():
     code = """
 import sys

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import cases
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -59,7 +60,12 @@ NEW = {"weights.safetensors": b"new weights", "encoding.json": b"new encoding", 
 
 
 @pytest.mark.parametrize(
-    "new", [NEW, {"weights.pt": b"new weights", "encoding.json": b"new encoding"}], ids=["same", "pt"]
+    "new",
+    [
+        NEW,
+        pytest.param({"weights.pt": b"new weights", "encoding.json": b"new encoding"}, marks=pytest.mark.extended),
+    ],
+    ids=["same", "pt"],
 )
 def test_killed_between_any_two_changes_of_its_folder(new, tmp_path):
     """The whole folder of one fit remains, or none, and the same command then works."""
@@ -136,6 +142,7 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.extended
 def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--epochs", "3", "--out", "run"]) == 0
@@ -222,7 +229,7 @@ def test_a_process_that_is_forked_after_use():
     same()
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", cases(["fork"], ["spawn"]))
 def test_workers_of_a_loader_compute(start):
     torch.set_num_threads(4)
     problems = large_problems()

@@ -10,6 +10,7 @@ import re
 import plain_loop
 import pytest
 import torch
+from conftest import crossed
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -95,8 +96,7 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
-@pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("validate", [False, True])
+@crossed(2, loader=list(LOADERS), validate=[False, True])
 def test_every_loader(loader, validate):
     assert_same(both(LOADERS[loader], nn.MSELoss(), sgd, validate=validate))
 

@@ -114,6 +114,7 @@ def test_transforms_inside_and_outside_of_each_other_and_of_autograd(device):
     torch.testing.assert_close(tangent, jvp(plain, (many[0],), (many[1],))[1])
 
 
+@pytest.mark.extended
 def test_transforms_that_are_compiled(device):
     """Inside and around compiled code. Fails if a trace uses the operators, whose derivative would be 0."""
     w, b, x, y = operands(device)

@@ -67,6 +67,9 @@ def _module(path, modules):
     raise ValueError(f"there is no {'.'.join(path)} in the package")
 
 
+GRAPH = import_graph(PACKAGE)
+
+
 def circle(graph):
     """A cycle of imports, or []."""
     try:
@@ -87,15 +90,15 @@ def upward_imports(graph):
 
 
 def test_every_module_has_a_layer():
-    assert {module[0] for module in import_graph(PACKAGE)} == set(LAYER_OF)
+    assert {module[0] for module in GRAPH} == set(LAYER_OF)
 
 
 def test_there_is_no_circle():
-    assert circle(import_graph(PACKAGE)) == []
+    assert circle(GRAPH) == []
 
 
 def test_nothing_imports_upwards():
-    assert upward_imports(import_graph(PACKAGE)) == []
+    assert upward_imports(GRAPH) == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import nist
 import numpy as np
 import pytest
 import torch
+from conftest import cases, crossed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -319,9 +320,10 @@ def test_moments_of_few_and_many_columns(d):
 
 
 @pytest.mark.skipif(REFERENCE or "LINREG_EXT_SIMT" in os.environ, reason="is about the pass on the CPU")
-@pytest.mark.parametrize(("groups", "rows"), [(20_000, 50_000), (60_000, 4_300_000)])
-def test_groups_beyond_the_cache_are_added_in_the_order_of_the_rows(groups, rows):
+@pytest.mark.parametrize("size", cases([(20_000, 50_000)], [(60_000, 4_300_000)]), ids=str)
+def test_groups_beyond_the_cache_are_added_in_the_order_of_the_rows(size):
     """The bits of rows that come sorted, for any number of threads, but for rows that are sorted in two parts."""
+    groups, rows = size
     x, y, group = torch.randn(rows, 2), torch.randn(rows, 1), torch.randint(groups, (rows,))
     order = group.argsort(stable=True)
     expected = LeastSquares(2, groups=groups).update(x[order], y[order], group=group[order])
@@ -506,11 +508,11 @@ def test_more_groups_than_rows():
 
 
 @pytest.mark.skipif(REFERENCE or "LINREG_EXT_SIMT" in os.environ, reason="is about the descent on the CPU")
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 0, 2), (8, 4, 1), (9, 3, 2), (17, 9, 1), (20, 20, 3)])
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(
-    "options",
-    [
+@crossed(
+    2,
+    shape=[(1, 1, 1), (3, 0, 2), (8, 4, 1), (9, 3, 2), (17, 9, 1), (20, 20, 3)],
+    shared=[False, True],
+    options=[
         {},
         {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1},
         {"momentum": 0.9, "nesterov": True, "maximize": True},

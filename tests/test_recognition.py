@@ -11,6 +11,7 @@ import plain_loop
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import cases
 from test_train_step import Forwards, Product, TwoNumbers, Vector, by_hand, flattened_mse, sgd
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -393,10 +394,11 @@ def disturb(model, optimizer, choose):
     ])()  # fmt: skip
 
 
-def test_random_models_train_as_the_plain_loop_trains_them():
+@pytest.mark.parametrize("seeds", cases([range(50)], [range(50, 150)]), ids=str)
+def test_random_models_train_as_the_plain_loop_trains_them(seeds):
     """Fails if a combination of model, loss and disturbance is fused into something else. Most are not fused."""
     levels = []
-    for seed in range(150):
+    for seed in seeds:
         draw = random.Random(seed)
         expression = draw.choice(FORWARDS)
         loss_expression = draw.choice(LOSSES) if draw.random() < 0.5 else LOSSES[0]
@@ -429,5 +431,5 @@ def test_random_models_train_as_the_plain_loop_trains_them():
                 torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5, msg=lambda m, words=words: f"{words}\n{m}")
             else:
                 assert a == e, words
-    assert levels.count("fused") > 15
-    assert levels.count("eager") > 50
+    assert levels.count("fused") > len(seeds) / 12
+    assert levels.count("eager") > len(seeds) / 3

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from accuracy import DTYPES, LOSSES, Problem
-from conftest import cases, crossed
+from conftest import cases
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -16,13 +16,15 @@ OPS = torch.ops.linreg_ext
 
 
 # (bias, weight), each with a loss.
-MIXED = {name: DTYPES[name] for name in ("float32", "bfloat16 data")}
 KINDS = dict(zip(itertools.product((True, False), (None, "elements", "rows")), itertools.cycle(LOSSES), strict=False))
+PAIRS = list(itertools.product(KINDS, ("float32", "bfloat16 data")))
+CORE = [PAIRS[i] for i in (0, 5, 8)]  # an opcheck takes a second; bias, weight and dtype have each value once
+EVERY_KIND = pytest.mark.parametrize("sampled", cases(CORE, [p for p in PAIRS if p not in CORE]), ids=str)
 
 
-def sample(kind, dtypes, device, requires_grad):
+def sample(kind, name, device, requires_grad):
     """The loss and the operands of a problem."""
-    bias, weight = kind
+    (bias, weight), dtypes = kind, DTYPES[name]
     p = Problem.random(9, 5, 2, dtypes, bias=bias, weight=weight, device=device)
     if weight == "rows" and dtypes[0].itemsize == 2:
         p.target = p.target.float()
@@ -33,19 +35,19 @@ def sample(kind, dtypes, device, requires_grad):
 
 
 @pytest.mark.parametrize("requires_grad", cases([True], [False]))
-@crossed(2, kind=list(KINDS), dtypes=MIXED)
-def test_opcheck_of_the_losses(kind, dtypes, device, requires_grad):
-    loss, operands = sample(kind, dtypes, device, requires_grad)
-    for reduction in ("mean", "none"):
-        torch.library.opcheck(OPS.linear_loss.default, (*operands, loss, 0.5, reduction))
+@pytest.mark.parametrize("reduction", cases(["mean"], ["none"]))
+@EVERY_KIND
+def test_opcheck_of_the_losses(sampled, device, reduction, requires_grad):
+    loss, operands = sample(*sampled, device, requires_grad)
+    torch.library.opcheck(OPS.linear_loss.default, (*operands, loss, 0.5, reduction))
     wanted = [True, True, operands[3] is not None, True]
     torch.library.opcheck(OPS.linear_loss_grads.default, (*operands, loss, 0.5, "sum", wanted))
 
 
-@crossed(2, kind=list(KINDS), dtypes=MIXED)
-def test_opcheck_of_the_step(kind, dtypes, device):
+@EVERY_KIND
+def test_opcheck_of_the_step(sampled, device):
     for momentum, lr_tensor in ((0.0, None), (0.9, torch.tensor(0.01, device=device))):
-        loss, operands = sample(kind, dtypes, device, requires_grad=momentum != 0)
+        loss, operands = sample(*sampled, device, requires_grad=momentum != 0)
         x, w, y, b, v = operands
         parameters = [w] if b is None else [w, b]
         buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
@@ -66,11 +68,11 @@ def test_arguments_of_the_step_may_be_left_out(device):
     torch.library.opcheck(OPS.sgd_step_.default, (p.input, p.target, [p.linear_weight], [], rule))
 
 
-@crossed(2, kind=list(KINDS), dtypes=MIXED)
-def test_opcheck_of_the_run(kind, dtypes):
+@EVERY_KIND
+def test_opcheck_of_the_run(sampled):
     order = torch.stack([torch.randperm(9), torch.randperm(9)])
     for momentum, lr_tensor in ((0.0, None), (0.9, torch.rand(6) / 10)):
-        loss, operands = sample(kind, dtypes, "cpu", requires_grad=momentum != 0)
+        loss, operands = sample(*sampled, "cpu", requires_grad=momentum != 0)
         x, w, y, b, v = operands
         parameters = [w] if b is None else [w, b]
         buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
@@ -86,10 +88,10 @@ def test_opcheck_of_the_run(kind, dtypes):
         )  # fmt: skip
 
 
-@crossed(2, kind=list(KINDS), dtypes=MIXED)
-def test_opcheck_of_many_runs(kind, dtypes):
+@EVERY_KIND
+def test_opcheck_of_many_runs(sampled):
     for momentum, numbers in ((0.0, None), (0.9, torch.rand(3) / 10)):
-        loss, operands = sample(kind, dtypes, "cpu", requires_grad=False)
+        loss, operands = sample(*sampled, "cpu", requires_grad=False)
         x, w, y, b, v = (None if t is None else torch.stack([t] * 3) for t in operands)
         parameters = [t.requires_grad_(momentum != 0) for t in (w, b) if t is not None]
         buffers = [torch.zeros_like(p) for p in parameters] if momentum else []
@@ -129,8 +131,8 @@ def test_opcheck_of_many_runs(kind, dtypes):
 def test_fake_tensors_have_the_metadata_of_the_results(device):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    for kind, dtypes in itertools.product(KINDS, DTYPES.values()):
-        _, (x, w, y, b, v) = sample(kind, dtypes, device, False)
+    for kind, name in itertools.product(KINDS, DTYPES):
+        _, (x, w, y, b, v) = sample(kind, name, device, False)
         wanted = [True, True, b is not None, True]
         arguments = (x.t().contiguous().t(), w, y, b, v, "mse", 1.0, "mean", wanted)
         real = OPS.linear_loss_grads(*arguments)

@@ -81,6 +81,7 @@ def hostile_files(folder):
     return commands
 
 
+@pytest.mark.extended
 def test_no_network_no_program_no_pickle_nothing_elsewhere(tmp_path):
     commands = [["fit", "--epochs", "2", "--out", "run"], ["predict", "run", str(FRUIT), "--out", "run.csv"], ["info"]]
     script = f"""import torch  # which asks for libraries where it is built for CUDA

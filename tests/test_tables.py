@@ -363,6 +363,7 @@ def test_bad_paths_and_encodings(tmp_path: Path) -> None:
     assert read(tmp_path / "t.csv", "a,é\n1,2\n".encode("latin-1"), encoding="latin-1") == {"a": [1], "é": [2]}
 
 
+@pytest.mark.extended
 def test_a_file_that_is_one_endless_line(tmp_path: Path) -> None:
     written(tmp_path / "t.csv.gz", gzip.compress(b"1," * (1 << 26)))
     with pytest.raises(TableError, match="row 1: expected a row of cells, got 67,108,864 bytes without a line break"):
