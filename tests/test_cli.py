@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from conftest import cases, crossed
 
 import linreg_ext
+from linreg_ext import plots
 from linreg_ext.cli import main, train
 from linreg_ext.cli.arguments import parse
 from linreg_ext.cli.coefficients import load_weights
@@ -32,8 +33,15 @@ FRUIT = Path(linreg_ext.__file__).parent / "data" / "apples_and_oranges.csv"
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.chdir(tmp_path)
+    if "drawn" not in request.keywords:
+        draw_nothing(monkeypatch)
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small fit, rendering the plot takes nearly all the time."""
+    monkeypatch.setattr(plots, "_saved", lambda figure, file: file.write(b"a plot"))
 
 
 def run(*argv: object) -> int:
@@ -83,6 +91,7 @@ def r2(actual: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return 1 - ((actual - predicted) ** 2).mean(0) / actual.var(0)
 
 
+@pytest.mark.drawn
 def test_the_default_job_fits_the_shipped_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--solver", "sgd") == 0
     out, err = capsys.readouterr()

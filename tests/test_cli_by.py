@@ -97,6 +97,7 @@ def test_each_group_is_fitted_as_if_alone(form: str, by: str, capsys: pytest.Cap
             assert [row[name] for name in names] == pytest.approx([float(v) for v in expected], rel=1e-9)
 
 
+@pytest.mark.drawn
 def test_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
     write("sales.parquet", sales())
     assert run("fit", "sales.parquet", "--by", "town", "--drop", "shop", "key", "--target", "sold") == 0

@@ -165,6 +165,29 @@ def test_shared_rows(per_problem, shape):
     assert_same(results)
 
 
+@crossed(
+    3,
+    shape=[(5000, 16, 1, None), (3000, 7, 1, None), (900, 33, 1, 256), (300, 20, 3, 128), (40, 300, 2, None)],
+    dtypes={name: DTYPES[name] for name in ("float32", "float64", "bfloat16 data")},
+    weight=[None, "rows", "elements"],
+)
+def test_problems_that_share_a_reading(shape, dtypes, weight):
+    """Fails if a problem's sums depend on those beside it: in place, packed or by columns, with small last batches."""
+    n, d, k, batch = shape
+    problem = stacked(11, n, d, k, dtypes, weight=weight)
+    problem.input = x = problem.input[0]
+    loss = LOSSES[(n + d) % len(LOSSES)]
+    order = torch.stack([torch.randperm(n) for _ in range(3)]) if batch else None
+    for threads in (1, 2, 16):
+        torch.set_num_threads(threads)
+        results = both(
+            problem,
+            lambda p: (x, problem.target[p], None if weight is None else problem.weight[p], order),
+            order=order, batch_size=batch, loss=loss, **option(loss, 0.5), momentum=0.5,
+        )  # fmt: skip
+        assert_same(results, exact_losses=weight is None)
+
+
 @pytest.mark.parametrize("weight", [None, "rows"])
 @pytest.mark.parametrize("batch_size", [None, 8])
 @pytest.mark.parametrize("ordered", [False, True])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import cases
+from test_cli import draw_nothing
 
 from linreg_ext.cli import main
 from linreg_ext.tables import TableError, read_table
@@ -100,6 +101,7 @@ def test_random_tables(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    draw_nothing(monkeypatch)
     rng = random.Random(seed)
     names, columns, kinds = random_table(rng)
     raw, suffix = as_text(rng, names, columns, kinds)

@@ -7,8 +7,8 @@
 namespace linreg::cpu {
 
 // Chunks [begin, end) of a pass, on one thread (rows.cpp).
-using RunRows = void(const Problem& problem, const PassOutputs& outputs, const Plan& plan, const Scale& scale,
-                     char* workspace, int64_t thread, int64_t begin, int64_t end);
+using RunRows = void(const Problem* problems, const Scale* scales, int64_t count, const PassOutputs& outputs,
+                     const Plan& plan, char* workspace, int64_t thread, int64_t begin, int64_t end);
 
 // A block of rows [first, first + rows) and targets [target, target + targets), between its two matrix products.
 struct ResidualBlock {

@@ -19,13 +19,14 @@ PassOutputs outputs_for(const Problem& problem, const Gradients& gradients, void
 }  // namespace
 
 size_t loss_workspace(const Problem& problem, const Gradients& gradients) {
-  return pass_workspace(problem, outputs_for(problem, gradients, nullptr));
+  return pass_workspace(problem, 1, outputs_for(problem, gradients, nullptr));
 }
 
 void linear_loss(const Problem& problem, const Gradients& gradients, void* loss, void* workspace) {
   const double divisor = reduction_divisor(problem);
   const PassOutputs outputs = outputs_for(problem, gradients, loss);
-  const PassSums sums = run_pass(problem, outputs, divisor, workspace);
+  PassSums sums;
+  run_pass(&problem, 1, outputs, &divisor, &sums, workspace);
   const double value = sums.loss / divisor;
   const Dtype dtype = gradient_dtype(problem.w.dtype);
   if (problem.reduction != Reduction::none) store(&value, 1, loss_dtype(problem), loss);

@@ -58,26 +58,33 @@ double weight_sum(const Problem& p) {
 
 }  // namespace
 
-size_t pass_workspace(const Problem& problem, const PassOutputs& outputs) {
+size_t pass_workspace(const Problem& problem, int64_t problems, const PassOutputs& outputs) {
   if (by_products(problem, outputs)) return products_workspace(problem, outputs);
-  return size_t(Plan(problem, outputs, kernels().vector_bytes).bytes);
+  return size_t(Plan(problem, problems, outputs, kernels().vector_bytes).bytes);
 }
 
-PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double divisor, void* workspace) {
-  const Scale scale = scale_of(divisor);
-  if (by_products(problem, outputs)) return run_products(problem, outputs, scale, workspace);
-  const Plan plan(problem, outputs, kernels().vector_bytes);
+void run_pass(const Problem* problems, int64_t count, const PassOutputs& outputs, const double* divisors,
+              PassSums* sums, void* workspace) {
+  Scale scales[kMostTogether];
+  for (int64_t i = 0; i < count; ++i) scales[i] = scale_of(divisors[i]);
+  if (by_products(*problems, outputs)) {
+    *sums = run_products(*problems, outputs, *scales, workspace);
+    return;
+  }
+  const Plan plan(*problems, count, outputs, kernels().vector_bytes);
   char* const bytes = static_cast<char*>(workspace);
   run_threaded(plan.threads, [&](int64_t thread, int64_t threads) {
-    kernels().run_rows(problem, outputs, plan, scale, bytes, thread, plan.chunks * thread / threads,
+    kernels().run_rows(problems, scales, count, outputs, plan, bytes, thread, plan.chunks * thread / threads,
                        plan.chunks * (thread + 1) / threads);
   });
 
-  double* const sums = reinterpret_cast<double*>(bytes);
-  const int64_t count = Plan::sum_count(problem, outputs);
-  pairwise_sum(sums, plan.chunks, plan.sums_stride / int64_t(sizeof(double)), count);
-  for (int64_t i = 1; i < count; ++i) sums[i] /= scale.rest;
-  return {sums[0], sums + 1 + problem.k, sums + 1};
+  const int64_t numbers = Plan::sum_count(*problems, outputs);
+  for (int64_t i = 0; i < count; ++i) {
+    double* const total = reinterpret_cast<double*>(bytes + i * plan.chunks * plan.sums_stride);
+    pairwise_sum(total, plan.chunks, plan.sums_stride / int64_t(sizeof(double)), numbers);
+    for (int64_t j = 1; j < numbers; ++j) total[j] /= scales[i].rest;
+    sums[i] = {total[0], total + 1 + problems->k, total + 1};
+  }
 }
 
 double reduction_divisor(const Problem& problem) {

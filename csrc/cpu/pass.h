@@ -28,10 +28,23 @@ struct Scale {
   double power = 1, rest = 1;
 };
 
-size_t pass_workspace(const Problem& problem, const PassOutputs& outputs);
+// For one or several problems that differ in their operands alone, of which x is the same; kMostTogether at most, and
+// several only if not by_products. Their sums are in the workspace.
+size_t pass_workspace(const Problem& problem, int64_t problems, const PassOutputs& outputs);
 
-// `divisor` is the divisor of the gradients.
-PassSums run_pass(const Problem& problem, const PassOutputs& outputs, double divisor, void* workspace);
+// `divisors` are those of the gradients.
+void run_pass(const Problem* problems, int64_t count, const PassOutputs& outputs, const double* divisors,
+              PassSums* sums, void* workspace);
+
+// A step for each of such problems, by the rules and parameters of its run. Writes the losses `stride` bytes apart.
+size_t steps_workspace(const Problem& problem, int64_t count);
+void sgd_steps(const Problem* problems, const SingleRun* runs, int64_t count, bool skip_nonfinite, char* losses,
+               int64_t stride, void* workspace);
+
+// All steps of such problems' runs, whose batches are the same. Their parameters are then no longer new. The losses of
+// each run begin `stride` bytes apart.
+size_t runs_workspace(const SingleRun& run, int64_t count);
+void sgd_runs(SingleRun* runs, int64_t count, char* losses, int64_t stride, void* workspace);
 
 // The divisor of the sums: 1 for a sum, n k or Σ v for a mean.
 double reduction_divisor(const Problem& problem);

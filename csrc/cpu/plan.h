@@ -27,6 +27,7 @@ constexpr int64_t kSumsBytes = 4 << 20;  // for all chunks' sums; wider problems
 constexpr int64_t kMinChunks = 4;
 constexpr int64_t kChunkElements = 1 << 15;  // multiplications: less work does not pay for waking a thread
 constexpr int64_t kAlign = 64;               // a cache line, to avoid false sharing
+constexpr int64_t kMostTogether = 8;         // problems that share a pass over one reading of the rows
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign; }
@@ -37,17 +38,19 @@ inline int64_t line_of(int64_t targets) {
   return targets < kLineRows ? targets * kLineRows : ceil_div(targets, kLineRows) * kLineRows;
 }
 
-// Depends only on the problem and the requested outputs.
+// For problems of one size that share their rows. Each has the bits that it has alone: chunks and groups depend only on
+// the size and the requested outputs.
 struct Plan {
   bool columns;  // lanes run along rows
   int64_t group_rows, chunk_rows, chunks, threads;
   int64_t line;  // elements of a line
   int64_t ldw;   // the distance between rows of W, whole vectors
-  // In bytes: the chunks' sums begin at 0 and each thread's scratch memory behind them, `stride` apart.
-  int64_t sums_stride, scratch, scratch_stride, bytes;
+  // In bytes: at 0 the sums of each problem's chunks, then each thread's scratch memory: each problem's own and a group
+  // of packed rows.
+  int64_t sums_stride, scratch, scratch_stride, own_stride, bytes;
 
   // vector_bytes: a register of the instruction set.
-  Plan(const Problem& p, const PassOutputs& outputs, int64_t vector_bytes) {
+  Plan(const Problem& p, int64_t problems, const PassOutputs& outputs, int64_t vector_bytes) {
     const int64_t size = p.x.dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
     // Whole vectors need no transposition: with AVX2, [n, 8] in cache took 217 µs in columns, and 147 in rows.
     const bool is_vectors = p.d * int64_t(size_of(p.x.dtype)) % vector_bytes == 0;
@@ -68,13 +71,14 @@ struct Plan {
     chunks = std::max<int64_t>(1, ceil_div(p.n, chunk_rows));
     threads = std::min<int64_t>(std::max(1, p.threads), chunks);
 
-    // For rows.cpp: W twice, Gᵀ X, a row of X's gradient and the packed rows; the predictions; the bias and the sums of
-    // G; the sums in double.
-    const int64_t numbers = (3 * p.k + 1 + group_rows) * (ldw + kLineRows) + group_rows * p.k + 2 * line;
+    // For rows.cpp: W twice, Gᵀ X and a row of X's gradient; the predictions; the bias and the sums of G; the sums in
+    // double.
+    const int64_t numbers = (3 * p.k + 1) * (ldw + kLineRows) + group_rows * p.k + 2 * line;
     const int64_t doubles = 2 * line + 2 * kMaxLanes + 2 * kMaxLanes * kColumnsMaxD;
     sums_stride = sums;
-    scratch = chunks * sums;
-    scratch_stride = aligned(numbers * size + doubles * int64_t(sizeof(double)) + kParts * kAlign);
+    scratch = problems * chunks * sums;
+    own_stride = aligned(numbers * size + doubles * int64_t(sizeof(double)) + kParts * kAlign);
+    scratch_stride = problems * own_stride + aligned(group_rows * (ldw + kLineRows) * size);
     bytes = scratch + threads * scratch_stride;
   }
 

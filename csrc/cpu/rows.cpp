@@ -6,7 +6,11 @@
 // type are first packed and padded with zeros, so that one pair of products serves all. With one target and few
 // features, rows are transposed to columns instead, and lanes run along rows.
 //
+// Problems that share their rows take each group together, which is then read and packed once.
+//
 // Compiled once per instruction set, behind target.h.
+#include <optional>
+
 #include "columns.h"
 #include "convert.h"
 #include "residuals.h"
@@ -32,8 +36,10 @@ class Worker {
   static constexpr int kMostOfGradient = smaller(kLanes == 8 ? 8 : 4, kV);  // targets of Gᵀ X at a time
 
  public:
-  Worker(const Problem& problem, const PassOutputs& outputs, const Plan& plan, const Scale& scale, char* scratch)
-      : p_(problem), outputs_(outputs), plan_(plan), scale_(scale) {
+  // `rows` is memory for a group of rows, which workers share.
+  Worker(const Problem& problem, const PassOutputs& outputs, const Plan& plan, const Scale& scale, char* scratch,
+         char* rows)
+      : p_(problem), outputs_(outputs), plan_(plan), scale_(scale), rows_(reinterpret_cast<Number*>(rows)) {
     const int64_t k = p_.k, line = plan.line, ldw = plan.ldw;
     const auto take = [&scratch](auto*& part, int64_t count) {
       part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(scratch);
@@ -43,7 +49,7 @@ class Worker {
     take(w_, k * ldw), take(interleaved_, k * ldw), take(bias_, line), take(slopes_, line);
     take(block_sums_, k * ldw), take(predictions_, plan.group_rows * k + kV);
     take(loss_, 2 * kMaxLanes), take(slope_sums_, 2 * line), take(column_sums_, plan.columns ? p_.d * kLanes : 0);
-    row_ = reinterpret_cast<Number*>(scratch), rows_ = row_ + ldw;
+    row_ = reinterpret_cast<Number*>(scratch);
     for (int64_t t = 0; t < k; ++t) load(at(p_.w, t), p_.w.col_stride, p_.w.dtype, p_.d, w_ + t * ldw);
     if (p_.b.data) load(at(p_.b, 0), p_.b.col_stride, p_.b.dtype, k, bias_);
     for (int64_t i = k; i < line; ++i) bias_[i] = bias_[i - k];
@@ -51,16 +57,17 @@ class Worker {
         k, [&]<int T>(int64_t t) { interleave<T, V>(w_ + t * ldw, ldw, interleaved_ + t * ldw); });
   }
 
-  // Writes the sums over rows [begin, end). G is scaled by the power of two alone, not by the scale's rest.
-  void run(int64_t begin, int64_t end, double* sums) {
-    const int64_t k = p_.k, line = plan_.line;
+  // Begins the sums over the rows of a chunk. G is scaled by the power of two alone, not by the scale's rest.
+  void begin(double* sums) {
     std::memset(sums, 0, Plan::sum_count(p_, outputs_) * sizeof(double));
     std::memset(loss_, 0, 2 * kMaxLanes * sizeof(double));
-    std::memset(slope_sums_, 0, 2 * line * sizeof(double));
+    std::memset(slope_sums_, 0, 2 * plan_.line * sizeof(double));
     if (plan_.columns) std::memset(column_sums_, 0, p_.d * kLanes * sizeof(double));
     unflushed_ = 0;
-    for (int64_t row = begin; row < end; row += plan_.group_rows)
-      group(row, smaller(plan_.group_rows, end - row), sums + 1 + k);
+  }
+
+  void end(double* sums) {
+    const int64_t k = p_.k, line = plan_.line;
     flush(sums + 1 + k);
     sum_places(loss_, loss_ + kMaxLanes, kMaxLanes, 1);
     sum_places(slope_sums_, slope_sums_ + line, line, k);
@@ -70,17 +77,36 @@ class Worker {
       for (int64_t i = 0; i < p_.d * kLanes; ++i) sums[1 + k + i / kLanes] += column_sums_[i];
   }
 
- private:
-  void group(int64_t first, int64_t rows, double* weight_sums) {
-    const int64_t k = p_.k, d = p_.d, ldw = plan_.ldw, width = (d + kV - 1) / kV * kV;
+  // A group of rows: contiguous if lanes run along rows, else whole vectors, ldx apart.
+  struct Group {
+    int64_t first, rows;
+    const E* contiguous;
+    const Number* x;
+    int64_t ldx, ahead;  // how many elements to prefetch ahead
+  };
+
+  Group group(int64_t first, int64_t rows) const {
+    Group found{first, rows, nullptr, nullptr, p_.x.row_stride, 0};
     if (plan_.columns) {
-      residuals(first, rows, contiguous(first, rows));
+      found.contiguous = contiguous(first, rows);
     } else {
-      int64_t ldx = p_.x.row_stride;
-      const E* const from = static_cast<const E*>(at(p_.x, first));
-      const Number* const x = as_vectors(from, rows, width, ldx);
+      found.x = as_vectors(static_cast<const E*>(at(p_.x, first)), rows, found.ldx);
       // Prefetching does not help if the gaps between rows are wider than the rows, or after packing.
-      Prefetcher ahead(x + (ldx <= 2 * d && x != rows_ ? ahead_of(k) / int64_t(sizeof(E)) : 0)), nothing(x);
+      if (found.ldx <= 2 * p_.d && found.x != rows_) found.ahead = ahead_of(p_.k) / int64_t(sizeof(E));
+    }
+    return found;
+  }
+
+  // Adds a group, which any worker of the same rows has read.
+  void add(const Group& group, double* sums) {
+    const int64_t k = p_.k, ldw = plan_.ldw, width = width_of(p_.d), first = group.first, rows = group.rows;
+    if (plan_.columns) {
+      residuals(first, rows, group.contiguous);
+    } else {
+      const Number* const x = group.x;
+      const int64_t ldx = group.ldx;
+      double* const weight_sums = sums + 1 + k;
+      Prefetcher ahead(x + group.ahead), nothing(x);
       predictions(x, ldx, rows, width, ahead, nothing);
       residuals(first, rows);
       for (int64_t r = 0; outputs_.weight_sum && r < rows; r += kBlockRows) {
@@ -95,6 +121,9 @@ class Worker {
     }
     if (outputs_.input_gradient) write_input_gradient(first, rows);
   }
+
+ private:
+  static int64_t width_of(int64_t d) { return (d + kV - 1) / kV * kV; }
 
   // X Wᵀ of a group. Without AVX-512, rows that are read in parallel are far apart in the group.
   void predictions(const Number* x, int64_t ldx, int64_t rows, int64_t width, Prefetcher& ahead, Prefetcher& nothing) {
@@ -136,7 +165,7 @@ class Worker {
     });
   }
 
-  const E* contiguous(int64_t first, int64_t rows) {
+  const E* contiguous(int64_t first, int64_t rows) const {
     const E* const from = static_cast<const E*>(at(p_.x, first));
     if (p_.x.row_stride == p_.d) return from;
     E* const to = reinterpret_cast<E*>(rows_);
@@ -146,9 +175,9 @@ class Worker {
   }
 
   // The rows in place if possible, else packed.
-  const Number* as_vectors(const E* x, int64_t count, int64_t width, int64_t& ldx) {
+  const Number* as_vectors(const E* x, int64_t count, int64_t& ldx) const {
     if constexpr (sizeof(E) == sizeof(Number))
-      if (p_.d == width) return reinterpret_cast<const Number*>(x);
+      if (p_.d == width_of(p_.d)) return reinterpret_cast<const Number*>(x);
     for (int64_t r = 0; r < count; ++r, x += ldx) {
       Number* const to = rows_ + r * plan_.ldw;
       int64_t j = 0;
@@ -204,15 +233,29 @@ class Worker {
 
 }  // namespace
 
-void LINREG_SET::run_rows(const Problem& problem, const PassOutputs& outputs, const Plan& plan, const Scale& scale,
-                          char* workspace, int64_t thread, int64_t begin, int64_t end) {
+void LINREG_SET::run_rows(const Problem* problems, const Scale* scales, int64_t count, const PassOutputs& outputs,
+                          const Plan& plan, char* workspace, int64_t thread, int64_t begin, int64_t end) {
   const auto run = [&]<class E>(E*) {
-    Worker<E> worker(problem, outputs, plan, scale, workspace + plan.scratch + thread * plan.scratch_stride);
-    for (int64_t chunk = begin; chunk < end; ++chunk)
-      worker.run(chunk * plan.chunk_rows, smaller((chunk + 1) * plan.chunk_rows, problem.n),
-                 reinterpret_cast<double*>(workspace + chunk * plan.sums_stride));
+    char *const scratch = workspace + plan.scratch + thread * plan.scratch_stride, *const rows =
+                                                                                       scratch +
+                                                                                       count * plan.own_stride;
+    std::optional<Worker<E>> workers[kMostTogether];
+    for (int64_t i = 0; i < count; ++i)
+      workers[i].emplace(problems[i], outputs, plan, scales[i], scratch + i * plan.own_stride, rows);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const auto sums = [&](int64_t i) {
+        return reinterpret_cast<double*>(workspace + (i * plan.chunks + chunk) * plan.sums_stride);
+      };
+      const int64_t last = smaller((chunk + 1) * plan.chunk_rows, problems->n);
+      for (int64_t i = 0; i < count; ++i) workers[i]->begin(sums(i));
+      for (int64_t row = chunk * plan.chunk_rows; row < last; row += plan.group_rows) {
+        auto group = workers[0]->group(row, smaller(plan.group_rows, last - row));
+        for (int64_t i = 0; i < count; ++i, group.ahead = 0) workers[i]->add(group, sums(i));
+      }
+      for (int64_t i = 0; i < count; ++i) workers[i]->end(sums(i));
+    }
   };
-  switch (problem.x.dtype) {
+  switch (problems->x.dtype) {
     case Dtype::float32:
       return run(static_cast<float*>(nullptr));
     case Dtype::float64:

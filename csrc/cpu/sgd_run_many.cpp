@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Many runs in one call. Threads take problems, a few at a time, and each problem is a run of its own (sgd_run.cpp) on
-// one thread: its bits do not depend on the number of threads. Small problems of one size are taken together, a lane
-// for each (small_runs.cpp), with the same bits. If there are fewer problems than threads, all threads take part in one
-// problem after another.
+// one thread: its bits do not depend on the number of threads. With the same bits, small problems of one size are taken
+// together, a lane for each (small_runs.cpp), and larger problems that share their rows, a few for each reading
+// (rows.cpp). If there are fewer problems than threads, all threads take part in the same problems.
 #include <algorithm>
 #include <atomic>
 
@@ -25,7 +25,14 @@ int64_t lanes_of(const SingleRun& one, const Many& many) {
   return kernels().small_runs->wide_lanes * (p.x.dtype == Dtype::float64 ? 1 : 2);
 }
 
-bool may_be_beside(const SingleRun& a, const SingleRun& b) {
+// The most problems that share a reading of the rows if this is one of them; else 1.
+int64_t together_of(const SingleRun& one, const Many& many, int64_t threads) {
+  if (many.x != 0 || many.offsets || is_small(one.problem, batch_rows(one.run, 0)) || by_products(one.problem, {}))
+    return 1;
+  return std::clamp<int64_t>((many.end - many.begin) / threads, 1, kMostTogether);
+}
+
+bool may_be_lanes(const SingleRun& a, const SingleRun& b) {
   return a.problem.n == b.problem.n && a.sgd.momentum == b.sgd.momentum && a.sgd.weight_decay == b.sgd.weight_decay;
 }
 
@@ -60,12 +67,13 @@ struct Layout {
       const SingleRun one = single_run(first, many, p);
       if (one.run.end == 0) continue;
       const Problem& problem = one.problem;
-      const int64_t lanes = lanes_of(one, many);
+      const int64_t lanes = lanes_of(one, many), together = together_of(one, many, threads);
       const int64_t number = problem.x.dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
       work += one.run.rows * many.epochs * std::max<int64_t>(1, problem.d * problem.k);
-      if (one.run.epoch_steps > 1) loss_bytes = std::max(loss_bytes, aligned(lanes * one.run.epoch_steps * size));
+      if (one.run.epoch_steps > 1)
+        loss_bytes = std::max(loss_bytes, aligned(std::max(lanes, together) * one.run.epoch_steps * size));
       if (lanes > 1) row_bytes = std::max(row_bytes, aligned(lanes * problem.n * (problem.d + 1) * number));
-      row_bytes = std::max(row_bytes, aligned(int64_t(run_workspace(problem, one.run, nullptr))));
+      row_bytes = std::max(row_bytes, aligned(int64_t(runs_workspace(one, together))));
     }
     work *= (many.end - many.begin) / sizes;
   }
@@ -76,32 +84,30 @@ struct Layout {
   int64_t threads, work = 0, loss_bytes = 0, row_bytes = 0;
 };
 
-// Takes the steps of `count` problems, 1 or as many as there are lanes. Writes the losses of their epochs, those of a
-// problem `stride` bytes apart from those of the next.
-void take_runs(SingleRun* runs, int64_t count, const Many& many, char* losses, int64_t stride,
+// Takes the steps of `count` problems, in lanes or together. Writes the losses of their epochs, those of a problem
+// `stride` bytes apart from those of the next.
+void take_runs(SingleRun* runs, int64_t count, bool in_lanes, const Many& many, char* losses, int64_t stride,
                const Workspace& workspace) {
   Run& run = runs[0].run;
   const Dtype dtype = loss_dtype(runs[0].problem);
   const int64_t size = int64_t(size_of(dtype)), epoch_steps = run.epoch_steps;
-  if (count > 1) kernels().small_runs->load_rows(runs, workspace.rows);
+  if (in_lanes) kernels().small_runs->load_rows(runs, workspace.rows);
   const auto take = [&](char* to, int64_t to_stride) {
-    if (count > 1) {
-      kernels().small_runs->take_steps(runs, to, to_stride, workspace.rows);
-    } else {
-      sgd_run(runs[0].problem, run, runs[0].sgd, runs[0].weight, runs[0].bias, false, to, nullptr, nullptr,
-              workspace.rows);
-    }
-    runs[0].weight.first_step = runs[0].bias.first_step = false;
+    in_lanes ? kernels().small_runs->take_steps(runs, to, to_stride, workspace.rows)
+             : sgd_runs(runs, count, to, to_stride, workspace.rows);
+    for (int64_t i = 0; i < count; ++i) runs[i].weight.first_step = runs[i].bias.first_step = false;
   };
   if (epoch_steps == 1) return take(losses, stride);
   for (int64_t epoch = 0; epoch < many.epochs; ++epoch) {
-    run.begin = epoch * epoch_steps;
-    run.end = run.begin + epoch_steps;
+    for (int64_t i = 0; i < count; ++i) {
+      runs[i].run.begin = epoch * epoch_steps;
+      runs[i].run.end = runs[i].run.begin + epoch_steps;
+    }
     if (epoch_steps > 0) take(workspace.losses, epoch_steps * size);
     for (int64_t i = 0; i < count; ++i) {
       double sum = 0, total = 0;
       for (int64_t step = 0; step < epoch_steps; ++step) {
-        const double weight = weight_of(runs[0], run.begin + step);  // problems in lanes have no weights
+        const double weight = weight_of(runs[i], run.begin + step);
         sum += weight * load_one<double>(workspace.losses + (i * epoch_steps + step) * size, dtype);
         total += weight;
       }
@@ -121,9 +127,10 @@ size_t many_workspace(const SingleRun& first, const Many& many) {
 void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* workspace) {
   const Layout layout(first, many);
   const int64_t threads = std::clamp<int64_t>(layout.work / kChunkElements, 1, layout.threads);
-  const int64_t lanes = lanes_of(single_run(first, many, many.begin), many);  // a piece has whole groups of them
-  const int64_t share = (many.end - many.begin) / (threads * kPieces),
-                piece = std::max<int64_t>(1, share / lanes) * lanes;
+  const SingleRun begin = single_run(layout.first, many, many.begin);
+  const int64_t together = together_of(begin, many, layout.threads);
+  const int64_t set = std::max(lanes_of(begin, many), together);  // a piece has whole sets
+  const int64_t share = (many.end - many.begin) / (threads * kPieces), piece = std::max<int64_t>(1, share / set) * set;
   const int64_t stride = many.epochs * int64_t(size_of(loss_dtype(first.problem)));
   std::atomic<int64_t> next = many.begin;
   run_threaded(threads, [&](int64_t thread, int64_t) {
@@ -133,14 +140,14 @@ void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* 
       const int64_t end = std::min(p + piece, many.end);
       for (int64_t count; p < end; p += count) {
         runs[0] = single_run(layout.first, many, p);
-        const int64_t wanted = lanes_of(runs[0], many);
+        const int64_t lanes = lanes_of(runs[0], many), wanted = std::max(lanes, together);
         for (count = 1; count < wanted && p + count < end; ++count) {
           runs[count] = single_run(layout.first, many, p + count);
-          if (!may_be_beside(runs[0], runs[count])) break;
+          if (lanes > 1 && !may_be_lanes(runs[0], runs[count])) break;
         }
-        if (count < wanted) count = 1;
+        if (count < lanes) count = 1;
         char* const to = static_cast<char*>(losses) + (p - many.begin) * stride;
-        take_runs(runs, count, many, to, stride, {own, own + layout.loss_bytes});
+        take_runs(runs, count, lanes > 1 && count > 1, many, to, stride, {own, own + layout.loss_bytes});
       }
     }
   });

@@ -53,28 +53,49 @@ void update(const Parameter& parameter, int64_t rows, int64_t columns, const dou
   });
 }
 
+void small_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
+                bool skip_nonfinite, void* loss) {
+  Run one;
+  one.rows = one.batch_size = problem.n;
+  one.epoch_steps = one.end = 1;
+  kernels().small_steps(problem, one, sgd, weight, bias, skip_nonfinite, loss);
+}
+
 }  // namespace
 
-size_t sgd_workspace(const Problem& problem) {
-  return is_small(problem, problem.n) ? 0 : pass_workspace(problem, outputs_for_step());
+size_t sgd_workspace(const Problem& problem) { return steps_workspace(problem, 1); }
+
+size_t steps_workspace(const Problem& problem, int64_t count) {
+  return is_small(problem, problem.n) ? 0 : pass_workspace(problem, count, outputs_for_step());
+}
+
+void sgd_steps(const Problem* problems, const SingleRun* runs, int64_t count, bool skip_nonfinite, char* losses,
+               int64_t stride, void* workspace) {
+  if (is_small(*problems, problems->n)) {
+    for (int64_t i = 0; i < count; ++i)
+      small_step(problems[i], runs[i].sgd, runs[i].weight, runs[i].bias, skip_nonfinite, losses + i * stride);
+    return;
+  }
+  double divisors[kMostTogether] = {};
+  PassSums sums[kMostTogether];
+  for (int64_t i = 0; i < count; ++i) divisors[i] = reduction_divisor(problems[i]);
+  run_pass(problems, count, outputs_for_step(), divisors, sums, workspace);
+  for (int64_t i = 0; i < count; ++i) {
+    const Problem& problem = problems[i];
+    char* const loss = losses + i * stride;
+    const double value = sums[i].loss / divisors[i];
+    store(&value, 1, loss_dtype(problem), loss);
+    if (skip_nonfinite && !std::isfinite(load_one<double>(loss, loss_dtype(problem)))) continue;
+    update(runs[i].weight, problem.k, problem.d, sums[i].weight, runs[i].sgd, problem.threads);
+    update(runs[i].bias, 1, problem.k, sums[i].bias, runs[i].sgd, problem.threads);
+  }
 }
 
 void sgd_step(const Problem& problem, const Sgd& sgd, const Parameter& weight, const Parameter& bias,
               bool skip_nonfinite, void* loss, void* workspace) {
-  if (is_small(problem, problem.n)) {
-    Run one;
-    one.rows = one.batch_size = problem.n;
-    one.epoch_steps = one.end = 1;
-    kernels().small_steps(problem, one, sgd, weight, bias, skip_nonfinite, loss);
-    return;
-  }
-  const double divisor = reduction_divisor(problem);
-  const PassSums sums = run_pass(problem, outputs_for_step(), divisor, workspace);
-  const double value = sums.loss / divisor;
-  store(&value, 1, loss_dtype(problem), loss);
-  if (skip_nonfinite && !std::isfinite(load_one<double>(loss, loss_dtype(problem)))) return;
-  update(weight, problem.k, problem.d, sums.weight, sgd, problem.threads);
-  update(bias, 1, problem.k, sums.bias, sgd, problem.threads);
+  if (is_small(problem, problem.n)) return small_step(problem, sgd, weight, bias, skip_nonfinite, loss);
+  const SingleRun run{problem, {}, sgd, weight, bias};
+  sgd_steps(&problem, &run, 1, skip_nonfinite, static_cast<char*>(loss), 0, workspace);
 }
 
 }  // namespace linreg::cpu

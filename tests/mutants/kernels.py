@@ -26,6 +26,7 @@ MANY = "tests/test_run_many.py::"
 LEAST_SQUARES = "tests/test_least_squares.py::"
 FEW_COLUMNS = (LEAST_SQUARES + "test_moments_of_few_and_many_columns",)
 SHARED_ROWS = (MANY + "test_shared_rows",)
+TOGETHER = (MANY + "test_problems_that_share_a_reading",)
 THREADS = (DETERMINISM + "test_same_bits_for_any_number_of_threads[cpu-(100003, 1, 1)-float64]",)
 
 
@@ -74,10 +75,12 @@ KERNELS = (
            ROUNDED),
     # Rows.
     Mutant("rows: the last row is skipped", "csrc/cpu/rows.cpp",
-           "smaller((chunk + 1) * plan.chunk_rows, problem.n)", "smaller((chunk + 1) * plan.chunk_rows, problem.n - 1)",
+           "smaller((chunk + 1) * plan.chunk_rows, problems->n)", "smaller((chunk + 1) * plan.chunk_rows, problems->n - 1)",
            shape(1, 5, 1)),
     Mutant("rows: the width is used as the stride", "csrc/cpu/rows.cpp", "p_.x.row_stride", "p_.d", LAYOUTS,
-           within="ldx = p_.x.row_stride"),
+           within="nullptr, nullptr, p_.x.row_stride, 0}"),
+    Mutant("rows: problems that share rows share a divisor", "csrc/cpu/rows.cpp", "scales[i]", "scales[0]", TOGETHER),
+    Mutant("rows: problems that share rows share targets", "csrc/cpu/rows.cpp", "problems[i]", "problems[0]", TOGETHER),
     Mutant("rows: the last feature is not packed", "csrc/cpu/rows.cpp", "p_.d - j", "p_.d - j - 1", shape(1, 17, 3)),
     Mutant("rows: the rows of an incomplete tile are skipped", "csrc/cpu/rows.cpp",
            "for (int64_t r = whole; r < rows; ++r) tile.template operator()<1, 1>(r, 1);", "", shape(1, 17, 3)),
@@ -128,7 +131,7 @@ KERNELS = (
     Mutant("pass: the compensation stays 0", "csrc/math/sum.h",
            "compensation += (sum - (total - added)) + (value - added);", "",
            ("tests/test_cancellation.py::test_a_weighted_mean_over_many_equal_rows",)),
-    Mutant("pass: a mean is scaled by a power of two alone", "csrc/cpu/pass.cpp", "sums[i] /= scale.rest;", "", BY_HAND),
+    Mutant("pass: a mean is scaled by a power of two alone", "csrc/cpu/pass.cpp", "total[j] /= scales[i].rest;", "", BY_HAND),
     Mutant("pass: threads do not get the caller's float mode", "csrc/cpu/threads.h", "set_float_mode(mode);", "",
            (DETERMINISM + "test_same_bits_for_any_number_of_threads_when_subnormals_are_flushed",)),
     # Matrix products.
@@ -170,23 +173,24 @@ KERNELS = (
            "batch_rows(run, step % run.epoch_steps)",
            "batch_rows(run, step % run.epoch_steps) - (run.rows % run.batch_size != 0)", STEPS),
     Mutant("run: weights are not gathered with their rows", "csrc/cpu/sgd_run.cpp",
-           "batch.v = gather(problem.v, problem.k, order, batch.n, to);", "",
+           "batches[i].v = batch_of(problem.v, problem.k);", "",
            (RUN + "test_weights_are_gathered_with_their_rows",)),
     Mutant("run: continues after a loss that is not finite", "csrc/cpu/sgd_run.cpp",
            "if (stop_nonfinite && !std::isfinite(load_one<double>(loss, dtype))) return step - run.begin;", "", STOPS),
-    Mutant("run: every step is a first step", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;", "", NESTEROV,
-           within="return step - run.begin;\n    w.first_step = b.first_step = false;"),
-    Mutant("run: momentum restarts after validation", "csrc/cpu/sgd_run.cpp", "w.first_step = b.first_step = false;",
-           "", ("tests/test_batches.py::test_every_loader[cpu-in order-True-torch.float32]",),
-           within="break;\n    w.first_step = b.first_step = false;"),
+    Mutant("run: every step is a first step", "csrc/cpu/sgd_run.cpp",
+           "runs[i].weight.first_step = runs[i].bias.first_step = false;", "", NESTEROV),
+    Mutant("run: momentum restarts after validation", "csrc/cpu/sgd_run.cpp",
+           "one.weight.first_step = one.bias.first_step = false;", "", ("tests/test_batches.py::test_every_loader[cpu-in order-True-torch.float32]",)),
     Mutant("run: every epoch uses the first epoch's learning rates", "csrc/cpu/sgd_run.cpp", "run.lr + (part.begin - run.begin)",
            "run.lr", (RUN + "test_validation_after_every_epoch",)),
     # Many runs.
     Mutant("many: every problem has the first learning rate", "csrc/linreg.h", "many.lr[p]", "many.lr[0]", SHARED_ROWS),
     Mutant("many: all problems share a momentum buffer", "csrc/math/single_run.h", "p * many.w_buffer", "0",
            (MANY + "test_every_problem_is_a_run_alone[momentum, weight decay, nesterov-float32]",)),
-    Mutant("many: an epoch's batches count alike", "csrc/cpu/sgd_run_many.cpp", "weight_of(runs[0], run.begin + step)", "1.0",
+    Mutant("many: an epoch's batches count alike", "csrc/cpu/sgd_run_many.cpp", "double(rows)", "1.0",
            (MANY + "test_every_problem_is_a_run_alone[plain-float32]",)),
+    Mutant("many: an epoch is weighted by another problem's weights", "csrc/cpu/sgd_run_many.cpp",
+           "weight_of(runs[i], run.begin + step)", "weight_of(runs[0], run.begin + step)", TOGETHER),
     Mutant("many: problems of two sizes are taken together", "csrc/cpu/sgd_run_many.cpp", "a.problem.n == b.problem.n", "true",
            (MANY + "test_groups_of_few_sizes",)),
     Mutant("many: problems with another momentum are taken together", "csrc/cpu/sgd_run_many.cpp",
