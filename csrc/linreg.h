@@ -295,6 +295,10 @@ const char* takes_many_steps(const Problem& problem, const Run& run, bool& yes);
 const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& sgd, const Parameter& weight,
                             const Parameter& bias, bool stop_nonfinite, const void* before, void* losses, void* stream);
 
+// Many runs, a block for each, if takes_many_steps is true of the largest, which has steps. What `many` points to is on
+// the device. Writes the mean loss of each epoch, [problems, epochs].
+const char* take_many_runs(const SingleRun& largest, const Many& many, void* losses, void* stream);
+
 // As on the CPU, but add_moments does not look for negative weights.
 const char* moments_workspace(const MomentRows& rows, int64_t groups, size_t& bytes);
 const char* add_moments(const MomentRows& rows, const Moments& moments, void* workspace, void* stream);

@@ -30,7 +30,7 @@ SHAPES += [(35, d, k) for d in (1, 4, 9, 130) for k in (2, 3, 4, 5, 8, 33)] + [(
 SHAPES += [(41, 300, 1), (19, 1026, 2), (6, 5000, 1), (3, 70001, 1), (2, 131072, 1), (37, 520, 7), (21, 4096, 2)]
 SHAPES += [(n, d, k) for n, d in ((7, 9), (8, 16), (129, 33), (400, 131)) for k in (4, 6, 9, 15)]
 # No features; groups of several blocks; rows too many for the caches, narrower than a page and wider.
-SHAPES += [(67, 0, 1), (257, 16, 1), (26003, 41, 1), (5003, 250, 1), (1031, 1030, 1)]
+SHAPES += [(300, 0, 1), (257, 16, 1), (26003, 41, 1), (5003, 250, 1), (1031, 1030, 1)]
 # Enough targets and work for PyTorch's matrix products: one row block, several, and several chunks.
 SHAPES += [(1, 1100, 33), (77, 130, 16), (64, 64, 64), (300, 65, 257), (513, 33, 40), (5003, 9, 34), (70, 1025, 100)]
 
@@ -206,7 +206,10 @@ LAYOUTS = {
 
 
 @crossed(
-    5, shape=[(70, 6, 2), (70, 40, 1), (70, 40, 3), (300, 40, 37), (3000, 1, 16)], layout=list(LAYOUTS), dtypes=DTYPES
+    5,
+    shape=[(70, 6, 2), (70, 5, 1), (70, 40, 1), (70, 40, 3), (300, 40, 37), (3000, 1, 16)],
+    layout=list(LAYOUTS),
+    dtypes=DTYPES,
 )
 def test_layouts_give_the_bits_of_contiguous_operands(layout, shape, dtypes, device):
     """For our kernels and, since their operands are packed, for PyTorch's matrix products."""

@@ -202,8 +202,9 @@ def test_parameters_whose_columns_are_apart_are_updated(device):
 
 @pytest.mark.parametrize("d", [2, 30, 300])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_run_stops_with_the_last_finite_parameters(d, momentum, device):
-    problem = Problem.random(64, d, 1, DTYPES["float32"], device=device)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_run_stops_with_the_last_finite_parameters(dtype, d, momentum, device):
+    problem = Problem.random(64, d, 1, DTYPES[dtype], device=device)
     x, w, y, *_ = vars(problem).values()
     y[37] = torch.inf  # in the third batch of the second epoch
     orders = torch.arange(64).repeat(2, 1)

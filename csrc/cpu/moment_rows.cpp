@@ -303,6 +303,8 @@ void add_columns_of(const double* columns, int64_t count, const double* v, int64
   if (a + 1 == count) tile.template operator()<1, 1>(a, a);
 }
 
+constexpr int64_t kShiftRows = 16;
+
 // Rows of few columns are transposed, so that lanes run along rows: all arithmetic is in double, and reading takes the
 // longest.
 bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count, int64_t ld, double* out) {
@@ -318,8 +320,9 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
   for (int64_t begin = 0; begin < count; begin += kMomentBlock) {
     const int64_t rows = count - begin < kMomentBlock ? count - begin : kMomentBlock;
     const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
-    const auto row = [&](int64_t i) { return order ? order[begin + i] : first + begin + i; };
-    const auto load_columns = [&](const View& from, int64_t j, int64_t width) {
+    int64_t skipped = 0;
+    const auto row = [&](int64_t i) { return order ? order[begin + skipped + i] : first + begin + skipped + i; };
+    const auto load_columns = [&](const View& from, int64_t j, int64_t width, int64_t rows) {
       double* const to = columns + j * kMomentBlock;
       const bool lines = width > 1 && from.col_stride == 1, in_sequence = !order && from.row_stride <= 2 * width;
       if (lines && from.dtype == Dtype::float32)
@@ -355,36 +358,41 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
       used += rows;
     }
     if (weight == 0) continue;
-    int64_t some = 0;  // a row with a weight
-    while (v[some] == 0) ++some;
-    load_columns(p.x, 0, p.d);
-    load_columns(p.y, p.d, p.k);
+    const auto load_block = [&](int64_t count) {
+      load_columns(p.x, 0, p.d, count);
+      load_columns(p.y, p.d, p.k, count);
+    };
+    if (!shifted) {
+      // The mean of the first rows is near enough to that of all that little cancels. About a row with a weight, a
+      // constant column has exactly its mean.
+      while (v[skipped] == 0) ++skipped;
+      const int64_t few = rows - skipped < kShiftRows ? rows - skipped : kShiftRows;
+      load_block(few);
+      double some = 0;
+      for (int64_t i = 0; i < few; ++i) some += v[skipped + i];
+      for (int64_t j = 0; j < m; ++j) {
+        const double *const z = columns + j * kMomentBlock, base = z[0];
+        Wide totals[1] = {};
+        int64_t i = 0;
+        for (; i + kLanes <= few; i += kLanes) {
+          const Wide weights = load_vec<Wide>(v + skipped + i);
+          totals[0] += weights == zero ? zero : weights * (load_vec<Wide>(z + i) - base);
+        }
+        fold<1, kLanes, 1>(totals);
+        for (; i < few; ++i)
+          if (v[skipped + i] != 0) totals[0][0] += v[skipped + i] * (z[i] - base);
+        shift[j] = base + totals[0][0] / some;
+      }
+      skipped = 0, shifted = true;
+    }
+    load_block(rows);
     // A row without weight counts as 0, whatever it holds; without weights, those are at the end.
     const bool masked = p.v.data || rows < padded;
     const auto mask = [&](double* z) __attribute__((always_inline)) {
       for (int64_t i = p.v.data ? 0 : padded - kLanes; i < padded; i += kLanes)
         store_vec<Wide>(z + i, load_vec<Wide>(v + i) == zero ? zero : load_vec<Wide>(z + i));
     };
-    for (int64_t j = 0; j < m && (masked || !shifted); ++j) {
-      double* const z = columns + j * kMomentBlock;
-      if (masked) mask(z);
-      if (shifted) continue;
-      // The mean of the first block is near enough to that of all rows that little cancels. About a row with a weight,
-      // a constant column has exactly its mean.
-      const Wide base = broadcast<Wide>(z[some]);
-      Wide totals[4] = {};
-      int64_t i = 0;
-      for (; i + 4 * kLanes <= padded; i += 4 * kLanes) LINREG_UNROLL
-      for (int c = 0; c < 4; ++c)
-        totals[c] += load_vec<Wide>(v + i + c * kLanes) * (load_vec<Wide>(z + i + c * kLanes) - base);
-      for (; i < padded; i += kLanes) totals[0] += load_vec<Wide>(v + i) * (load_vec<Wide>(z + i) - base);
-      totals[0] += totals[1] + (totals[2] + totals[3]);
-      fold<1, kLanes, 1>(totals);
-      shift[j] = z[some] + totals[0][0] / weight;
-      for (i = 0; i < padded; i += kLanes) store_vec<Wide>(z + i, load_vec<Wide>(z + i) - shift[j]);
-      if (masked) mask(z);
-    }
-    shifted = true;
+    for (int64_t j = 0; j < m && masked; ++j) mask(columns + j * kMomentBlock);
     for (int64_t i = 0; i < padded; i += kLanes) store_vec<Wide>(columns + m * kMomentBlock + i, one);
     if (masked) mask(columns + m * kMomentBlock);
     p.v.data ? add_columns_of<true>(columns, m + 1, v, padded, sums, line)
@@ -412,87 +420,100 @@ bool moments(const MomentRows& p, int64_t begin, int64_t end, int64_t ld, void* 
                                                  : moments_of(p, begin, end, ld, static_cast<double*>(block), out);
 }
 
-// SGD's rule for a problem in each lane.
-LINREG_INLINE void update(const Sgd& sgd, bool first, Wide lr, Wide grad, Wide& value, Wide& buffer) {
-  if (sgd.maximize) grad = -grad;
-  if (sgd.weight_decay != 0) grad += sgd.weight_decay * value;
+// A number of each problem of a descent: one in each lane of two registers, of which each hides the other's latency.
+struct Pair {
+  Wide of[2];
+};
+constexpr int kPair = 2 * kLanes;
+
+LINREG_INLINE double& lane(Pair& pair, int64_t l) { return reinterpret_cast<double*>(&pair)[l]; }
+LINREG_INLINE Pair both(double number) { return {{broadcast<Wide>(number), broadcast<Wide>(number)}}; }
+LINREG_INLINE Pair operator+(const Pair& a, const Pair& b) { return {{a.of[0] + b.of[0], a.of[1] + b.of[1]}}; }
+LINREG_INLINE Pair operator-(const Pair& a, const Pair& b) { return {{a.of[0] - b.of[0], a.of[1] - b.of[1]}}; }
+LINREG_INLINE Pair operator*(const Pair& a, const Pair& b) { return {{a.of[0] * b.of[0], a.of[1] * b.of[1]}}; }
+LINREG_INLINE Wide positive(Wide a) { return a < Wide{} ? Wide{} : a; }
+
+// SGD's rule.
+LINREG_INLINE void update(const Sgd& sgd, bool first, const Pair& lr, Pair grad, Pair& value, Pair& buffer) {
+  if (sgd.maximize) grad = both(0) - grad;
+  if (sgd.weight_decay != 0) grad = grad + both(sgd.weight_decay) * value;
   if (sgd.momentum != 0) {
-    buffer = first ? grad : sgd.momentum * buffer + (1 - sgd.dampening) * grad;
-    grad = sgd.nesterov ? grad + sgd.momentum * buffer : buffer;
+    buffer = first ? grad : both(sgd.momentum) * buffer + both(1 - sgd.dampening) * grad;
+    grad = sgd.nesterov ? grad + both(sgd.momentum) * buffer : buffer;
   }
-  value -= lr * grad;
+  value = value - lr * grad;
 }
 
-// The numbers of a target in a descent, a problem in each lane.
+// The numbers of a target.
 struct DescentLanes {
-  Wide *xx, *xy, *yy, *mean, *mean_y, *weight, *bias, *buffers;
+  Pair *xx, *xy, *yy, *mean, *mean_y, *weight, *bias, *buffers;
 };
 
 // Takes a step for one target and returns its loss.
 template <int D>
-LINREG_INLINE Wide descend_target(const Sgd& sgd, int64_t d, bool first, bool has_bias, double scale, Wide lr,
-                                  const DescentLanes& to, Wide* line) {
+LINREG_INLINE Pair descend_target(const Sgd& sgd, int64_t d, bool first, bool has_bias, double scale, const Pair& lr,
+                                  const DescentLanes& to, Pair* line) {
   if constexpr (D > 0) d = D;
-  Wide level = *to.bias - *to.mean_y, square = *to.yy;  // the mean residual, and the mean square about it
+  Pair level = *to.bias - *to.mean_y, square = *to.yy;  // the mean residual, and the mean square about it
   LINREG_UNROLL
-  for (int64_t j = 0; j < d; ++j) level += to.weight[j] * to.mean[j];
+  for (int64_t j = 0; j < d; ++j) level = level + to.weight[j] * to.mean[j];
   LINREG_UNROLL
   for (int64_t i = 0; i < d; ++i) {
-    Wide sum = -to.xy[i];
+    Pair sum = both(0) - to.xy[i];
     LINREG_UNROLL
-    for (int64_t j = 0; j < d; ++j) sum += to.weight[j] * to.xx[i * d + j];
-    square += to.weight[i] * (sum - to.xy[i]);
-    line[i] = scale * (sum + level * to.mean[i]);
+    for (int64_t j = 0; j < d; ++j) sum = sum + to.weight[j] * to.xx[i * d + j];
+    square = square + to.weight[i] * (sum - to.xy[i]);
+    line[i] = both(scale) * (sum + level * to.mean[i]);
   }
   LINREG_UNROLL
   for (int64_t i = 0; i < d; ++i) update(sgd, first, lr, line[i], to.weight[i], to.buffers[i]);
-  if (has_bias) update(sgd, first, lr, scale * level, *to.bias, to.buffers[d]);
-  const Wide zero{};
-  return (square < zero ? zero : square) + level * level;
+  if (has_bias) update(sgd, first, lr, both(scale) * level, *to.bias, to.buffers[d]);
+  return Pair{{positive(square.of[0]), positive(square.of[1])}} + level * level;
 }
 
 // D > 0 is d, with one target: all its numbers are in registers.
 template <int D>
 void descend_lanes(const Descent& p, int64_t first, double* memory) {
   const int64_t d = D > 0 ? D : p.d, k = D > 0 ? 1 : p.k, m = d + k;
-  const int64_t count = p.problems - first < kLanes ? p.problems - first : kLanes;
-  Wide own[D > 0 ? D * D + 6 * D + 4 : 1], *next = D > 0 ? own : reinterpret_cast<Wide*>(memory);
+  const int64_t count = p.problems - first < kPair ? p.problems - first : kPair;
+  Pair own[D > 0 ? D * D + 6 * D + 4 : 1], *next = D > 0 ? own : reinterpret_cast<Pair*>(memory);
   const auto take = [&next](int64_t size) { return (next += size) - size; };
-  Wide *const xx = take(d * d), *const xy = take(k * d), *const yy = take(k), *const mean = take(m),
+  Pair *const xx = take(d * d), *const xy = take(k * d), *const yy = take(k), *const mean = take(m),
               *const weight = take(k * d), *const bias = take(k), *const buffers = take(k * (d + 1)),
               *const line = take(d);
-  int64_t of_lane[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) {  // the lanes beyond the last problem repeat it
+  int64_t of_lane[kPair];
+  for (int64_t l = 0; l < kPair; ++l) {  // the lanes beyond the last problem repeat it
     const int64_t q = of_lane[l] = first + (l < count ? l : count - 1), g = p.moments.groups == 1 ? 0 : q;
     const double *const from = p.moments.moments + g * m * m, rows = p.moments.counts[2 * g + 1];
     for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < d; ++j) xx[i * d + j][l] = from[i * m + j] / rows;
+      for (int64_t j = 0; j < d; ++j) lane(xx[i * d + j], l) = from[i * m + j] / rows;
     for (int64_t t = 0; t < k; ++t) {
-      for (int64_t i = 0; i < d; ++i) xy[t * d + i][l] = from[(d + t) * m + i] / rows;
-      yy[t][l] = from[(d + t) * m + d + t] / rows;
+      for (int64_t i = 0; i < d; ++i) lane(xy[t * d + i], l) = from[(d + t) * m + i] / rows;
+      lane(yy[t], l) = from[(d + t) * m + d + t] / rows;
     }
-    for (int64_t i = 0; i < m; ++i) mean[i][l] = p.moments.mean[g * m + i];
-    for (int64_t i = 0; i < k * d; ++i) weight[i][l] = p.weight[q * k * d + i];
-    for (int64_t t = 0; t < k; ++t) bias[t][l] = p.bias ? p.bias[q * k + t] : 0;
+    for (int64_t i = 0; i < m; ++i) lane(mean[i], l) = p.moments.mean[g * m + i];
+    for (int64_t i = 0; i < k * d; ++i) lane(weight[i], l) = p.weight[q * k * d + i];
+    for (int64_t t = 0; t < k; ++t) lane(bias[t], l) = p.bias ? p.bias[q * k + t] : 0;
   }
   const double scale = 2.0 / double(k);
   const Sgd sgd = p.sgd;
   const bool has_bias = p.bias;
-  Wide lr{};
+  Pair lr = both(0);
   for (int64_t s = 0; s < p.steps; ++s) {
     if (s == 0 || p.lr_step != 0)
-      for (int l = 0; l < kLanes; ++l) lr[l] = p.lr[of_lane[l] * p.lr_problem + s * p.lr_step];
-    Wide loss{};
+      for (int l = 0; l < kPair; ++l) lane(lr, l) = p.lr[of_lane[l] * p.lr_problem + s * p.lr_step];
+    Pair loss = both(0);
     for (int64_t t = 0; t < k; ++t)
-      loss += descend_target<D>(
-          sgd, d, s == 0, has_bias, scale, lr,
-          {xx, xy + t * d, yy + t, mean, mean + d + t, weight + t * d, bias + t, buffers + t * (d + 1)}, line);
-    if (k > 1) loss /= double(k);
-    for (int64_t l = 0; l < count; ++l) p.losses[(first + l) * p.steps + s] = loss[l];
+      loss = loss + descend_target<D>(
+                        sgd, d, s == 0, has_bias, scale, lr,
+                        {xx, xy + t * d, yy + t, mean, mean + d + t, weight + t * d, bias + t, buffers + t * (d + 1)},
+                        line);
+    for (int64_t l = 0; l < count; ++l)
+      p.losses[(first + l) * p.steps + s] = k > 1 ? lane(loss, l) / double(k) : lane(loss, l);
   }
   for (int64_t l = 0; l < count; ++l) {
-    for (int64_t i = 0; i < k * d; ++i) p.weight[(first + l) * k * d + i] = weight[i][l];
-    for (int64_t t = 0; t < k && p.bias; ++t) p.bias[(first + l) * k + t] = bias[t][l];
+    for (int64_t i = 0; i < k * d; ++i) p.weight[(first + l) * k * d + i] = lane(weight[i], l);
+    for (int64_t t = 0; t < k && p.bias; ++t) p.bias[(first + l) * k + t] = lane(bias[t], l);
   }
 }
 
@@ -506,6 +527,6 @@ void descend(const Descent& p, int64_t first, double* memory) {
 
 }  // namespace
 
-const MomentKernels LINREG_SET::moment_kernels = {moments, gradient, run, descend, kLanes};
+const MomentKernels LINREG_SET::moment_kernels = {moments, gradient, run, descend, kPair};
 
 }  // namespace linreg::cpu

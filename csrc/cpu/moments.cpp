@@ -50,7 +50,14 @@ void merge(const double* other_counts, const double* other_mean, const double* o
   counts[0] += other_counts[0];
   if (other_counts[1] == 0) return;
   const double share = other_counts[1] / weight, factor = counts[1] * share;
+  const bool first = counts[1] == 0;
   counts[1] = weight;
+  if (first) {  // as below
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j <= i; ++j) moments[i * ld + j] += other[i * other_ld + j];
+    std::copy_n(other_mean, m, mean);
+    return;
+  }
   for (int64_t i = 0; i < m; ++i) {
     const double apart = factor * (other_mean[i] - mean[i]);
     for (int64_t j = 0; j <= i; ++j) moments[i * ld + j] += other[i * other_ld + j] + apart * (other_mean[j] - mean[j]);
@@ -106,9 +113,23 @@ bool are_sorted(const MomentRows& p) {
   std::atomic<bool> sorted{true};
   run_threaded(std::clamp<int64_t>(p.n / kChunkRows, 1, p.threads), [&](int64_t thread, int64_t threads) {
     const int64_t begin = p.n * thread / threads, end = p.n * (thread + 1) / threads;
-    if (!std::is_sorted(p.group + (begin > 0 ? begin - 1 : 0), p.group + end)) sorted = false;
+    for (int64_t first = begin; first < end; first += kChunkRows) {
+      bool falls = false;  // without a branch for each row
+      for (int64_t i = std::max<int64_t>(first, 1); i < std::min(first + kChunkRows, end); ++i)
+        falls |= p.group[i] < p.group[i - 1];
+      if (falls) return void(sorted = false);
+    }
   });
   return sorted;
+}
+
+// The end of the rows of one group that begin at `first`.
+int64_t end_of_run(const int64_t* group, int64_t first, int64_t end, bool sorted) {
+  const int64_t g = group[first];
+  if (!sorted) return std::find_if(group + first, group + end, [g](int64_t other) { return other != g; }) - group;
+  int64_t step = 1;
+  while (first + step < end && group[first + step] == g) step *= 2;
+  return std::upper_bound(group + first + step / 2, group + std::min(first + step, end), g) - group;
 }
 
 // Adds each row to its group. A thread has its own groups and looks for their rows. Groups that do not fit in the cache
@@ -133,8 +154,7 @@ void add_groups(const MomentRows& p, const Moments& to) {
       if (!sort) {
         for (int64_t i = first, next = 0; i < last; i = next) {
           const int64_t g = p.group[i];
-          for (next = i + 1; next < last && p.group[next] == g; ++next) {
-          }
+          next = end_of_run(p.group, i, last, sorted);
           if (!is_own(i)) continue;
           add_run(p, nullptr, i, next - i, g, to, row.get());
           if (many) mirror_group(g);

@@ -132,7 +132,7 @@ LINREG_DEVICE void finish(const Pass& pass, const double* sums, Slice slice) {
   const Problem& p = pass.problem;
   const Finish& f = pass.finish;
   if (f.skip.before && !is_finite(load_as<double>(f.skip.before, loss_dtype(p), 0))) {
-    if (slice.first == 0 && thread_index() == 0) store_number(f.loss, loss_dtype(p), 0, NAN);
+    if (slice.first == 0 && thread_index() == 0) store_nan(f.loss, loss_dtype(p), 0);
     return;
   }
   const double scale = reduction_scale(p, p.v.data ? total(sums + weight_totals(p), p.k) : 0);

@@ -70,6 +70,8 @@ LINREG_DEVICE void store_number(void* to, Dtype dtype, int64_t index, T number) 
   }
 }
 
+LINREG_DEVICE void store_nan(void* to, Dtype dtype, int64_t index) { store_number<double>(to, dtype, index, NAN); }
+
 LINREG_DEVICE bool is_finite(double number) { return number - number == 0; }  // inf − inf and nan − nan are nan
 
 LINREG_DEVICE double round_to(double number, Dtype dtype) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Many steps of a run in one launch, by one block whose rows stay in shared memory; and the end of any run.
+// Many steps of a run in one launch, by one block whose rows stay in shared memory; the same for many runs, a block for
+// each; and the end of any run.
 //
 // Reads the rows once per launch, and converts them once: float64 to double, all others to float. Writes a loss per
-// step and, at the end, the parameters.
+// step, or of many runs the mean of each epoch, and at the end the parameters.
 //
-// Launch: one block. If one warp is enough, it exchanges sums and weights by shuffles; several warps need two barriers
-// per step. Some lanes of a warp share a row. A thread sums at most kMostRows rows in its own type; sums over rows of
-// several threads are in double.
+// Launch: one block per run. If one warp is enough, it exchanges sums and weights by shuffles; several warps need two
+// barriers per step. Some lanes of a warp share a row. A thread sums at most kMostRows rows in its own type; sums over
+// rows of several threads are in double.
 //
 // Deterministic: the sizes determine each thread's rows, and sums are added in a fixed order. Parameters are rounded to
 // their dtype after every step, so that splitting a run into launches does not change its bits.
@@ -14,6 +15,7 @@
 
 #include "../math/reduction.h"
 #include "../math/sgd.h"
+#include "../math/single_run.h"
 #include "plan.h"
 
 namespace linreg::cuda {
@@ -27,7 +29,24 @@ struct ResidentRun {
   const void* before;  // the loss of the step before run.begin, which may have ended the run; nullptr: none
   void* losses;        // [run.end - run.begin]
   ResidentLayout layout;
+  Many many = {};  // on the device; block i takes run many.begin + i, if there are any
+  // Of many runs: `run` begins and ends at epochs, `losses` are those of epochs, [blocks, many.epochs] from epoch 0 on.
+  LINREG_DEVICE bool is_many() const { return many.end > many.begin; }
 };
+
+// The run of problem p.
+LINREG_DEVICE Run run_of(const ResidentRun& call, int64_t p) {
+  Run run = call.run;
+  if (!call.is_many()) return run;
+  if (call.many.offsets) {
+    run.rows = call.many.offsets[p + 1] - call.many.offsets[p];
+    if (run.order) run.order += call.many.offsets[p];
+  }
+  run.epoch_steps = steps_of(run.rows, run.batch_size, call.many.drop_last);
+  run.begin *= run.epoch_steps;
+  run.end *= run.epoch_steps;
+  return run;
+}
 
 struct Batch {
   int64_t index = 0;               // in its epoch
@@ -49,7 +68,7 @@ LINREG_DEVICE Batch following(const Run& run, const Batch& batch) {
 // Sets the losses from `step` on, which the run does not reach, to nan.
 LINREG_DEVICE void leave_unreached(const ResidentRun& call, int64_t step) {
   for (int64_t i = step - call.run.begin + thread_index(); i < call.run.end - call.run.begin; i += thread_count())
-    store_number(call.losses, call.problem.w.dtype, i, NAN);
+    store_nan(call.losses, call.problem.w.dtype, i);
 }
 
 constexpr int kAbsent = -1;   // instead of a row: beyond the end of the batch
@@ -75,6 +94,10 @@ class ResidentSteps {
       : call_(call),
         p_(call.problem),
         l_(call.layout),
+        index_(call.many.begin + block_index()),
+        run_(run_of(call, index_)),
+        sgd_(rule_of(call.many, call.sgd, index_)),
+        rows_(call.many.offsets && !run_.order ? int(run_.rows) : l_.rows),
         dtype_(p_.w.dtype),
         columns_(int(p_.d) + 1),
         lane_(thread_index() & (l_.lanes - 1)),
@@ -88,9 +111,10 @@ class ResidentSteps {
         v_(y_ + int(p_.k) * l_.rows) {}
 
   LINREG_DEVICE void run() {
-    const Run& run = call_.run;
+    const Run& run = run_;
+    if (run.epoch_steps == 0) return leave_epochs();
     load();
-    Sgd sgd = call_.sgd;
+    Sgd sgd = sgd_;
     if (sgd.lr_on_device) sgd.lr = load_as<double>(sgd.lr_on_device, sgd.lr_dtype, 0);
     int64_t step = run.begin;
     Batch batch = batch_of(run, step);
@@ -101,12 +125,14 @@ class ResidentSteps {
       scaled = batch.n;
       double sums[kScattered];
       add(batch, sums);
+      rows_of_batch_ = batch.n;
+      epoch_ends_ = batch.index + 1 == run.epoch_steps;
       batch = following(run, batch);
       if (l_.one_warp ? ends_warp(step, sums, sgd) : ends_block(step, sums, sgd)) break;  // in all threads
       first_weight_ = first_bias_ = false;
     }
     if (step > run.begin) store();
-    leave_unreached(call_, step + 1);
+    if (!call_.is_many()) leave_unreached(call_, step + 1);
   }
 
  private:
@@ -118,6 +144,16 @@ class ResidentSteps {
   // A target's parameters are its weights, then its bias.
   LINREG_DEVICE bool is_bias(int column) const { return column == int(p_.d); }
   LINREG_DEVICE const Parameter& parameter(int column) const { return is_bias(column) ? call_.bias : call_.weight; }
+  LINREG_DEVICE Rows value_of(int column) const {
+    Rows of = parameter(column).value;
+    move_bytes(of.data, index_ * (is_bias(column) ? call_.many.b : call_.many.w));
+    return of;
+  }
+  LINREG_DEVICE Rows buffer_of(int column) const {
+    Rows of = parameter(column).momentum_buffer;
+    move_bytes(of.data, index_ * (is_bias(column) ? call_.many.b_buffer : call_.many.w_buffer));
+    return of;
+  }
   LINREG_DEVICE int64_t place(const Rows& of, int t, int column) const {
     return is_bias(column) ? t : t * of.row_stride + column;
   }
@@ -131,21 +167,26 @@ class ResidentSteps {
   LINREG_DEVICE int column(int c) const { return c * l_.lanes + lane_; }
 
   LINREG_DEVICE void load() {
-    const auto fetch = [&](const View& from, int columns, T* to, int stride) {
-      for (int i = thread_index(); i < l_.rows * columns; i += thread_count())
+    const Many& many = call_.many;
+    const auto fetch = [&](View from, int64_t apart, int columns, T* to, int stride) {
+      move_bytes(from.data, index_ * apart);
+      if (many.offsets && !run_.order)
+        move_bytes(from.data, many.offsets[index_] * from.row_stride * int64_t(size_of(from.dtype)));
+      for (int i = thread_index(); i < rows_ * columns; i += thread_count())
         to[i % columns * stride + i / columns] = load_as<T>(from, i / columns, i % columns);
     };
-    fetch(p_.x, int(p_.d), x_, l_.stride);
-    fetch(p_.y, int(p_.k), y_, l_.rows);
-    if (p_.v.data) fetch(p_.v, l_.weight_columns, v_, l_.rows);
+    fetch(p_.x, many.x, int(p_.d), x_, l_.stride);
+    fetch(p_.y, many.y, int(p_.k), y_, l_.rows);
+    if (p_.v.data) fetch(p_.v, many.v, l_.weight_columns, v_, l_.rows);
+    View w = p_.w, b = p_.b;
+    move_bytes(w.data, index_ * many.w), move_bytes(b.data, index_ * many.b);
     for (int i = thread_index(); i < p_.k * columns_; i += thread_count()) {
       const int t = i / columns_, column = i - t * columns_;
-      const Parameter& of = parameter(column);
-      const Rows& buffer = of.momentum_buffer;
+      const Rows buffer = buffer_of(column);
       Number number;
-      if (!is_bias(column)) number.p = load_as<T>(p_.w, t, column);
-      if (is_bias(column) && p_.b.data) number.p = load_as<T>(p_.b, 0, t);
-      if (call_.sgd.momentum != 0 && buffer.data && !of.first_step)
+      if (!is_bias(column)) number.p = load_as<T>(w, t, column);
+      if (is_bias(column) && b.data) number.p = load_as<T>(b, 0, t);
+      if (sgd_.momentum != 0 && buffer.data && !parameter(column).first_step)
         number.buffer = load_as<T>(buffer.data, dtype_, place(buffer, t, column));
       numbers_[i] = number;
     }
@@ -164,8 +205,8 @@ class ResidentSteps {
 
   LINREG_DEVICE int row_of(const Batch& batch, int at) const {
     if (at >= batch.n) return kAbsent;
-    const int64_t place = batch.index * call_.run.batch_size + at, row = batch.order ? batch.order[place] : place;
-    return 0 <= row && row < l_.rows ? int(row) : kMissing;
+    const int64_t place = batch.index * run_.batch_size + at, row = batch.order ? batch.order[place] : place;
+    return 0 <= row && row < rows_ ? int(row) : kMissing;
   }
 
   // This thread's sums over a batch, for its columns and its target.
@@ -228,11 +269,29 @@ class ResidentSteps {
     }
   }
 
-  // Writes the loss of a step. True if it ends the run.
-  LINREG_DEVICE bool ends(int64_t step, double loss_sum) const {
+  // Writes the loss of a step, or adds it to its epoch's. True if it ends the run.
+  LINREG_DEVICE bool ends(int64_t step, double loss_sum, double weight_sum) {
     const double loss = round_to(scale_ * loss_sum, dtype_);
-    if (thread_index() == 0) store_number(call_.losses, dtype_, step - call_.run.begin, loss);
+    if (call_.is_many()) {
+      if (thread_index() == 0) add_to_epoch(step, loss, p_.v.data ? weight_sum : double(rows_of_batch_));
+      return false;
+    }
+    if (thread_index() == 0) store_number(call_.losses, dtype_, step - run_.begin, loss);
     return call_.stop_nonfinite && !is_finite(loss);
+  }
+
+  LINREG_DEVICE void add_to_epoch(int64_t step, double loss, double weight) {
+    epoch_loss_ += weight * loss, epoch_weight_ += weight;
+    if (!epoch_ends_) return;
+    const double mean = run_.epoch_steps == 1 ? loss : epoch_loss_ / epoch_weight_;
+    store_number(call_.losses, dtype_, block_index() * call_.many.epochs + step / run_.epoch_steps, mean);
+    epoch_loss_ = epoch_weight_ = 0;
+  }
+
+  // The losses of a run without steps.
+  LINREG_DEVICE void leave_epochs() const {
+    for (int64_t epoch = call_.run.begin + thread_index(); epoch < call_.run.end; epoch += thread_count())
+      store_nan(call_.losses, dtype_, block_index() * call_.many.epochs + epoch);
   }
 
   // Applies the rule, rounded to the dtype.
@@ -248,8 +307,9 @@ class ResidentSteps {
   // A step of one warp, whose lanes take whole rows. Each sum ends in the lane that owns its parameter.
   LINREG_DEVICE bool ends_warp(int64_t step, const double (&sums)[kScattered], const Sgd& sgd) {
     const double mine = scatter_sums(sums, kWarp);
-    if (p_.v.data) scale_ = reduction_scale(p_.reduction, shuffle(mine, kWeightSum * kShare));
-    if (ends(step, shuffle(mine, kLossSum * kShare))) return true;
+    const double weight_sum = shuffle(mine, kWeightSum * kShare);
+    if (p_.v.data) scale_ = reduction_scale(p_.reduction, weight_sum);
+    if (ends(step, shuffle(mine, kLossSum * kShare), weight_sum)) return true;
     if (number() >= 0) update(own_, number(), mine, sgd);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) w_[c] = shuffle(own_.p, c * kShare);
@@ -260,9 +320,10 @@ class ResidentSteps {
   LINREG_DEVICE bool ends_block(int64_t step, const double (&sums)[kScattered], const Sgd& sgd) {
     leave_sums(sums, lines_ + thread_index() / kWarp * l_.line);
     sync_block();  // every warp's sums are stored, and all weights have been read
-    if (p_.v.data) scale_ = reduction_scale(p_.reduction, sum_apart(lines_ + l_.columns + 2, l_.warps, l_.line));
+    const double weight_sum = p_.v.data ? sum_apart(lines_ + l_.columns + 2, l_.warps, l_.line) : 0;
+    if (p_.v.data) scale_ = reduction_scale(p_.reduction, weight_sum);
     if (call_.stop_nonfinite || thread_index() == 0)
-      if (ends(step, sum_apart(lines_ + l_.columns, l_.warps, l_.line))) return true;
+      if (ends(step, sum_apart(lines_ + l_.columns, l_.warps, l_.line), weight_sum)) return true;
     for (int i = thread_index(); i < p_.k * columns_; i += thread_count()) {
       const int t = i / columns_, column = i - t * columns_;
       const double* const first = lines_ + t * l_.line + (is_bias(column) ? l_.columns + 1 : column);
@@ -279,17 +340,20 @@ class ResidentSteps {
     sync_block();  // every parameter is in shared memory
     for (int i = thread_index(); i < p_.k * columns_; i += thread_count()) {
       const int t = i / columns_, column = i - t * columns_;
-      const Parameter& of = parameter(column);
-      if (of.frozen || !of.value.data) continue;
-      store_number(of.value.data, dtype_, place(of.value, t, column), numbers_[i].p);
-      if (call_.sgd.momentum != 0)
-        store_number(of.momentum_buffer.data, dtype_, place(of.momentum_buffer, t, column), numbers_[i].buffer);
+      const Rows value = value_of(column), buffer = buffer_of(column);
+      if (parameter(column).frozen || !value.data) continue;
+      store_number(value.data, dtype_, place(value, t, column), numbers_[i].p);
+      if (sgd_.momentum != 0) store_number(buffer.data, dtype_, place(buffer, t, column), numbers_[i].buffer);
     }
   }
 
   const ResidentRun& call_;
   const Problem& p_;
   const ResidentLayout& l_;
+  const int64_t index_;  // of the run
+  const Run run_;
+  const Sgd sgd_;
+  const int rows_;          // in shared memory
   const Dtype dtype_;       // of the parameters and the losses
   const int columns_;       // the parameters of a target
   const int lane_;          // among the lanes that share a row
@@ -304,6 +368,9 @@ class ResidentSteps {
   T w_[kColumns], b_;
   double scale_ = 1;
   bool first_weight_ = false, first_bias_ = false;
+  int rows_of_batch_ = 0;
+  bool epoch_ends_ = false;
+  double epoch_loss_ = 0, epoch_weight_ = 0;  // in one thread
 };
 
 template <class T, int kColumns>
@@ -329,12 +396,11 @@ end_kernel(LINREG_PARAMETER Run run, const bool stop_nonfinite, LINREG_PARAMETER
   sync_block();  // every thread has read its losses and stored its result
   for (int i = 0; i < thread_count(); ++i) first = firsts[i] < first ? firsts[i] : first;
   if (thread_index() == 0) *taken = first;
-  for (int64_t i = first + 1 + thread_index(); i < steps; i += thread_count())
-    store_number(losses.data, losses.dtype, i, NAN);
+  for (int64_t i = first + 1 + thread_index(); i < steps; i += thread_count()) store_nan(losses.data, losses.dtype, i);
   if (!validation_losses.data) return;
   const int64_t before = run.begin / run.epoch_steps, ended = run.end / run.epoch_steps - before;
   for (int64_t i = (run.begin + first) / run.epoch_steps - before + thread_index(); i < ended; i += thread_count())
-    store_number(validation_losses.data, validation_losses.dtype, i, NAN);
+    store_nan(validation_losses.data, validation_losses.dtype, i);
 }
 namespace {
 
@@ -342,8 +408,13 @@ template <class T, int kColumns = 1>
 const char* launch_once(const ResidentRun& call, void* stream) {
   if constexpr (kColumns < kMostColumns)
     if (call.layout.columns_of_thread > kColumns) return launch_once<T, 2 * kColumns>(call, stream);
-  const Launch how{1, call.layout.warps * kWarp, call.layout.shared_bytes, stream};
+  const int blocks = call.is_many() ? int(call.many.end - call.many.begin) : 1;
+  const Launch how{blocks, call.layout.warps * kWarp, call.layout.shared_bytes, stream};
   return launch(resident_kernel<T, kColumns>, how, call);
+}
+
+const char* launch_once(const ResidentRun& call, void* stream) {
+  return call.problem.x.dtype == Dtype::float64 ? launch_once<double>(call, stream) : launch_once<float>(call, stream);
 }
 
 const char* take_launches(ResidentRun call, void* stream) {
@@ -355,9 +426,7 @@ const char* take_launches(ResidentRun call, void* stream) {
     call.run.end = run.end - begin < most ? run.end : begin + most;
     if (run.lr) call.run.lr = run.lr + (begin - run.begin);
     call.losses = losses + (begin - run.begin) * size;
-    const bool doubles = call.problem.x.dtype == Dtype::float64;
-    if (const char* error = doubles ? launch_once<double>(call, stream) : launch_once<float>(call, stream))
-      return error;
+    if (const char* error = launch_once(call, stream)) return error;
     call.weight.first_step = call.bias.first_step = false;
     call.before = losses + (call.run.end - 1 - run.begin) * size;
   }
@@ -382,6 +451,32 @@ const char* take_many_steps(const Problem& problem, const Run& run, const Sgd& s
   ResidentRun call{problem, run, sgd, weight, bias, stop_nonfinite, before, losses, {}};
   if (!lay_out(call.layout, problem, run, device)) return "a run whose steps are to be launched one by one";
   return take_launches(call, stream);
+}
+
+const char* take_many_runs(const SingleRun& largest, const Many& many, void* losses, void* stream) {
+  Limits device;
+  if (const char* error = limits(device)) return error;
+  ResidentRun call{largest.problem, largest.run, largest.sgd, largest.weight, largest.bias, false, nullptr, losses, {}};
+  if (!lay_out(call.layout, largest.problem, largest.run, device)) return "runs that are to be taken one by one";
+  // Some runs at a time, and of these some epochs, take the time of a launch.
+  const int64_t most = launch_steps(largest.problem, largest.run) / largest.run.epoch_steps;  // epochs
+  const int64_t waves = most > 1 ? most : 1, blocks = waves * device.multiprocessors;
+  const int64_t size = int64_t(size_of(largest.problem.w.dtype));
+  for (int64_t first = many.begin; first < many.end; first = call.many.end) {
+    call.many = many;
+    call.many.begin = first;
+    call.many.end = many.end - first < blocks ? many.end : first + blocks;
+    call.losses = static_cast<char*>(losses) + (first - many.begin) * many.epochs * size;
+    call.weight.first_step = largest.weight.first_step, call.bias.first_step = largest.bias.first_step;
+    const int64_t taken = waves / ceil_div(call.many.end - first, device.multiprocessors);
+    for (int64_t epoch = 0; epoch < many.epochs; epoch = call.run.end) {
+      call.run.begin = epoch;
+      call.run.end = many.epochs - epoch < taken ? many.epochs : epoch + taken;
+      if (const char* error = launch_once(call, stream)) return error;
+      call.weight.first_step = call.bias.first_step = false;
+    }
+  }
+  return nullptr;
 }
 
 const char* end_run(const Run& run, bool stop_nonfinite, const Losses& losses, const Losses& validation_losses,

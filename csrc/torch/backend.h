@@ -68,6 +68,8 @@ struct Backend {
   void (*end_run)(const RunCall& call) = nullptr;
   bool (*takes_many_steps)(const RunCall& call) = nullptr;
   void (*take_many_steps)(const RunCall& call, const Run& run, const void* before, void* losses) = nullptr;
+  // For take_runs, as in linreg.h.
+  void (*take_many_runs)(const ManyCall& call, const SingleRun& largest, const Many& many) = nullptr;
   // As in linreg.h; not on a GPU.
   void (*descend)(Descent& descent) = nullptr;
 };
@@ -83,7 +85,7 @@ void implement_least_squares(torch::Library& library);  // called by the former
 // Launches the steps of a run on an asynchronous device, without waiting for it.
 void take_steps(const Backend& backend, RunCall& call);
 
-// The same for many runs, one after another.
+// The same for many runs: together if each can be one launch, else one after another.
 void take_runs(const Backend& backend, ManyCall& call);
 
 // The tensor itself, or a stream-ordered copy on the device.

@@ -89,6 +89,11 @@ void take_many_steps(const RunCall& call, const Run& run, const void* before, vo
                                        losses, c10::cuda::getCurrentCUDAStream()));
 }
 
+void take_many_runs(const ManyCall& call, const SingleRun& largest, const Many& many) {
+  const c10::cuda::CUDAGuard guard(call.device);
+  check(call.op, cuda::take_many_runs(largest, many, call.losses.data_ptr(), c10::cuda::getCurrentCUDAStream()));
+}
+
 void add_moments(const char* op, c10::Device device, MomentRows& rows, const Moments& moments) {
   const c10::cuda::CUDAGuard guard(device);
   size_t bytes = 0;
@@ -110,8 +115,8 @@ void sgd_run(RunCall& call);
 void sgd_run_many(ManyCall& call);
 
 constexpr Backend kBackend = {
-    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, sgd_run_many,     add_moments,    residual_moments,
-    plan,  residuals, finish_linear_loss, finish_sgd_step, end_run, takes_many_steps, take_many_steps};
+    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, sgd_run_many,     add_moments,     residual_moments,
+    plan,  residuals, finish_linear_loss, finish_sgd_step, end_run, takes_many_steps, take_many_steps, take_many_runs};
 
 void sgd_run(RunCall& call) {
   const c10::cuda::CUDAGuard guard(call.device);

@@ -160,11 +160,55 @@ at::Tensor epoch_means(const SingleRun& one, const at::Tensor& losses) {
 
 }  // namespace
 
+namespace {
+
+RunCall call_of(const ManyCall& call, const SingleRun& one, const at::Tensor& losses, const at::Tensor& none,
+                const at::Tensor& done) {
+  return {call.op,    call.device, one.problem, one.run, {},     {},   one.sgd,
+          one.weight, one.bias,    false,       nullptr, losses, none, done};
+}
+
+// The first run, with the sizes of that with the most rows.
+SingleRun largest_of(const ManyCall& call) {
+  const Many& many = call.many;
+  int64_t largest = many.begin;
+  const auto rows = [&](int64_t p) { return many.offsets[p + 1] - many.offsets[p]; };
+  for (int64_t p = many.begin; many.offsets && p < many.end; ++p)
+    if (rows(p) > rows(largest)) largest = p;
+  SingleRun one = call.first;
+  const SingleRun other = single_run(one, many, largest);
+  one.problem.n = other.problem.n;
+  one.run.rows = other.run.rows, one.run.epoch_steps = other.run.epoch_steps, one.run.end = other.run.end;
+  one.problem.w = current(one.weight, one.problem.w);
+  one.problem.b = current(one.bias, one.problem.b);
+  return one;
+}
+
+template <class T>
+at::Tensor to_device(const T*& data, int64_t count, c10::Device device) {
+  if (!data) return {};
+  const at::Tensor copy =
+      on_device(tensor_of(data, {count}, {1}, c10::CppTypeToScalarType<T>::value, at::kCPU), device);
+  data = copy.const_data_ptr<T>();
+  return copy;
+}
+
+}  // namespace
+
 void take_runs(const Backend& backend, ManyCall& call) {
   const at::Tensor order = call.order.defined() ? on_device(call.order, call.device) : at::Tensor();
   if (order.defined()) call.first.run.order = order.const_data_ptr<int64_t>();
   const at::Tensor none = backend.empty({0}, call.losses.scalar_type(), call.device),
                    done = backend.empty({}, at::kLong, call.device);
+  if (call.many.begin == call.many.end) return;
+  const SingleRun largest = largest_of(call);
+  if (largest.run.end > 0 && backend.takes_many_steps(call_of(call, largest, none, none, done))) {
+    Many many = call.many;
+    const at::Tensor copies[] = {
+        to_device(many.offsets, many.end + 1, call.device), to_device(many.lr, many.end, call.device),
+        to_device(many.momentum, many.end, call.device), to_device(many.weight_decay, many.end, call.device)};
+    return backend.take_many_runs(call, largest, many);
+  }
   for (int64_t p = call.many.begin; p < call.many.end; ++p) {
     const SingleRun one = single_run(call.first, call.many, p);
     at::Tensor losses = call.losses.select(0, p - call.many.begin);
@@ -173,11 +217,8 @@ void take_runs(const Backend& backend, ManyCall& call) {
       continue;
     }
     const bool whole = one.run.epoch_steps == 1;
-    RunCall run{call.op, call.device, one.problem,
-                one.run, {},          {},
-                one.sgd, one.weight,  one.bias,
-                false,   nullptr,     whole ? losses : backend.empty({one.run.end}, losses.scalar_type(), call.device),
-                none,    done};
+    RunCall run = call_of(call, one, whole ? losses : backend.empty({one.run.end}, losses.scalar_type(), call.device),
+                          none, done);
     backend.sgd_run(run);
     if (!whole) losses.copy_(epoch_means(one, run.losses.view({call.many.epochs, -1})));
   }

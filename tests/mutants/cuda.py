@@ -6,6 +6,7 @@ from .mutant import Mutant
 SHAPES = ("tests/test_parity.py::test_shapes",)
 PARTS = ("tests/test_run.py::test_a_run_in_chunks_has_the_same_bits",)
 FINITE = ("tests/test_run.py::test_a_run_stops_with_the_last_finite_parameters",)
+TOGETHER = ("tests/test_run_many.py::test_weights", "tests/test_run_many.py::test_orders")
 MANY = (
     "tests/test_run.py::test_towards_many_targets_too",
     "tests/test_run.py::test_weights_are_gathered_with_their_rows",
@@ -61,6 +62,13 @@ CUDA = (
            "batch.order ? batch.order[place] : place", "place", STEPS, build="races"),
     Mutant("cuda run: every epoch uses the first epoch's order", "csrc/cuda/sgd_run.cu",
            "batch.order + run.order_stride", "batch.order", STEPS, build="races"),
+    Mutant("cuda run: every block reads the first problem's rows", "csrc/cuda/sgd_run.cu", "index_ * apart", "0", TOGETHER,
+           build="races"),
+    Mutant("cuda run: an epoch's batches count alike", "csrc/cuda/sgd_run.cu",
+           "p_.v.data ? weight_sum : double(rows_of_batch_)", "1.0", TOGETHER, build="races"),
+    Mutant("cuda run: an unreached loss has 16 bits", "csrc/cuda/number.cuh",
+           "store_number<double>(to, dtype, index, NAN);", "store_number<float>(to, dtype, index, NAN);", FINITE,
+           build="races"),
     Mutant("cuda tiles: rows are read in sequence", "csrc/cuda/tiles.cuh", "of.order[first + i]", "first + i", STEPS,
            build="races"),
     Mutant("cuda products: every gathered row is the first", "csrc/torch/products.cpp", "order.clamp(0, count - 1)",

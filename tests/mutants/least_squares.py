@@ -32,7 +32,7 @@ LEAST_SQUARES = (
            (TESTS + "test_groups_beyond_the_cache_are_added_in_the_order_of_the_rows",)),
     Mutant("moments: groups without rows are mirrored alone", "csrc/cpu/moments.cpp", "many", "false",
            (TESTS + "test_more_groups_than_rows",), within="if (many) mirror_group(g)"),
-    Mutant("descent: the mean residual has no slope", "csrc/cpu/moment_rows.cpp", "scale * (sum + level * to.mean[i])", "scale * sum",
+    Mutant("descent: the mean residual has no slope", "csrc/cpu/moment_rows.cpp", "both(scale) * (sum + level * to.mean[i])", "both(scale) * sum",
            (TESTS + "test_descent_is_its_reference",)),
     Mutant("moments: rows are weighted twice", "csrc/cpu/moment_rows.cpp", "roots[i] = __builtin_sqrt(roots[i]);", "",
            (*STATISTICS, *OPERATORS)),

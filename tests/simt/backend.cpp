@@ -85,6 +85,10 @@ void take_many_steps(const RunCall& call, const Run& run, const void* before, vo
                                        losses, nullptr));
 }
 
+void take_many_runs(const ManyCall& call, const SingleRun& largest, const Many& many) {
+  check(call.op, cuda::take_many_runs(largest, many, call.losses.data_ptr(), nullptr));
+}
+
 void add_moments(const char* op, c10::Device, MomentRows& rows, const Moments& moments) {
   size_t bytes = 0;
   check(op, cuda::moments_workspace(rows, moments.groups, bytes));
@@ -104,8 +108,8 @@ void sgd_run(RunCall& call);
 void sgd_run_many(ManyCall& call);
 
 constexpr Backend kBackend = {
-    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, sgd_run_many,     add_moments,    residual_moments,
-    plan,  residuals, finish_linear_loss, finish_sgd_step, end_run, takes_many_steps, take_many_steps};
+    empty, set_lr,    linear_loss,        sgd_step,        sgd_run, sgd_run_many,     add_moments,     residual_moments,
+    plan,  residuals, finish_linear_loss, finish_sgd_step, end_run, takes_many_steps, take_many_steps, take_many_runs};
 
 void sgd_run(RunCall& call) { take_steps(kBackend, call); }
 void sgd_run_many(ManyCall& call) { take_runs(kBackend, call); }
