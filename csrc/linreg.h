@@ -227,8 +227,8 @@ int64_t sgd_run(const Problem& problem, const Run& run, const Sgd& sgd, const Pa
 size_t many_workspace(const SingleRun& first, const Many& many);
 void sgd_run_many(const SingleRun& first, const Many& many, void* losses, void* workspace);
 
-// Adds rows to moments. Returns false, with nothing changed, if a weight is negative. X may have columns
-// in place of contiguous rows if it and Y have at most kRunColumns in all.
+// Adds rows to moments. Returns false, with nothing changed, if a weight is negative or a group out of range. X may
+// have columns in place of contiguous rows if it and Y have at most kRunColumns in all.
 constexpr int64_t kRunColumns = 33;
 size_t moments_workspace(const MomentRows& rows);
 bool add_moments(const MomentRows& rows, const Moments& moments, void* workspace);

@@ -434,14 +434,14 @@ def _run_many(step: tuple[Any, ...], problems: int) -> Tensor:
     """Call the operator `linreg_ext::sgd_run_many_` in chunks of problems, with all arguments but these given."""
     op = reference.sgd_run_many_ if REFERENCE else _C.sgd_run_many_
     input, target, parameters, *_, epochs = step
-    together = torch.get_num_threads()  # at least one problem for each thread
+    own_rows = step[12] is not None or (isinstance(input, Tensor) and input.dim() == 3)
+    together = torch.get_num_threads() * (1 if own_rows else _SHARED_READINGS)  # at least, so that no thread waits
 
     def take(begin: int, end: int) -> tuple[Tensor, None, int]:
         return op(*step, begin * together, min(end * together, problems)), None, end - begin
 
     size, device, chunks = 0, torch.device("cpu"), []
     if problems and isinstance(input, Tensor) and input.dim():
-        own_rows = input.dim() == 3 or step[12] is not None
         size = input.numel() // (problems if own_rows else 1) * max(1, epochs) * together
         device = input.device
     try:
@@ -542,6 +542,7 @@ def sgd_run(
 
 
 Chunk = tuple[Tensor, Tensor, Tensor]  # losses, validation losses and the number of steps taken
+_SHARED_READINGS = 8  # problems of a thread that share a reading of their rows: kMostTogether in csrc/cpu/plan.h
 _CHUNK_SECONDS = 0.03  # between checks for signals
 _FIRST_CHUNK_SECONDS = 0.01  # estimated, perhaps an order of magnitude off
 

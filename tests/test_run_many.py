@@ -169,7 +169,14 @@ def test_shared_rows(per_problem, shape):
 
 @crossed(
     3,
-    shape=[(5000, 16, 1, None), (3000, 7, 1, None), (900, 33, 1, 256), (300, 20, 3, 128), (40, 300, 2, None)],
+    shape=[
+        (5000, 16, 1, None),
+        (3000, 7, 1, None),
+        (700, 29, 1, None),
+        (900, 33, 1, 256),
+        (300, 20, 3, 128),
+        (40, 300, 2, None),
+    ],
     dtypes={name: DTYPES[name] for name in ("float32", "float64", "bfloat16 data")},
     weight=[None, "rows", "elements"],
 )

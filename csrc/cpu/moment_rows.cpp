@@ -366,7 +366,7 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
       // The mean of the first rows is near enough to that of all that little cancels. About a row with a weight, a
       // constant column has exactly its mean.
       while (v[skipped] == 0) ++skipped;
-      const int64_t few = rows - skipped < kShiftRows ? rows - skipped : kShiftRows;
+      const int64_t few = rows - skipped < 2 * kShiftRows ? rows - skipped : kShiftRows;
       load_block(few);
       double some = 0;
       for (int64_t i = 0; i < few; ++i) some += v[skipped + i];
@@ -384,8 +384,12 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
         shift[j] = base + totals[0][0] / some;
       }
       skipped = 0, shifted = true;
+      if (few < rows) load_block(rows);
+      for (int64_t j = 0; j < m && few == rows; ++j)
+        shift_column(columns + j * kMomentBlock, rows, shift[j], columns + j * kMomentBlock);
+    } else {
+      load_block(rows);
     }
-    load_block(rows);
     // A row without weight counts as 0, whatever it holds; without weights, those are at the end.
     const bool masked = p.v.data || rows < padded;
     const auto mask = [&](double* z) __attribute__((always_inline)) {
@@ -420,100 +424,90 @@ bool moments(const MomentRows& p, int64_t begin, int64_t end, int64_t ld, void* 
                                                  : moments_of(p, begin, end, ld, static_cast<double*>(block), out);
 }
 
-// A number of each problem of a descent: one in each lane of two registers, of which each hides the other's latency.
-struct Pair {
-  Wide of[2];
-};
-constexpr int kPair = 2 * kLanes;
-
-LINREG_INLINE double& lane(Pair& pair, int64_t l) { return reinterpret_cast<double*>(&pair)[l]; }
-LINREG_INLINE Pair both(double number) { return {{broadcast<Wide>(number), broadcast<Wide>(number)}}; }
-LINREG_INLINE Pair operator+(const Pair& a, const Pair& b) { return {{a.of[0] + b.of[0], a.of[1] + b.of[1]}}; }
-LINREG_INLINE Pair operator-(const Pair& a, const Pair& b) { return {{a.of[0] - b.of[0], a.of[1] - b.of[1]}}; }
-LINREG_INLINE Pair operator*(const Pair& a, const Pair& b) { return {{a.of[0] * b.of[0], a.of[1] * b.of[1]}}; }
-LINREG_INLINE Wide positive(Wide a) { return a < Wide{} ? Wide{} : a; }
-
-// SGD's rule.
-LINREG_INLINE void update(const Sgd& sgd, bool first, const Pair& lr, Pair grad, Pair& value, Pair& buffer) {
-  if (sgd.maximize) grad = both(0) - grad;
-  if (sgd.weight_decay != 0) grad = grad + both(sgd.weight_decay) * value;
+// SGD's rule for a problem in each lane.
+LINREG_INLINE void update(const Sgd& sgd, bool first, Wide lr, Wide grad, Wide& value, Wide& buffer) {
+  if (sgd.maximize) grad = -grad;
+  if (sgd.weight_decay != 0) grad += sgd.weight_decay * value;
   if (sgd.momentum != 0) {
-    buffer = first ? grad : both(sgd.momentum) * buffer + both(1 - sgd.dampening) * grad;
-    grad = sgd.nesterov ? grad + both(sgd.momentum) * buffer : buffer;
+    buffer = first ? grad : sgd.momentum * buffer + (1 - sgd.dampening) * grad;
+    grad = sgd.nesterov ? grad + sgd.momentum * buffer : buffer;
   }
-  value = value - lr * grad;
+  value -= lr * grad;
 }
 
-// The numbers of a target.
+// The numbers of a target in a descent, a problem in each lane.
 struct DescentLanes {
-  Pair *xx, *xy, *yy, *mean, *mean_y, *weight, *bias, *buffers;
+  Wide *xx, *xy, *yy, *mean, *mean_y, *weight, *bias, *buffers;
 };
 
 // Takes a step for one target and returns its loss.
 template <int D>
-LINREG_INLINE Pair descend_target(const Sgd& sgd, int64_t d, bool first, bool has_bias, double scale, const Pair& lr,
-                                  const DescentLanes& to, Pair* line) {
+LINREG_INLINE Wide descend_target(const Sgd& sgd, int64_t d, bool first, bool has_bias, double scale, Wide lr,
+                                  const DescentLanes& to, Wide* line) {
   if constexpr (D > 0) d = D;
-  Pair level = *to.bias - *to.mean_y, square = *to.yy;  // the mean residual, and the mean square about it
+  Wide level = *to.bias - *to.mean_y, square = *to.yy;  // the mean residual, and the mean square about it
   LINREG_UNROLL
-  for (int64_t j = 0; j < d; ++j) level = level + to.weight[j] * to.mean[j];
+  for (int64_t j = 0; j < d; ++j) level += to.weight[j] * to.mean[j];
   LINREG_UNROLL
   for (int64_t i = 0; i < d; ++i) {
-    Pair sum = both(0) - to.xy[i];
+    Wide sum = -to.xy[i];
     LINREG_UNROLL
-    for (int64_t j = 0; j < d; ++j) sum = sum + to.weight[j] * to.xx[i * d + j];
-    square = square + to.weight[i] * (sum - to.xy[i]);
-    line[i] = both(scale) * (sum + level * to.mean[i]);
+    for (int64_t j = 0; j < d; ++j) sum += to.weight[j] * to.xx[i * d + j];
+    square += to.weight[i] * (sum - to.xy[i]);
+    line[i] = scale * (sum + level * to.mean[i]);
   }
   LINREG_UNROLL
   for (int64_t i = 0; i < d; ++i) update(sgd, first, lr, line[i], to.weight[i], to.buffers[i]);
-  if (has_bias) update(sgd, first, lr, both(scale) * level, *to.bias, to.buffers[d]);
-  return Pair{{positive(square.of[0]), positive(square.of[1])}} + level * level;
+  if (has_bias) update(sgd, first, lr, scale * level, *to.bias, to.buffers[d]);
+  const Wide zero{};
+  return (square < zero ? zero : square) + level * level;
 }
 
 // D > 0 is d, with one target: all its numbers are in registers.
 template <int D>
 void descend_lanes(const Descent& p, int64_t first, double* memory) {
   const int64_t d = D > 0 ? D : p.d, k = D > 0 ? 1 : p.k, m = d + k;
-  const int64_t count = p.problems - first < kPair ? p.problems - first : kPair;
-  Pair own[D > 0 ? D * D + 6 * D + 4 : 1], *next = D > 0 ? own : reinterpret_cast<Pair*>(memory);
+  const int64_t count = p.problems - first < kLanes ? p.problems - first : kLanes;
+  Wide own[D > 0 ? D * D + 6 * D + 4 : 1], *next = D > 0 ? own : reinterpret_cast<Wide*>(memory);
   const auto take = [&next](int64_t size) { return (next += size) - size; };
-  Pair *const xx = take(d * d), *const xy = take(k * d), *const yy = take(k), *const mean = take(m),
+  Wide *const xx = take(d * d), *const xy = take(k * d), *const yy = take(k), *const mean = take(m),
               *const weight = take(k * d), *const bias = take(k), *const buffers = take(k * (d + 1)),
               *const line = take(d);
-  int64_t of_lane[kPair];
-  for (int64_t l = 0; l < kPair; ++l) {  // the lanes beyond the last problem repeat it
+  int64_t of_lane[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l) {  // the lanes beyond the last problem repeat it
     const int64_t q = of_lane[l] = first + (l < count ? l : count - 1), g = p.moments.groups == 1 ? 0 : q;
     const double *const from = p.moments.moments + g * m * m, rows = p.moments.counts[2 * g + 1];
     for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < d; ++j) lane(xx[i * d + j], l) = from[i * m + j] / rows;
+      for (int64_t j = 0; j < d; ++j) xx[i * d + j][l] = from[i * m + j] / rows;
     for (int64_t t = 0; t < k; ++t) {
-      for (int64_t i = 0; i < d; ++i) lane(xy[t * d + i], l) = from[(d + t) * m + i] / rows;
-      lane(yy[t], l) = from[(d + t) * m + d + t] / rows;
+      for (int64_t i = 0; i < d; ++i) xy[t * d + i][l] = from[(d + t) * m + i] / rows;
+      yy[t][l] = from[(d + t) * m + d + t] / rows;
     }
-    for (int64_t i = 0; i < m; ++i) lane(mean[i], l) = p.moments.mean[g * m + i];
-    for (int64_t i = 0; i < k * d; ++i) lane(weight[i], l) = p.weight[q * k * d + i];
-    for (int64_t t = 0; t < k; ++t) lane(bias[t], l) = p.bias ? p.bias[q * k + t] : 0;
+    for (int64_t i = 0; i < m; ++i) mean[i][l] = p.moments.mean[g * m + i];
+    for (int64_t i = 0; i < k * d; ++i) weight[i][l] = p.weight[q * k * d + i];
+    for (int64_t t = 0; t < k; ++t) bias[t][l] = p.bias ? p.bias[q * k + t] : 0;
   }
   const double scale = 2.0 / double(k);
-  const Sgd sgd = p.sgd;
   const bool has_bias = p.bias;
-  Pair lr = both(0);
-  for (int64_t s = 0; s < p.steps; ++s) {
-    if (s == 0 || p.lr_step != 0)
-      for (int l = 0; l < kPair; ++l) lane(lr, l) = p.lr[of_lane[l] * p.lr_problem + s * p.lr_step];
-    Pair loss = both(0);
-    for (int64_t t = 0; t < k; ++t)
-      loss = loss + descend_target<D>(
-                        sgd, d, s == 0, has_bias, scale, lr,
-                        {xx, xy + t * d, yy + t, mean, mean + d + t, weight + t * d, bias + t, buffers + t * (d + 1)},
-                        line);
-    for (int64_t l = 0; l < count; ++l)
-      p.losses[(first + l) * p.steps + s] = k > 1 ? lane(loss, l) / double(k) : lane(loss, l);
-  }
+  const auto take_steps = [&](const Sgd& sgd) __attribute__((always_inline)) {
+    Wide lr{};
+    for (int64_t s = 0; s < p.steps; ++s) {
+      if (s == 0 || p.lr_step != 0)
+        for (int l = 0; l < kLanes; ++l) lr[l] = p.lr[of_lane[l] * p.lr_problem + s * p.lr_step];
+      Wide loss{};
+      for (int64_t t = 0; t < k; ++t)
+        loss += descend_target<D>(
+            sgd, d, s == 0, has_bias, scale, lr,
+            {xx, xy + t * d, yy + t, mean, mean + d + t, weight + t * d, bias + t, buffers + t * (d + 1)}, line);
+      if (k > 1) loss /= double(k);
+      for (int64_t l = 0; l < count; ++l) p.losses[(first + l) * p.steps + s] = loss[l];
+    }
+  };
+  const bool is_plain = p.sgd.momentum == 0 && p.sgd.weight_decay == 0 && !p.sgd.maximize;
+  D > 0 && is_plain ? take_steps({}) : take_steps(p.sgd);  // the options of a plain rule are constants
   for (int64_t l = 0; l < count; ++l) {
-    for (int64_t i = 0; i < k * d; ++i) p.weight[(first + l) * k * d + i] = lane(weight[i], l);
-    for (int64_t t = 0; t < k && p.bias; ++t) p.bias[(first + l) * k + t] = lane(bias[t], l);
+    for (int64_t i = 0; i < k * d; ++i) p.weight[(first + l) * k * d + i] = weight[i][l];
+    for (int64_t t = 0; t < k && p.bias; ++t) p.bias[(first + l) * k + t] = bias[t][l];
   }
 }
 
@@ -527,6 +521,6 @@ void descend(const Descent& p, int64_t first, double* memory) {
 
 }  // namespace
 
-const MomentKernels LINREG_SET::moment_kernels = {moments, gradient, run, descend, kPair};
+const MomentKernels LINREG_SET::moment_kernels = {moments, gradient, run, descend, kLanes};
 
 }  // namespace linreg::cpu

@@ -108,19 +108,22 @@ void add_run(const MomentRows& p, const int64_t* order, int64_t first, int64_t c
         to.moments + m * m * g);
 }
 
-// Whether the rows of each group follow each other, in the order of the groups.
-bool are_sorted(const MomentRows& p) {
-  std::atomic<bool> sorted{true};
-  run_threaded(std::clamp<int64_t>(p.n / kChunkRows, 1, p.threads), [&](int64_t thread, int64_t threads) {
-    const int64_t begin = p.n * thread / threads, end = p.n * (thread + 1) / threads;
-    for (int64_t first = begin; first < end; first += kChunkRows) {
-      bool falls = false;  // without a branch for each row
-      for (int64_t i = std::max<int64_t>(first, 1); i < std::min(first + kChunkRows, end); ++i)
-        falls |= p.group[i] < p.group[i - 1];
-      if (falls) return void(sorted = false);
+struct Indices {
+  bool valid, sorted;  // all in range; the rows of each group follow each other, in the order of the groups
+};
+Indices look_at(const int64_t* group, int64_t rows, int64_t groups, int64_t most_threads) {
+  std::atomic<bool> beyond{false}, falls{false};
+  run_threaded(std::clamp<int64_t>(rows / kChunkRows, 1, most_threads), [&](int64_t thread, int64_t threads) {
+    const int64_t begin = rows * thread / threads, end = rows * (thread + 1) / threads;
+    bool any_beyond = false, any_falls = false;
+    for (int64_t i = begin; i < end; ++i) {
+      any_beyond |= uint64_t(group[i]) >= uint64_t(groups);
+      any_falls |= group[i] < group[i > 0 ? i - 1 : 0];
     }
+    if (any_beyond) beyond = true;
+    if (any_falls) falls = true;
   });
-  return sorted;
+  return {!beyond, !falls};
 }
 
 // The end of the rows of one group that begin at `first`.
@@ -135,9 +138,10 @@ int64_t end_of_run(const int64_t* group, int64_t first, int64_t end, bool sorted
 // Adds each row to its group. A thread has its own groups and looks for their rows. Groups that do not fit in the cache
 // are visited in order, each for all of its rows at once, in the order of the rows: 20 million rows of a million groups
 // in random order take 2.6 s of one core, not 20 s.
-void add_groups(const MomentRows& p, const Moments& to) {
+bool add_groups(const MomentRows& p, const Moments& to) {
   const int64_t m = p.d + p.k;
-  const bool sorted = are_sorted(p);
+  const auto [valid, sorted] = look_at(p.group, p.n, to.groups, p.threads);
+  if (!valid) return false;
   const bool sort = !sorted && to.groups * (m * m + m + 2) * int64_t(sizeof(double)) > kGroupBytes && p.n >= to.groups;
   // With more groups than rows, each is mirrored when its run ends; otherwise all are, once, at the end.
   const bool many = to.groups > p.n;
@@ -182,6 +186,7 @@ void add_groups(const MomentRows& p, const Moments& to) {
     }
     for (int64_t g = begin; g < end && !many; ++g) mirror_group(g);
   });
+  return true;
 }
 
 bool has_negative_weight(const MomentRows& p) {
@@ -198,11 +203,7 @@ size_t moments_workspace(const MomentRows& rows) {
 
 bool add_moments(const MomentRows& p, const Moments& to, void* workspace) {
   if (p.n == 0) return true;
-  if (p.group) {
-    if (has_negative_weight(p)) return false;
-    add_groups(p, to);
-    return true;
-  }
+  if (p.group) return !has_negative_weight(p) && add_groups(p, to);
   const Layout layout(p);
   const int64_t m = p.d + p.k, ld = layout.ld;
   double* const chunks = static_cast<double*>(workspace);

@@ -11,7 +11,8 @@ namespace linreg::cpu {
 
 constexpr int64_t kMaxLanes = 8;         // doubles in a register of the widest instruction set
 constexpr int64_t kColumnsMaxD = 8;      // the most features, with one target, for which lanes run along rows
-constexpr int64_t kMostGroupRows = 256;  // with one target
+constexpr int64_t kNarrow = 4;           // the most vectors of a row that, with one target, stay in registers
+constexpr int64_t kMostGroupRows = 256;  // of few features and one target
 constexpr int64_t kBlockRows = 64;       // the most rows before gradient sums move to double
 constexpr int64_t kChain = 64;           // the longest chain of float additions
 constexpr int kTileRows = 8;             // rows predicted together
@@ -42,6 +43,7 @@ inline int64_t line_of(int64_t targets) {
 // the size and the requested outputs.
 struct Plan {
   bool columns;  // lanes run along rows
+  bool narrow;   // rows stay in registers
   int64_t group_rows, chunk_rows, chunks, threads;
   int64_t line;  // elements of a line
   int64_t ldw;   // the distance between rows of W, whole vectors
@@ -55,12 +57,13 @@ struct Plan {
     // Whole vectors need no transposition: with AVX2, [n, 8] in cache took 217 µs in columns, and 147 in rows.
     const bool is_vectors = p.d * int64_t(size_of(p.x.dtype)) % vector_bytes == 0;
     columns = p.k == 1 && p.d > 0 && p.d <= kColumnsMaxD && !is_vectors;
+    narrow = p.k == 1 && p.d > 0 && p.d * size <= kNarrow * vector_bytes && !columns;
     line = line_of(p.k);
     ldw = ceil_div(p.d, 2 * kMaxLanes) * 2 * kMaxLanes;
     const int64_t row_bytes = std::max<int64_t>(1, ldw * size);
     const int64_t by_cache = std::max(kGroupBytes / row_bytes / kTileRows * kTileRows,
                                       std::min<int64_t>(kTileRows, kWideGroupBytes / row_bytes));
-    group_rows = columns ? kMostGroupRows : std::clamp<int64_t>(by_cache, 1, p.k == 1 ? kMostGroupRows : kBlockRows);
+    group_rows = columns ? kMostGroupRows : std::clamp<int64_t>(by_cache, 1, narrow ? kMostGroupRows : kBlockRows);
 
     const int64_t sums = aligned(sum_count(p, outputs) * int64_t(sizeof(double)));
     const int64_t by_memory = std::max(kMinChunks, kSumsBytes / sums);

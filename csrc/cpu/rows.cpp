@@ -97,33 +97,63 @@ class Worker {
     return found;
   }
 
-  // Adds a group, which any worker of the same rows has read.
-  void add(const Group& group, double* sums) {
-    const int64_t k = p_.k, ldw = plan_.ldw, width = width_of(p_.d), first = group.first, rows = group.rows;
-    if (plan_.columns) {
-      residuals(first, rows, group.contiguous);
-    } else {
-      const Number* const x = group.x;
-      const int64_t ldx = group.ldx;
-      double* const weight_sums = sums + 1 + k;
-      Prefetcher ahead(x + group.ahead), nothing(x);
-      predictions(x, ldx, rows, width, ahead, nothing);
-      residuals(first, rows);
-      for (int64_t r = 0; outputs_.weight_sum && r < rows; r += kBlockRows) {
-        const int64_t count = smaller(kBlockRows, rows - r);
-        if (unflushed_ + count > kBlockRows) flush(weight_sums);
-        unflushed_ += count;
-        for_target_sets<kMostOfGradient>(k, [&]<int T>(int64_t t) __attribute__((always_inline)) {
-          add_gradient<V, T>(x + r * ldx, ldx, predictions_ + r * k + t, k, count, width, block_sums_ + t * ldw, ldw,
-                             t == 0 ? ahead : nothing);
-        });
-      }
+  // Adds a group, which any of the workers of the same rows has read, to the sums of T of them.
+  template <int T>
+  static void add(Worker* const (&workers)[T], Group group, double* const (&sums)[T]) {
+    const Plan& plan = workers[0]->plan_;
+    if (plan.narrow) {
+      [&]<int... C>(std::integer_sequence<int, C...>) {
+        const int64_t width = width_of(workers[0]->p_.d);
+        ((width == (C + 1) * kV ? add_narrow<C + 1>(workers, group, sums) : void()), ...);
+      }(std::make_integer_sequence<int, kNarrow>());
     }
-    if (outputs_.input_gradient) write_input_gradient(first, rows);
+    for (int t = 0; t < T; ++t, group.ahead = 0) {
+      if (!plan.narrow) workers[t]->add(group, sums[t]);
+      if (workers[t]->outputs_.input_gradient) workers[t]->write_input_gradient(group.first, group.rows);
+    }
   }
 
  private:
   static int64_t width_of(int64_t d) { return (d + kV - 1) / kV * kV; }
+
+  // A group of narrow rows.
+  template <int C, int T>
+  static void add_narrow(Worker* const (&workers)[T], const Group& group, double* const (&sums)[T]) {
+    const int64_t rows = group.rows, whole = rows / kTileRows * kTileRows;
+    const Number *w[T], *g[T];
+    Number* predictions[T];
+    double* weight_sums[T];
+    for (int t = 0; t < T; ++t) {
+      w[t] = workers[t]->w_, g[t] = predictions[t] = workers[t]->predictions_;
+      weight_sums[t] = sums[t] + 2;
+    }
+    Prefetcher ahead(group.x + group.ahead);
+    predict_narrow<V, C, T>(group.x, group.ldx, w, whole, predictions, ahead);
+    for (int t = 0; t < T; ++t) {
+      for (int64_t r = whole; r < rows; ++r)
+        predict<V, 1, 1, 1>(group.x + r * group.ldx, group.ldx, 1, w[t], C * kV, predictions[t] + r, 1, ahead);
+      workers[t]->residuals(group.first, rows);
+    }
+    if (workers[0]->outputs_.weight_sum)
+      add_gradient_narrow<V, C, T>(group.x, group.ldx, g, rows, workers[0]->p_.d, weight_sums, ahead);
+  }
+
+  // A group of other rows.
+  void add(const Group& group, double* sums) {
+    const int64_t k = p_.k, ldx = group.ldx, ldw = plan_.ldw, width = width_of(p_.d), rows = group.rows;
+    if (plan_.columns) return residuals(group.first, rows, group.contiguous);
+    const Number* const x = group.x;
+    Prefetcher ahead(x + group.ahead), nothing(x);
+    predictions(x, ldx, rows, width, ahead, nothing);
+    residuals(group.first, rows);
+    if (!outputs_.weight_sum) return;
+    if (unflushed_ + rows > kBlockRows) flush(sums + 1 + k);
+    unflushed_ += rows;
+    for_target_sets<kMostOfGradient>(k, [&]<int T>(int64_t t) __attribute__((always_inline)) {
+      add_gradient<V, T>(x, ldx, predictions_ + t, k, rows, width, block_sums_ + t * ldw, ldw,
+                         t == 0 ? ahead : nothing);
+    });
+  }
 
   // X Wᵀ of a group. Without AVX-512, rows that are read in parallel are far apart in the group.
   void predictions(const Number* x, int64_t ldx, int64_t rows, int64_t width, Prefetcher& ahead, Prefetcher& nothing) {
@@ -134,11 +164,7 @@ class Worker {
                             t == 0 ? ahead : nothing);
       });
     };
-    if (k == 1 && width > 0 && width <= kNarrow * kV) {
-      [&]<int... C>(std::integer_sequence<int, C...>) {
-        ((width == (C + 1) * kV ? predict_narrow<V, C + 1>(x, ldx, w_, whole, predictions_, ahead) : void()), ...);
-      }(std::make_integer_sequence<int, kNarrow>());
-    } else if (kLanes == 8) {
+    if (kLanes == 8) {
       for (int64_t r = 0; r < whole; r += kTileRows) tile.template operator()<kTileRows, kTileRows>(r, 1);
     } else if (k > 1) {
       const int64_t apart = whole / kTileRows;
@@ -192,12 +218,7 @@ class Worker {
   void flush(double* weight_sums) {
     if (!outputs_.weight_sum || plan_.columns) return;
     for (int64_t t = 0; t < p_.k; ++t) {
-      Number* const from = block_sums_ + t * plan_.ldw;
-      double* const to = weight_sums + t * p_.d;
-      int64_t j = 0;
-      for (; j + kLanes <= p_.d; j += kLanes)
-        store_vec<Wide>(to + j, load_vec<Wide>(to + j) + load_vec<Wide>(from + j));
-      for (; j < p_.d; ++j) to[j] += double(from[j]);
+      add_numbers(block_sums_ + t * plan_.ldw, p_.d, weight_sums + t * p_.d);
     }
     std::memset(block_sums_, 0, p_.k * plan_.ldw * sizeof(Number));
     unflushed_ = 0;
@@ -250,7 +271,10 @@ void LINREG_SET::run_rows(const Problem* problems, const Scale* scales, int64_t 
       for (int64_t i = 0; i < count; ++i) workers[i]->begin(sums(i));
       for (int64_t row = chunk * plan.chunk_rows; row < last; row += plan.group_rows) {
         auto group = workers[0]->group(row, smaller(plan.group_rows, last - row));
-        for (int64_t i = 0; i < count; ++i, group.ahead = 0) workers[i]->add(group, sums(i));
+        int64_t i = 0;
+        for (; i + 2 <= count; i += 2, group.ahead = 0)
+          Worker<E>::template add<2>({&*workers[i], &*workers[i + 1]}, group, {sums(i), sums(i + 1)});
+        if (i < count) Worker<E>::template add<1>({&*workers[i]}, group, {sums(i)});
       }
       for (int64_t i = 0; i < count; ++i) workers[i]->end(sums(i));
     }

@@ -62,6 +62,14 @@ class Prefetcher {
   const char* at_;
 };
 
+// Adds numbers to sums in double.
+template <class Number>
+LINREG_INLINE void add_numbers(const Number* from, int64_t count, double* to) {
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) store_vec<Wide>(to + j, load_vec<Wide>(to + j) + load_vec<Wide>(from + j));
+  for (; j < count; ++j) to[j] += double(from[j]);
+}
+
 // Calls with<T>(first target) for consecutive sets of T targets, T at most kMost.
 template <int kMost, class With>
 LINREG_INLINE void for_target_sets(int64_t k, With with, int64_t t = 0) {
@@ -166,33 +174,107 @@ inline void predict(const NumberOf<V>* x, int64_t ldx, int64_t apart, const Numb
   for (int i = 0; i < R; ++i) std::memcpy(p + row_of<M>(i, apart) * ldp, sums + i * T, T * sizeof(Number));
 }
 
-constexpr int kNarrow = 4;  // vectors of a row
+// A vector for each of T problems that share their rows and have one target each.
+template <class V, int T>
+struct Vectors {
+  V of[T];
+};
 
-// p[r] = x[r] · w for one target and rows of C vectors, at most kNarrow, with w in registers.
-template <class V, int C>
-inline void predict_narrow(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* w, int64_t rows, NumberOf<V>* p,
-                           Prefetcher& given) {
-  constexpr int lanes = lanes_of<V>;
-  constexpr int64_t bytes = kTileRows * C * int64_t(sizeof(V)) / 2;
-  Prefetcher ahead = given;
-  V ws[C];
-  LINREG_UNROLL
-  for (int c = 0; c < C; ++c) ws[c] = load_vec<V>(w + c * lanes);
-  for (int64_t r = 0; r + kTileRows <= rows; r += kTileRows) {
-    alignas(64) NumberOf<V> sums[kTileRows < lanes ? lanes : kTileRows];
-    V products[kTileRows];
-    ahead.prefetch<bytes>();
+// The sums of the lanes of product(0) … product(R - 1), in the order of fold<1, lanes, R>; each pair is folded as soon
+// as it is there, which leaves registers for a second problem.
+template <int R, int M = 1, class Product>
+LINREG_INLINE auto folded_products(int i, Product product) {
+  if constexpr (M == R) {
+    return product(i);
+  } else {
+    auto a = folded_products<R, 2 * M>(i, product);
+    const auto b = folded_products<R, 2 * M>(i + M, product);
     LINREG_UNROLL
-    for (int i = 0; i < kTileRows; ++i) {
-      products[i] = load_vec<V>(x) * ws[0];
-      LINREG_UNROLL
-      for (int c = 1; c < C; ++c) products[i] += load_vec<V>(x + c * lanes) * ws[c];
-      x += ldx;
+    for (auto& v : a.of) {
+      constexpr int half = lanes_of<std::remove_reference_t<decltype(v)>> * M / R;
+      v = hadd<half>(v, b.of[&v - a.of]);
     }
-    fold<1, lanes, kTileRows>(products);
+    return a;
+  }
+}
+
+// p[t][r] = x[r] · w[t] for rows of C vectors, with w in registers.
+template <class V, int C, int T>
+inline void predict_narrow(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* const (&w)[T], int64_t rows,
+                           NumberOf<V>* const (&p)[T], Prefetcher& given) {
+  constexpr int lanes = lanes_of<V>, R = kTileRows < lanes ? kTileRows : lanes;
+  Prefetcher ahead = given;
+  V ws[T][C];
+  LINREG_UNROLL
+  for (int t = 0; t < T; ++t) LINREG_UNROLL
+  for (int c = 0; c < C; ++c) ws[t][c] = load_vec<V>(w[t] + c * lanes);
+  for (int64_t r = 0; r + kTileRows <= rows; r += kTileRows) {
+    ahead.prefetch<kTileRows * C * int64_t(sizeof(V)) / 2>();
     LINREG_UNROLL
-    for (int i = 0; i < (kTileRows + lanes - 1) / lanes; ++i) store_vec<V>(sums + i * lanes, products[i]);
-    std::memcpy(p + r, sums, kTileRows * sizeof(NumberOf<V>));
+    for (int first = 0; first < kTileRows; first += R) {
+      auto sums = folded_products<R>(0, [&](int i) __attribute__((always_inline)) {
+        const NumberOf<V>* const row = x + (r + first + i) * ldx;
+        Vectors<V, T> products;
+        LINREG_UNROLL
+        for (int c = 0; c < C; ++c) {
+          const V xc = load_vec<V>(row + c * lanes);
+          LINREG_UNROLL
+          for (int t = 0; t < T; ++t) products.of[t] = c == 0 ? xc * ws[t][c] : products.of[t] + xc * ws[t][c];
+        }
+        return products;
+      });
+      LINREG_UNROLL
+      for (int t = 0; t < T; ++t) {
+        fold<1, lanes / R, 1>(&sums.of[t]);
+        std::memcpy(p[t] + r + first, &sums.of[t], R * sizeof(NumberOf<V>));
+      }
+    }
+  }
+  given = ahead;
+}
+
+// dw[t][j] += Σ_r g[t][r] x[r, j] over rows of C vectors, in chains over blocks of kBlockRows and in double over all.
+template <class V, int C, int T>
+inline void add_gradient_narrow(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* const (&g)[T], int64_t rows,
+                                int64_t d, double* const (&dw)[T], Prefetcher& given) {
+  using Number = NumberOf<V>;
+  constexpr int lanes = lanes_of<V>;
+  // Several chains hide the latency of an addition. Twice as many, and what they add, are in registers.
+  constexpr int sets = C == 1 ? 4 : C == 2 ? 3 : 2;
+  Prefetcher ahead = given;
+  for (int64_t r = 0, end = 0; r < rows; r = end) {
+    end = r + kBlockRows < rows ? r + kBlockRows : rows;
+    V sums[sets][T][C] = {};
+    const auto row = [&](int set) __attribute__((always_inline)) {
+      V xr[C];
+      LINREG_UNROLL
+      for (int c = 0; c < C; ++c) xr[c] = load_vec<V>(x + c * lanes);
+      LINREG_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const V gt = broadcast<V>(g[t][r]);
+        LINREG_UNROLL
+        for (int c = 0; c < C; ++c) sums[set][t][c] += gt * xr[c];
+      }
+      x += ldx;
+      ++r;
+    };
+    while (r + sets <= end) {
+      ahead.prefetch<sets * C * int64_t(sizeof(V)) / 2>();
+      LINREG_UNROLL
+      for (int set = 0; set < sets; ++set) row(set);
+    }
+    while (r < end) row(0);
+    LINREG_UNROLL
+    for (int t = 0; t < T; ++t) {
+      alignas(64) Number block[C * lanes];
+      LINREG_UNROLL
+      for (int c = 0; c < C; ++c) {
+        LINREG_UNROLL
+        for (int set = 1; set < sets; ++set) sums[0][t][c] += sums[set][t][c];
+        store_vec<V>(block + c * lanes, sums[0][t][c]);
+      }
+      add_numbers(block, d, dw[t]);
+    }
   }
   given = ahead;
 }

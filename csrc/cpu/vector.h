@@ -170,13 +170,26 @@ LINREG_INLINE V permute(V a, V b, Choose choose) {
   return permute(a, b, choose, std::make_integer_sequence<int, lanes_of<V>>());
 }
 
+// Blocks of kHalf lanes, alternately from a and b, in their own places.
+template <int kHalf, class V>
+LINREG_INLINE V blend(V a, V b) {
+#if LINREG_LANES == 4  // GCC would shuffle, which fewer ports can
+  constexpr int of_b = kHalf == 1 ? 0xAA : kHalf == 2 ? 0xCC : 0xF0;
+  if constexpr (lanes_of<V> == kFloats) return V(_mm256_blend_ps(__m256(a), __m256(b), of_b));
+  if constexpr (lanes_of<V> == kLanes) return V(_mm256_blend_pd(__m256d(a), __m256d(b), of_b & 0xF));
+#endif
+  return permute(a, b, [](int i) constexpr { return i / kHalf % 2 == 0 ? i : lanes_of<V> + i; });
+}
+
 // Combines two vectors of partial sums: 2 · kHalf lanes per sum become kHalf, from a and b in turn.
 template <int kHalf, class V>
 LINREG_INLINE V hadd(V a, V b) {
-  // Blocks of kHalf lanes, alternately from a and b: those in their own places, then their other halves.
-  constexpr auto own = [](int i) constexpr { return i / kHalf % 2 == 0 ? i : lanes_of<V> + i; };
+  if constexpr (kHalf == 1 && kLanes == 4) {
+    const V other = blend<1>(b, a);
+    return blend<1>(a, b) + permute(other, other, [](int i) constexpr { return i ^ 1; });
+  }
   constexpr auto other = [](int i) constexpr { return i / kHalf % 2 == 0 ? i + kHalf : lanes_of<V> + i - kHalf; };
-  return permute(a, b, own) + permute(a, b, other);
+  return blend<kHalf>(a, b) + permute(a, b, other);
 }
 
 // Reduces R vectors, each T groups of F neighbouring lanes, to the R · T sums of the groups, row by row.

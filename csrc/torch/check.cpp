@@ -172,6 +172,11 @@ bool overlapping(Extent a, Extent b) {
 
 }  // namespace
 
+void check_group(const char* op, int64_t index, int64_t row, int64_t groups) {
+  TORCH_CHECK_INDEX(uint64_t(index) < uint64_t(groups), op, ": group must hold indices from 0 to ", groups - 1,
+                    ", got ", index, " in row ", row);
+}
+
 void check_target(std::string_view op, at::IntArrayRef rows, at::IntArrayRef outputs, const at::Tensor& target) {
   if (is(target.sizes(), rows, outputs)) return;
   // A vector beside a column is the mistake that PyTorch broadcasts to a square matrix.

@@ -125,8 +125,9 @@ void sgd_run_many(ManyCall& call) {
 void add_moments(const char* op, c10::Device, MomentRows& rows, const Moments& moments) {
   rows.threads = at::get_num_threads();
   Workspace workspace(cpu::moments_workspace(rows));
-  TORCH_CHECK_VALUE(cpu::add_moments(rows, moments, workspace.get()), op,
-                    ": weight must be >= 0, got a negative number");
+  if (cpu::add_moments(rows, moments, workspace.get())) return;
+  for (int64_t i = 0; i < rows.n && rows.group; ++i) check_group(op, rows.group[i], i, moments.groups);
+  TORCH_CHECK_VALUE(false, op, ": weight must be >= 0, got a negative number");
 }
 
 void residual_moments(const char*, c10::Device, MomentRows& rows, const double* w, const double* offset,

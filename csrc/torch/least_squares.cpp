@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The operators of least squares.
-#include <ATen/ops/aminmax.h>
 #include <ATen/ops/any.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/lt.h>
@@ -77,23 +76,16 @@ void moments(const at::Tensor& input, const at::Tensor& target, const OptionalTe
   at::Tensor order, offsets;
   if (group) {
     check_dense(op, "group", *group, at::kLong, {rows.n});
-    const auto check_index = [&](int64_t index, int64_t row) {
-      TORCH_CHECK_INDEX(uint64_t(index) < uint64_t(groups), op, ": group must hold indices from 0 to ", groups - 1,
-                        ", got ", index, " in row ", row);
-    };
     if (is_asynchronous(backend)) {
       const auto [sorted, places] = at::sort(*group, std::optional<bool>(true));
       for (const int64_t end : {int64_t(0), rows.n - 1})
-        if (rows.n > 0) check_index(sorted[end].item<int64_t>(), places[end].item<int64_t>());
+        if (rows.n > 0) check_group(op, sorted[end].item<int64_t>(), places[end].item<int64_t>(), groups);
       order = places;
       offsets = at::searchsorted(sorted, at::arange(groups + 1, group->options()));
       rows.order = order.const_data_ptr<int64_t>();
       rows.offsets = offsets.const_data_ptr<int64_t>();
     } else {
       rows.group = group->const_data_ptr<int64_t>();
-      const auto [low, high] = rows.n > 0 ? at::aminmax(*group) : std::tuple(*group, *group);
-      const bool valid = rows.n == 0 || (low.item<int64_t>() >= 0 && high.item<int64_t>() < groups);
-      for (int64_t i = 0; i < rows.n && !valid; ++i) check_index(rows.group[i], i);
     }
   }
   if (weight && is_asynchronous(backend))
