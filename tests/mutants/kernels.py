@@ -87,7 +87,7 @@ KERNELS = (
     Mutant("rows: float sums are not flushed", "csrc/cpu/rows.cpp", "unflushed_ + rows > kBlockRows", "false", MANY_ROWS),
     Mutant("plan: without features, predictions are those before", "csrc/cpu/plan.h", "p.d > 0", "true", shape(300, 0, 1),
            within="p.d > 0 && p.d * size"),
-    Mutant("rows: the last narrow rows are not predicted", "csrc/cpu/rows.cpp", "r = whole", "r = rows", shape(67, 17, 1),
+    Mutant("rows: the last narrow rows are not predicted", "csrc/cpu/rows.cpp", "r < rows", "r < whole", shape(67, 17, 1),
            within="r = whole; r < rows; ++r)\n        predict<V, 1, 1, 1>"),
     Mutant("tiles: narrow rows repeat their first vector", "csrc/cpu/tiles.h", "c * lanes", "0", shape(67, 17, 1),
            within="load_vec<V>(row + c * lanes)"),
