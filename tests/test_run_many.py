@@ -148,17 +148,18 @@ def test_orders(drop_last):
 @pytest.mark.parametrize("shape", [(100, 4, 1, None), (100, 4, 1, 33), (300, 16, 1, None), (200, 40, 2, 64)], ids=str)
 def test_shared_rows(per_problem, shape):
     n, d, k, batch = shape
-    problem = stacked(21, n, d, k, DTYPES["float32"])
+    problem = stacked(40, n, d, k, DTYPES["float32"])
     problem.input = problem.input[0]
     x, w, y, *_ = vars(problem).values()
     options, targets = {}, list(y)
     if per_problem == "hyper-parameters":
         problem.target, targets = y[0], [y[0]] * len(w)
+        momentum, weight_decay = torch.linspace(0, 0.9, 40), torch.linspace(0, 0.1, 40)
+        momentum[16:32] = 0.5  # in two sets of lanes, only one of them differs
+        weight_decay[:16] = 0.05
         options = {
-            "lr": torch.logspace(-6, -2, 21, dtype=torch.float64),
-            "momentum": torch.linspace(0, 0.9, 21),
-            "weight_decay": torch.linspace(0, 0.1, 21),
-        }
+            "lr": torch.logspace(-6, -2, 40, dtype=torch.float64), "momentum": momentum, "weight_decay": weight_decay,
+        }  # fmt: skip
     order = torch.randperm(n) if batch else None
     results = both(problem, lambda p: (x, targets[p], None, order), order=order, batch_size=batch, **options)
     if per_problem == "hyper-parameters":

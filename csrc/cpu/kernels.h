@@ -58,9 +58,9 @@ struct MomentKernels {
   // For each target Σ v r z, [ld], and Σ v r² in some lanes of [kMomentCounts], for r = w z; w is [k, ld].
   void (*gradient)(const MomentRows& rows, const double* w, const double* center, int64_t begin, int64_t end,
                    int64_t ld, double* block, double* out);
-  // Two counts, the mean and the moments [m, ld] of rows [first, first + count), or those at order[0] …
-  // order[count - 1], of at most kRunColumns columns.
-  bool (*run)(const MomentRows& rows, const int64_t* order, int64_t first, int64_t count, int64_t ld, double* out);
+  // Two counts, the mean and the moments [m, ld] of rows [first, first + count), or rows first + order[0] …
+  // first + order[count - 1], of at most kRunColumns columns.
+  bool (*run)(const MomentRows& rows, const int32_t* order, int64_t first, int64_t count, int64_t ld, double* out);
   // Takes the steps of problems [first, first + lanes) of a descent, fewer if there are not as many; `memory` has
   // descent_numbers for each lane, 64-byte aligned.
   void (*descend)(const Descent& descent, int64_t first, double* memory);

@@ -307,7 +307,7 @@ constexpr int64_t kShiftRows = 16;
 
 // Rows of few columns are transposed, so that lanes run along rows: all arithmetic is in double, and reading takes the
 // longest.
-bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count, int64_t ld, double* out) {
+bool run(const MomentRows& p, const int32_t* order, int64_t first, int64_t count, int64_t ld, double* out) {
   constexpr int64_t kMost = kRunColumns + 1 + kLanes;
   const int64_t m = p.d + p.k, line = (m + kLanes) / kLanes * kLanes;
   alignas(64) double columns[kMost * kMomentBlock], v[kMomentBlock], shift[kMost] = {};
@@ -321,7 +321,7 @@ bool run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count
     const int64_t rows = count - begin < kMomentBlock ? count - begin : kMomentBlock;
     const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
     int64_t skipped = 0;
-    const auto row = [&](int64_t i) { return order ? order[begin + skipped + i] : first + begin + skipped + i; };
+    const auto row = [&](int64_t i) { return first + (order ? order[begin + skipped + i] : begin + skipped + i); };
     const auto load_columns = [&](const View& from, int64_t j, int64_t width, int64_t rows) {
       double* const to = columns + j * kMomentBlock;
       const bool lines = width > 1 && from.col_stride == 1, in_sequence = !order && from.row_stride <= 2 * width;

@@ -73,7 +73,7 @@ void mirror(int64_t m, double* moments) {
 constexpr int64_t kGroupBytes = 1 << 20;  // of all groups' moments: more do not fit in the second-level cache
 constexpr int64_t kRunRows = 8;           // of a group, one after another, from which their moments are merged
 constexpr int64_t kAheadRows = 16;        // the prefetch distance
-constexpr int64_t kSortedRows = 1 << 22;  // rows that are sorted by group together; their indices take 32 MB
+constexpr int64_t kSortedRows = 1 << 22;  // rows that are sorted by group together; their indices take 16 MB
 
 // Adds row i to group g. `row` is memory for [d + k].
 void add_to_group(const MomentRows& p, int64_t i, int64_t g, const Moments& to, double* row) {
@@ -93,12 +93,12 @@ void add_to_group(const MomentRows& p, int64_t i, int64_t g, const Moments& to, 
   }
 }
 
-// Adds rows of group g: [first, first + count), or those at order[0] … order[count - 1].
-void add_run(const MomentRows& p, const int64_t* order, int64_t first, int64_t count, int64_t g, const Moments& to,
+// Adds rows of group g: [first, first + count), or rows first + order[0] … first + order[count - 1].
+void add_run(const MomentRows& p, const int32_t* order, int64_t first, int64_t count, int64_t g, const Moments& to,
              double* row) {
   const int64_t m = p.d + p.k;
   if (count < kRunRows || m > kRunColumns) {
-    for (int64_t i = 0; i < count; ++i) add_to_group(p, order ? order[i] : first + i, g, to, row);
+    for (int64_t i = 0; i < count; ++i) add_to_group(p, first + (order ? order[i] : i), g, to, row);
     return;
   }
   const int64_t ld = (m + 7) / 8 * 8;
@@ -150,7 +150,10 @@ bool add_groups(const MomentRows& p, const Moments& to) {
     const int64_t begin = to.groups * thread / threads, end = to.groups * (thread + 1) / threads;
     const auto is_own = [&](int64_t i) { return begin <= p.group[i] && p.group[i] < end; };
     std::unique_ptr<double[]> row(new double[m]);
-    std::vector<int64_t> places, order;
+    std::vector<int32_t> places, order;  // of each group, and of all rows of others, the end; rows by place
+    const auto place_of = [&](int64_t i) {
+      return std::min(uint64_t(p.group[i]) - uint64_t(begin), uint64_t(end - begin));  // without a branch
+    };
     const auto row_of = [&](int64_t g) { return std::lower_bound(p.group, p.group + p.n, g) - p.group; };
     const int64_t stop = sorted ? row_of(end) : p.n;
     for (int64_t first = sorted ? row_of(begin) : 0, last = first; first < stop; first = last) {
@@ -165,22 +168,19 @@ bool add_groups(const MomentRows& p, const Moments& to) {
         }
         continue;
       }
-      places.assign(size_t(end - begin + 1), 0);
-      for (int64_t i = first; i < last; ++i)
-        if (is_own(i)) ++places[size_t(p.group[i] - begin + 1)];
+      places.assign(size_t(end - begin + 2), 0);
+      for (int64_t i = first; i < last; ++i) ++places[place_of(i) + 1];
       for (size_t g = 1; g < places.size(); ++g) places[g] += places[g - 1];
-      order.resize(size_t(places.back()));
-      for (int64_t i = first; i < last; ++i)
-        if (is_own(i)) order[size_t(places[size_t(p.group[i] - begin)]++)] = i;
-      order.resize(order.size() + kAheadRows, first);
+      order.resize(size_t(last - first + kAheadRows));
+      for (int64_t i = first; i < last; ++i) order[size_t(places[place_of(i)]++)] = int32_t(i - first);
       for (int64_t g = begin, k = 0; g < end; ++g) {
         const int64_t next = places[size_t(g - begin)];
         for (int64_t i = k; i < next; ++i) {
-          const int64_t ahead = order[size_t(i + kAheadRows)];
+          const int64_t ahead = first + order[size_t(i + kAheadRows)];
           __builtin_prefetch(at(p.x, ahead));
           __builtin_prefetch(at(p.y, ahead));
         }
-        if (next > k) add_run(p, order.data() + k, 0, next - k, g, to, row.get());
+        if (next > k) add_run(p, order.data() + k, first, next - k, g, to, row.get());
         k = next;
       }
     }

@@ -67,25 +67,29 @@ def _groups_of(name: str, column: Column) -> Groups:
     hint = f"--categories {name} reads its cells as text"
     if column.kind not in (NUMBER, TEXT):
         raise CommandError(f"--by {name}: expected a column of numbers or text, got {column.kind}; {hint}")
-    present = slice(None) if column.is_complete else ~column.missing
-    values, codes = column.values[present], np.full(len(column.values), -1)
+    present = None if column.is_complete else ~column.missing
+    values = column.values if present is None else column.values[present]
     if column.kind == NUMBER and max(-values.min(), values.max()) >= 2**53:
         raise CommandError(f"--by {name}: has numbers beyond 2^53, of which float64 cannot tell all apart; {hint}")
-    cells, codes[present] = _distinct(values.astype(np.float64, copy=False) if column.kind == NUMBER else values)
+    cells, codes = _distinct(values.astype(np.float64, copy=False) if column.kind == NUMBER else values)
     if column.kind == TEXT:
         cells = np.array(column.levels, dtype=object)[cells]
-    return Groups(name, cells, codes)
+    of_rows = codes
+    if present is not None:
+        of_rows = np.full(len(column.values), -1)
+        of_rows[present] = codes
+    return Groups(name, cells, of_rows)
 
 
 def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct values in ascending order, whole numbers as integers, and the index of each row's among them."""
     low, high = values.min(), values.max()
     if high - low < 4 * len(values):  # counting whole numbers is faster than sorting them
-        beyond = values - low
-        places = beyond.astype(np.int64)
-        if (places == beyond).all() and low == np.floor(low):
+        places = values.astype(np.int64)
+        if (places == values).all():
+            places -= int(low)
             present = np.bincount(places) > 0
-            return np.flatnonzero(present) + int(low), (np.cumsum(present) - 1)[places]
+            return np.flatnonzero(present) + int(low), places if present.all() else (np.cumsum(present) - 1)[places]
     cells, codes = np.unique(values, return_inverse=True)
     return cells.astype(np.int64) if (cells == np.floor(cells)).all() else cells, codes
 

@@ -24,6 +24,7 @@ from .report import Scores
 
 _MOST_POINTS = 2000  # drawn
 _CONDITION = 1e4  # beyond it, further passes refine the solution
+_HELD = 1 << 24  # numbers: rows of 128 MB are added together to groups, each of which is then visited for several rows
 _BY_COLUMNS = 33  # so few, targets included, are added up from columns as fast as from rows
 
 # x, y and weight, how many rows train (those that are held out follow), and group
@@ -100,19 +101,21 @@ class OpenTable:
         training = LeastSquares(*shape, groups=count)
         validation = LeastSquares(*shape, groups=count if self.args.val_fraction else None)
         stride = -(-self.stream.rows // _MOST_POINTS)
+        most = 0 if groups is None else _HELD // sum(shape)
 
         def add() -> tuple[int, dict[str, int], list[tuple[Tensor, Tensor, Tensor]]]:
-            sample, seen = [], [0, 0]
+            sample, seen, parts = [], [0, 0], (_Adder(training, most), _Adder(validation, most))
             for x, y, weight, count, group in blocks:
-                for part, rows in ((training, slice(count)), (validation, slice(count, None))):
+                for held_out, rows in enumerate((slice(count), slice(count, None))):
                     if not len(x[rows]):
                         continue
-                    part.update(*(None if t is None else t[rows] for t in (x, y, weight, group)))
-                    held_out = part is validation
+                    parts[held_out].add(*(None if t is None else t[rows] for t in (x, y, weight, group)))
                     some = slice(-seen[held_out] % stride, None, stride)
                     seen[held_out] += len(x[rows])
                     drawn = [t[rows][some].to(torch.float64, copy=True) for t in (x, y)]
-                    sample.append((*drawn, torch.full((len(drawn[0]),), held_out)))
+                    sample.append((*drawn, torch.full((len(drawn[0]),), bool(held_out))))
+            for part in parts:
+                part.flush()
             return blocks.dropped, blocks.missing, sample
 
         counts, gaps, samples = zip(*self.processes.gather(add), strict=True)
@@ -136,6 +139,25 @@ class OpenTable:
         return Dataset(
             self.stream.path, self.encoding, x, y, None, held_out, tuple(self.notes), not self.columns.targets, rows
         )
+
+
+class _Adder:
+    """Adds rows to moments, at least `most` of them at once but for the last."""
+
+    def __init__(self, moments: LeastSquares, most: int) -> None:
+        self._moments, self._most, self._held = moments, most, []
+
+    def add(self, *rows: Tensor | None) -> None:
+        self._held.append(rows)
+        if sum(len(x) for x, *_ in self._held) >= self._most:
+            self.flush()
+
+    def flush(self) -> None:
+        if len(self._held) == 1:
+            self._moments.update(*self._held[0])
+        elif self._held:
+            self._moments.update(*(None if t[0] is None else torch.cat(t) for t in zip(*self._held, strict=True)))
+        self._held.clear()
 
 
 def fit_stream(
@@ -239,7 +261,7 @@ class Blocks:
                 elif count < table.rows:
                     order = np.flatnonzero(rows)
                 few = len(encoding.names) + len(encoding.targets) <= _BY_COLUMNS
-                x = encoding.encode(table, order, by_columns=few and groups is None)
+                x = encoding.encode(table, order, by_columns=few)
                 y, v, g = (
                     None if values is None else torch.from_numpy(np.array(values if order is None else values[order]))
                     for values in (
