@@ -368,7 +368,8 @@ def sgd_run_many_(
     Each problem ends as its `sgd_run_` alone would end it, on the CPU bit for bit. The problems have their own rows,
     share the rows and differ in targets or hyper-parameters, or are groups of rows of different sizes.
 
-    Ctrl-C ends the call between two problems. On a GPU, the problems run one after another.
+    Ctrl-C ends the call between problems. On a GPU, those that fit in a block's shared memory run at once, one per
+    block; larger ones run one after another.
 
     Arguments that are not listed are as in `sgd_run_`.
 
