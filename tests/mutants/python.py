@@ -135,7 +135,7 @@ PYTHON = (
     _python("schedule: any scheduler is taken for PyTorch's", "training/schedule.py",
             'type(scheduler).__module__.startswith("torch.optim.")', "True", SCHEDULERS),
     _python("schedule: trial steps are not undone", "training/schedule.py", "if not self._foresees:\n                self._restore()",
-            "pass", SCHEDULERS),
+            "pass", (LOADERS + "test_the_rate_is_that_of_the_parameters_group",)),
     _python("schedule: a run that ends early keeps the later rates", "training/schedule.py",
             "self._restore()\n        for", "for", (LOADERS + "test_a_scheduler_stops_where_the_training_does",)),
     _python("schedule: a run that ends early restarts its rates", "training/schedule.py",
