@@ -33,7 +33,7 @@ LEAST_SQUARES = (
     Mutant("moments: groups without rows are mirrored alone", "csrc/cpu/moments.cpp", "many", "false",
            (TESTS + "test_more_groups_than_rows",), within="if (many) mirror_group(g)"),
     Mutant("moments: few rows that are read once are not shifted", "csrc/cpu/moment_rows.cpp", "few == rows", "false",
-           (TESTS + "test_each_group_is_a_regression_of_its_own",)),
+           (TESTS + "test_moments_of_few_and_many_columns",)),
     Mutant("descent: the mean residual has no slope", "csrc/cpu/moment_rows.cpp", "scale * (sum + level * to.mean[i])", "scale * sum",
            (TESTS + "test_descent_is_its_reference",)),
     Mutant("moments: rows are weighted twice", "csrc/cpu/moment_rows.cpp", "roots[i] = __builtin_sqrt(roots[i]);", "",
