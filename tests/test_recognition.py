@@ -293,6 +293,29 @@ def test_what_changes_nothing_stays_fused(change):
     assert_steps_are_the_plain_loops(FUSED[change], "fused")
 
 
+class Halved(nn.Module):
+    """A wrapper, which names what it wraps as DistributedDataParallel does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.module(x) / 2
+
+
+def test_a_wrapper_is_not_the_module_that_it_wraps():
+    results = []
+    for make in (make_train_step, plain_loop.make_train_step):
+        torch.manual_seed(0)
+        model, x, y = Halved(), torch.randn(20, 3), torch.randn(20, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step = make(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+        results.append((step(x, y), *(p.detach() for p in model.parameters())))
+    torch.testing.assert_close(*results)
+
+
 def test_inside_of_inference_mode_the_plain_loops_error_is_raised():
     """Fails if a fused step is taken, which needs no derivative."""
     run = Trained()

@@ -118,6 +118,6 @@ FUSED = (
     _wrong("a wrapper is taken for the module that it wraps", "linreg_ext/training/match.py",
            'if not isinstance(model, nn.Module):',
            'model = getattr(model, "module", model)\n    if not isinstance(model, nn.Module):',
-           DISTRIBUTED + "test_two_processes",
+           RECOGNITION + "test_a_wrapper_is_not_the_module_that_it_wraps",
            build="python"),
 )  # fmt: skip
