@@ -303,7 +303,7 @@ void add_columns_of(const double* columns, int64_t count, const double* v, int64
   if (a + 1 == count) tile.template operator()<1, 1>(a, a);
 }
 
-constexpr int64_t kShiftRows = 16;
+constexpr int64_t kShiftRows = 16;  // whose mean is subtracted; up to twice as many are read once
 
 // Rows of few columns are transposed, so that lanes run along rows: all arithmetic is in double, and reading takes the
 // longest.

@@ -150,7 +150,8 @@ bool add_groups(const MomentRows& p, const Moments& to) {
     const int64_t begin = to.groups * thread / threads, end = to.groups * (thread + 1) / threads;
     const auto is_own = [&](int64_t i) { return begin <= p.group[i] && p.group[i] < end; };
     std::unique_ptr<double[]> row(new double[m]);
-    std::vector<int32_t> places, order;  // of each group, and of all rows of others, the end; rows by place
+    // The rows in the order of their groups, those of other threads last, and where each group's end.
+    std::vector<int32_t> places, order;
     const auto place_of = [&](int64_t i) {
       return std::min(uint64_t(p.group[i]) - uint64_t(begin), uint64_t(end - begin));  // without a branch
     };

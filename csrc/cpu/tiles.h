@@ -198,6 +198,20 @@ LINREG_INLINE auto folded_products(int i, Product product) {
   }
 }
 
+// sums[t] += slope(t) x for a row of C vectors.
+template <class V, int T, int C, class Slope>
+LINREG_INLINE void add_row(const NumberOf<V>* x, const Slope& slope, V (&sums)[T][C]) {
+  V xr[C];
+  LINREG_UNROLL
+  for (int c = 0; c < C; ++c) xr[c] = load_vec<V>(x + c * lanes_of<V>);
+  LINREG_UNROLL
+  for (int t = 0; t < T; ++t) {
+    const V st = broadcast<V>(slope(t));
+    LINREG_UNROLL
+    for (int c = 0; c < C; ++c) sums[t][c] += st * xr[c];
+  }
+}
+
 // p[t][r] = x[r] · w[t] for rows of C vectors, with w in registers.
 template <class V, int C, int T>
 inline void predict_narrow(const NumberOf<V>* x, int64_t ldx, const NumberOf<V>* const (&w)[T], int64_t rows,
@@ -246,15 +260,7 @@ inline void add_gradient_narrow(const NumberOf<V>* x, int64_t ldx, const NumberO
     end = r + kBlockRows < rows ? r + kBlockRows : rows;
     V sums[sets][T][C] = {};
     const auto row = [&](int set) __attribute__((always_inline)) {
-      V xr[C];
-      LINREG_UNROLL
-      for (int c = 0; c < C; ++c) xr[c] = load_vec<V>(x + c * lanes);
-      LINREG_UNROLL
-      for (int t = 0; t < T; ++t) {
-        const V gt = broadcast<V>(g[t][r]);
-        LINREG_UNROLL
-        for (int c = 0; c < C; ++c) sums[set][t][c] += gt * xr[c];
-      }
+      add_row<V>(x, [&](int t) { return g[t][r]; }, sums[set]);
       x += ldx;
       ++r;
     };
@@ -292,15 +298,7 @@ LINREG_INLINE void add_columns(const NumberOf<V>* x, int64_t ldx, const NumberOf
   constexpr int sets = T * C >= kMostSums ? 1 : T * C >= kMostSums / 2 ? 2 : 4;
   V sums[sets][T][C] = {};
   const auto row = [&](int set) __attribute__((always_inline)) {
-    V xr[C];
-    LINREG_UNROLL
-    for (int c = 0; c < C; ++c) xr[c] = load_vec<V>(x + c * lanes);
-    LINREG_UNROLL
-    for (int t = 0; t < T; ++t) {
-      const V gt = broadcast<V>(g[t]);
-      LINREG_UNROLL
-      for (int c = 0; c < C; ++c) sums[set][t][c] += gt * xr[c];
-    }
+    add_row<V>(x, [g](int t) { return g[t]; }, sums[set]);
     x += ldx;
     g += ldg;
   };

@@ -43,9 +43,10 @@ struct Objective {
 
 Checked check_problem(std::string_view op, const Operands& operands, const Objective& objective);
 
-// Raises unless a target has the shape of `rows` followed by `outputs`.
-// Of a row of least squares.
+// Raises unless the group of a row of least squares is in range.
 void check_group(const char* op, int64_t index, int64_t row, int64_t groups);
+
+// Raises unless a target has the shape of `rows` followed by `outputs`.
 void check_target(std::string_view op, at::IntArrayRef rows, at::IntArrayRef outputs, const at::Tensor& target);
 
 // The operands of the first of many problems, and the strides in bytes to those of the next. Operands with a dimension

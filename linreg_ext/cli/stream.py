@@ -101,10 +101,10 @@ class OpenTable:
         training = LeastSquares(*shape, groups=count)
         validation = LeastSquares(*shape, groups=count if self.args.val_fraction else None)
         stride = -(-self.stream.rows // _MOST_POINTS)
-        most = 0 if groups is None else _HELD // sum(shape)
+        least = 0 if groups is None else _HELD // sum(shape)
 
         def add() -> tuple[int, dict[str, int], list[tuple[Tensor, Tensor, Tensor]]]:
-            sample, seen, parts = [], [0, 0], (_Adder(training, most), _Adder(validation, most))
+            sample, seen, parts = [], [0, 0], (_Adder(training, least), _Adder(validation, least))
             for x, y, weight, count, group in blocks:
                 for held_out, rows in enumerate((slice(count), slice(count, None))):
                     if not len(x[rows]):
@@ -142,14 +142,14 @@ class OpenTable:
 
 
 class _Adder:
-    """Adds rows to moments, at least `most` of them at once but for the last."""
+    """Adds rows to moments, at least `least` of them at once but for the last."""
 
-    def __init__(self, moments: LeastSquares, most: int) -> None:
-        self._moments, self._most, self._held = moments, most, []
+    def __init__(self, moments: LeastSquares, least: int) -> None:
+        self._moments, self._least, self._held = moments, least, []
 
     def add(self, *rows: Tensor | None) -> None:
         self._held.append(rows)
-        if sum(len(x) for x, *_ in self._held) >= self._most:
+        if sum(len(x) for x, *_ in self._held) >= self._least:
             self.flush()
 
     def flush(self) -> None:

@@ -96,7 +96,7 @@ KERNELS = (
     Mutant("tiles: problems that share rows share weights", "csrc/cpu/tiles.h", "w[t]", "w[0]", TOGETHER,
            within="ws[t][c] = load_vec<V>(w[t]"),
     Mutant("tiles: problems that share rows share slopes", "csrc/cpu/tiles.h", "g[t][r]", "g[0][r]", TOGETHER,
-           within="broadcast<V>(g[t][r])"),
+           within="return g[t][r];"),
     Mutant("rows: the input's gradient uses the first target's slope", "csrc/cpu/rows.cpp",
            "predictions_[i * p_.k + t]", "predictions_[i * p_.k]", WEIGHTS),
     Mutant("rows: the bias is taken to be contiguous", "csrc/cpu/rows.cpp", "p_.b.col_stride", "1", LAYOUTS),
