@@ -292,7 +292,7 @@ class LinearRegressor(RegressorMixin, BaseEstimator):
         if not part and not solution.condition < _ILL_CONDITIONED:
             solution = lstsq(x, y, weight=v, bias=self.fit_intercept, l2=self.alpha)
         self.n_iter_, self.converged_ = 1, True
-        self.loss_ = (solution.residual_sum_of_squares.mean() / self._moments.statistics[0]).item()
+        self.loss_ = (solution.residual_sum_of_squares.mean() / self._moments.weight_sum).item()
         return solution.weight, solution.bias, solution.weight_stderr
 
     def _train(self, x: Tensor, y: Tensor, v: Tensor | None, start: Any, part: bool) -> tuple[Tensor, Tensor, Tensor]:

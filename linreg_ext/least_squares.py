@@ -11,6 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -300,13 +301,21 @@ class LeastSquares:
         self._require_rows("solve")
         if not path:
             return []
-        if (self.groups or 0) > _GROUPS:  # blocks that stay in the cache
-            parts = [self._part(groups)._solve_all(path) for groups in _blocks(self.groups, _GROUPS)]
-            solutions = [_joined(each) for each in zip(*parts, strict=True)]
-        else:
-            solutions = self._solve_all(path)
+        solutions = self._solve_blocks(path) if (self.groups or 0) > _GROUPS else self._solve_all(path)
         self._warn_of_empty_groups()
         return solutions if isinstance(l2, (list, tuple)) else solutions[0]
+
+    def _solve_blocks(self, path: Sequence[float]) -> list[LeastSquaresSolution]:
+        """The solutions of many groups, in blocks that stay in the cache, several at once: LAPACK takes one thread."""
+        solutions, blocks = [], [*_blocks(self.groups, _GROUPS)]
+        with ThreadPoolExecutor(torch.get_num_threads() if self._counts.device.type == "cpu" else 1) as pool:
+            parts = pool.map(lambda groups: self._part(groups)._solve_all(path), blocks)
+            for groups, found in zip(blocks, parts, strict=True):
+                solutions = solutions or [_of_groups(part, self.groups) for part in found]
+                for solution, part in zip(solutions, found, strict=True):
+                    for name, values in _fields(part).items():
+                        getattr(solution, name)[groups] = values
+        return solutions
 
     def _part(self, groups: slice) -> LeastSquares:
         """Some of the groups."""
@@ -332,11 +341,16 @@ class LeastSquares:
         return self._counts[:, 0].to(torch.int64)
 
     @property
+    def weight_sum(self) -> Tensor:
+        """Σ v, or [groups]; in float64."""
+        return self._counts[:, 1] if self.groups is not None else self._counts[0, 1]
+
+    @property
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """Σ v, and the mean [D + K] and covariance [D + K, D + K] of [X | Y], over Σ v; of each group, if any."""
         counts, mean, moments = self._as_moments()
-        parts = counts[:, 1], mean, moments / counts[:, 1, None, None]
-        return parts if self.groups is not None else tuple(part[0] for part in parts)
+        parts = mean, moments / counts[:, 1, None, None]
+        return self.weight_sum, *(parts if self.groups is not None else (part[0] for part in parts))
 
     @property
     def variance(self) -> Tensor:
@@ -666,11 +680,14 @@ def _smallest(basis: Tensor, scale: Tensor, right: Tensor) -> Tensor:
     return q @ torch.linalg.solve_triangular(r.mT, right, upper=False)
 
 
-def _joined(parts: Sequence[LeastSquaresSolution]) -> LeastSquaresSolution:
-    """The solution of all groups from those of some groups each."""
-    first = parts[0]
-    names = [name for name in vars(first) if name != "method"]
-    return replace(first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+def _fields(solution: LeastSquaresSolution) -> dict[str, Tensor]:
+    return {name: values for name, values in vars(solution).items() if name != "method"}
+
+
+def _of_groups(solution: LeastSquaresSolution, groups: int) -> LeastSquaresSolution:
+    """A solution of so many groups, whose fields are yet to be filled, like one of some groups."""
+    fields = {name: values.new_empty(groups, *values.shape[1:]) for name, values in _fields(solution).items()}
+    return replace(solution, **fields)
 
 
 def _blocks(rows: int, size: int | None) -> Iterator[slice]:

@@ -135,7 +135,13 @@ def test_missing_cells_and_groups_that_are_too_small(capsys: pytest.CaptureFixtu
     assert found["b"][3] == pytest.approx(2 * found["a"][3])  # of all best solutions, the smallest
 
 
-def test_held_out_rows_and_ridge(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("block", "held"), [(None, None), (500, 1600), (500, 200)])
+def test_held_out_rows_and_ridge(
+    block: int | None, held: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if block:
+        monkeypatch.setattr("linreg_ext.tables.stream._ROWS", block)
+        monkeypatch.setattr("linreg_ext.cli.stream._HELD", held)
     columns = sales(3000)
     write("sales.parquet", columns)
     options = ("--features", "price", "--target", "sold", "--out", "out")

@@ -14,10 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import linreg_ext
-from linreg_ext import LeastSquares, lstsq, lstsq_batches, reference
+from linreg_ext import LeastSquares, least_squares, lstsq, lstsq_batches, reference
 from linreg_ext._extension import REFERENCE
 
 METHODS = ("gram", "qr")
+FIELDS = sorted(set(linreg_ext.LeastSquaresSolution.__dataclass_fields__) - {"method"})
 
 
 def table(n, d, k=1, *, condition=1.0, shift=0.0, dtype=torch.float64, seed=0):
@@ -381,6 +382,20 @@ def test_each_group_is_a_regression_of_its_own():
         assert (found.rank[g], found.degrees_of_freedom[g]) == (alone.rank, alone.degrees_of_freedom)
     assert found.weight[3].isnan().all()
     torch.testing.assert_close(found.predict(x).shape, torch.Size([6, 400, 2]))
+
+
+def test_many_groups_are_solved_like_few(monkeypatch):
+    """In blocks of a few groups each, the last smaller."""
+    moments = LeastSquares(3, 2, groups=11).update(*table(400, 3, 2), group=torch.arange(400) % 11)
+    expected = moments.solve([0.0, 2.0])
+    monkeypatch.setattr(least_squares, "_GROUPS", 4)
+    for found, whole in zip(moments.solve([0.0, 2.0]), expected, strict=True):
+        assert found.method == "gram"
+        for name in FIELDS:
+            torch.testing.assert_close(getattr(found, name), getattr(whole, name), equal_nan=True, msg=name)
+    moments.update(torch.full((1, 3), math.inf), torch.ones(1, 2), group=torch.tensor([9]))
+    with pytest.raises(ValueError, match="the rows must be finite"):
+        moments.solve()
 
 
 # ---- Without the rows ------------------------------------------------------------------------------------------------

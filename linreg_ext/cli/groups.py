@@ -57,7 +57,7 @@ def fit_groups(args: argparse.Namespace, processes: Processes) -> GroupFits:
         torch.cat([solution.bias.unsqueeze(-1), solution.weight], -1),
         torch.cat([solution.bias_stderr.unsqueeze(-1), solution.weight_stderr], -1),
         training.group_rows,
-        (solution.residual_sum_of_squares / training.statistics[0][:, None]).sqrt(),
+        (solution.residual_sum_of_squares / training.weight_sum[:, None]).sqrt(),
         _validated(validation, solution) if validation.rows else None,
     )
 
@@ -96,7 +96,7 @@ def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _validated(validation: LeastSquares, solution: LeastSquaresSolution) -> Tensor:
     """The RMSE of each target over the validation rows whose group was fitted."""
-    weight = torch.where(solution.bias[:, :1].isfinite(), validation.statistics[0][:, None], 0.0)
+    weight = torch.where(solution.bias[:, :1].isfinite(), validation.weight_sum[:, None], 0.0)
     losses = validation.loss_of(solution.weight, solution.bias, reduction="none")
     return (torch.where(weight > 0, losses * weight, 0.0).sum(0) / weight.sum()).sqrt()
 

@@ -24,7 +24,7 @@ from .report import Scores
 
 _MOST_POINTS = 2000  # drawn
 _CONDITION = 1e4  # beyond it, further passes refine the solution
-_HELD = 1 << 24  # numbers: rows of 128 MB are added together to groups, each of which is then visited for several rows
+_HELD = 1 << 24  # numbers: rows of 128 MB are added together to groups
 _BY_COLUMNS = 33  # so few, targets included, are added up from columns as fast as from rows
 
 # x, y and weight, how many rows train (those that are held out follow), and group
@@ -101,10 +101,9 @@ class OpenTable:
         training = LeastSquares(*shape, groups=count)
         validation = LeastSquares(*shape, groups=count if self.args.val_fraction else None)
         stride = -(-self.stream.rows // _MOST_POINTS)
-        least = 0 if groups is None else _HELD // sum(shape)
 
         def add() -> tuple[int, dict[str, int], list[tuple[Tensor, Tensor, Tensor]]]:
-            sample, seen, parts = [], [0, 0], (_Adder(training, least), _Adder(validation, least))
+            sample, seen, parts = [], [0, 0], (_Adder(training), _Adder(validation))
             for x, y, weight, count, group in blocks:
                 for held_out, rows in enumerate((slice(count), slice(count, None))):
                     if not len(x[rows]):
@@ -142,22 +141,39 @@ class OpenTable:
 
 
 class _Adder:
-    """Adds rows to moments, at least `least` of them at once but for the last."""
+    """Adds rows to moments. Those of groups are held until there are many, so that a group is visited once for several;
+    the numbers of a row are side by side."""
 
-    def __init__(self, moments: LeastSquares, least: int) -> None:
-        self._moments, self._least, self._held = moments, least, []
+    def __init__(self, moments: LeastSquares) -> None:
+        self._moments, self._count = moments, 0
+        self._held = self._group = torch.empty(0)
 
-    def add(self, *rows: Tensor | None) -> None:
-        self._held.append(rows)
-        if sum(len(x) for x, *_ in self._held) >= self._least:
+    def add(self, x: Tensor, y: Tensor, weight: Tensor | None, group: Tensor | None) -> None:
+        if group is None:
+            self._moments.update(x, y, weight)
+            return
+        parts = [x, y] if weight is None else [x, y, weight[:, None]]
+        widths = [part.shape[1] for part in parts]
+        if self._count + len(x) > len(self._held):
             self.flush()
+            if len(x) > len(self._held):
+                most = max(len(x), _HELD // sum(widths))
+                self._held = torch.empty(most, sum(widths), dtype=torch.float64)
+                self._group = torch.empty(most, dtype=torch.int64)
+        rows = slice(self._count, self._count + len(x))
+        for to, part in zip(self._held[rows].split(widths, 1), parts, strict=True):
+            to.copy_(part)
+        self._group[rows] = group
+        self._count = rows.stop
 
     def flush(self) -> None:
-        if len(self._held) == 1:
-            self._moments.update(*self._held[0])
-        elif self._held:
-            self._moments.update(*(None if t[0] is None else torch.cat(t) for t in zip(*self._held, strict=True)))
-        self._held.clear()
+        """Add what is held."""
+        if not self._count:
+            return
+        moments, rows = self._moments, self._held[: self._count]
+        x, y, weight = rows.tensor_split((moments.in_features, moments.in_features + moments.out_features), 1)
+        moments.update(x, y, weight if weight.shape[1] else None, self._group[: self._count])
+        self._count = 0
 
 
 def fit_stream(
@@ -261,13 +277,13 @@ class Blocks:
                 elif count < table.rows:
                     order = np.flatnonzero(rows)
                 few = len(encoding.names) + len(encoding.targets) <= _BY_COLUMNS
-                x = encoding.encode(table, order, by_columns=few)
+                encode = encoding.encode_numbers if few and not encoding.categories else encoding.encode
+                x = encode(table, order)
+                y = np.column_stack([table.columns[name].values for name in encoding.targets])
                 y, v, g = (
-                    None if values is None else torch.from_numpy(np.array(values if order is None else values[order]))
-                    for values in (
-                        np.column_stack([table.columns[name].values for name in encoding.targets]), weight, group
-                    )
-                )  # fmt: skip
+                    t if t is None else torch.from_numpy(np.require(t if order is None else t[order], None, "W"))
+                    for t in (y, weight, group)
+                )
                 yield torch.from_numpy(x), y, v, count, g
 
 

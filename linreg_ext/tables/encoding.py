@@ -65,16 +65,13 @@ class Encoding:
         """The columns to read as text."""
         return tuple(feature.column for feature in self.features if feature.levels)
 
-    def encode(
-        self, table: Table, rows: np.ndarray | None = None, *, unseen: str = "error", by_columns: bool = False
-    ) -> np.ndarray:
+    def encode(self, table: Table, rows: np.ndarray | None = None, *, unseen: str = "error") -> np.ndarray:
         """The model's columns, [rows, names], float64. Missing cells are filled from `fill`, or nan without it.
 
         Args:
             table: contains the model's columns, with its categories read as text.
             rows: the rows to encode, as indices or a mask; None encodes all.
             unseen: `"error"` rejects levels unknown to the model; `"base"` treats them as the base.
-            by_columns: each column is contiguous, and without categories all are float32 if the table's are.
 
         Raises:
             TableError: a column is missing or of the wrong kind, or a level is unknown.
@@ -87,13 +84,8 @@ class Encoding:
         columns = [
             _codes(table, f, rows[whole], unseen) if f.levels else _numbers(table, f.column) for f in self.features
         ]
-        single = by_columns and not self.categories and all(values.dtype == np.float32 for values in columns)
-        x = np.empty((len(rows), len(self.names)), np.float32 if single else np.float64, "F" if by_columns else "C")
-        if by_columns and not self.categories:
-            for j, values in enumerate(columns):
-                np.take(values.astype(x.dtype, copy=False), rows, out=x[:, j], mode="clip")  # "raise" would copy twice
-            columns = ()
-        for begin in range(0, len(rows) if columns else 0, _BLOCK):
+        x = np.empty((len(rows), len(self.names)))
+        for begin in range(0, len(rows), _BLOCK):
             block, j = rows[begin : begin + _BLOCK], 0
             for feature, values in zip(self.features, columns, strict=True):
                 part, width = values[block], max(1, len(feature.levels) - 1)
@@ -103,6 +95,23 @@ class Encoding:
                 j += width
         if self.fill:
             np.copyto(x, np.array(self.fill), where=np.isnan(x))
+        return x
+
+    def encode_numbers(self, table: Table, rows: np.ndarray | None = None) -> np.ndarray:
+        """The model's columns, none of which is a category, each contiguous: float32 if the table's are, else float64.
+
+        Args:
+            table: contains the model's columns, in these rows without missing cells.
+            rows: the indices of the rows to encode; None encodes all.
+        """
+        columns = [_numbers(table, name) for name in self.columns]
+        count = table.rows if rows is None else len(rows)
+        x = np.empty((count, len(columns)), np.result_type(np.float32, *columns), "F")
+        for to, values in zip(x.T, columns, strict=True):
+            if rows is None:
+                to[:] = values
+            else:
+                np.take(values.astype(x.dtype, copy=False), rows, out=to, mode="clip")  # "raise" would copy twice
         return x
 
     def to_json(self) -> dict[str, Any]:

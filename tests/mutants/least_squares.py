@@ -64,6 +64,8 @@ LEAST_SQUARES = (
            "counts[:, 1:]", (TESTS + "test_loss_of",), build="python"),
     Mutant("least squares: groups by a column begin with their block", "linreg_ext/cli/stream.py", "begin += table.rows", "pass",
            ("tests/test_cli_by.py::test_each_group_is_fitted_as_if_alone",), build="python"),
+    _python("the first groups have the last ones' solutions", "[groups] = values", "[: len(values)] = values",
+            (TESTS + "test_many_groups_are_solved_like_few",)),
     _python("what lies between the ranks' means is forgotten", "self._moments += between", "pass",
             ("tests/test_process_group.py::test_processes",)),
 )  # fmt: skip

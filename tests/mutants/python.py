@@ -249,7 +249,7 @@ PYTHON = (
     _python("tables: line numbers count rows", "tables/reading.py", "return next(itertools", "return row + 1 or next(itertools",
             (TABLES + "test_tables_that_cannot_be_encoded",)),
     # Streams and least squares.
-    _python("stream: targets stay where they were", "cli/stream.py", "values[order]", "values[np.sort(order)]",
+    _python("stream: targets stay where they were", "cli/stream.py", "t[order]", "t[np.sort(order)]",
             (CLI + "test_a_stream_keeps_what_belongs_to_a_row_together",)),
     _python("stream: rows that are held out train", "cli/stream.py", "count -= int((rows & held_out).sum())", "pass",
             (CLI + "test_a_stream_holds_out_rows_and_needs_the_exact_solver",)),
