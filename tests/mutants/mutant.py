@@ -29,6 +29,7 @@ class Mutant:
         every: whether all of `tests`, rather than any, must detect it.
         build: "python"; for C++ "cpu" or, in the interpreter of tests/simt, "races" (with its race detector) or
             "addresses" (with AddressSanitizer and UBSan).
+        processor: a word of /proc/cpuinfo, without which the fault changes nothing.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Mutant:
     says: tuple[str, ...] = ()
     every: bool = False
     build: str = "cpu"
+    processor: str = ""
 
     def place(self, text: str) -> tuple[int, int]:
         """The begin and end of `old` in the file's text.
