@@ -126,10 +126,11 @@ Indices look_at(const int64_t* group, int64_t rows, int64_t groups, int64_t most
   return {!beyond, !falls};
 }
 
-// The end of the rows of one group that begin at `first`.
-int64_t end_of_run(const int64_t* group, int64_t first, int64_t end, bool sorted) {
+// The end of the rows of one group that begin at `first`; `likely` is the number of rows of the group before.
+int64_t end_of_run(const int64_t* group, int64_t first, int64_t end, bool sorted, int64_t likely) {
   const int64_t g = group[first];
   if (!sorted) return std::find_if(group + first, group + end, [g](int64_t other) { return other != g; }) - group;
+  if (likely < end - first && group[first + likely - 1] == g && group[first + likely] != g) return first + likely;
   int64_t step = 1;
   while (first + step < end && group[first + step] == g) step *= 2;
   return std::upper_bound(group + first + step / 2, group + std::min(first + step, end), g) - group;
@@ -160,11 +161,12 @@ bool add_groups(const MomentRows& p, const Moments& to) {
     for (int64_t first = sorted ? row_of(begin) : 0, last = first; first < stop; first = last) {
       last = sort ? std::min(first + kSortedRows, stop) : stop;
       if (!sort) {
-        for (int64_t i = first, next = 0; i < last; i = next) {
+        for (int64_t i = first, next = 0, count = 1; i < last; i = next) {
           const int64_t g = p.group[i];
-          next = end_of_run(p.group, i, last, sorted);
+          next = end_of_run(p.group, i, last, sorted, count);
+          count = next - i;
           if (!is_own(i)) continue;
-          add_run(p, nullptr, i, next - i, g, to, row.get());
+          add_run(p, nullptr, i, count, g, to, row.get());
           if (many) mirror_group(g);
         }
         continue;
