@@ -211,7 +211,7 @@ def test_a_feature_may_be_missing_where_the_target_is() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--by nothing", "--by nothing: t.csv has the columns g, day, a, id, big, zero, y"),
+        ("--by nothing", "--by nothing: t.csv has the columns g, day, a, id, big, zero, gap, late, y"),
         ("--by g --target g", "--target g: another option names it, too"),
         ("--by g --features g", "--by g: another option names it, too"),
         ("--by day --features a", "--by day: expected a column of numbers or text, got dates"),
@@ -224,12 +224,19 @@ def test_a_feature_may_be_missing_where_the_target_is() -> None:
         ),
         ("--by g --lr 1", "argument --by: fits each group exactly; leave out --loss and the options of SGD"),
         ("--by g --solver sgd", "argument --by: fits each group exactly"),
+        (
+            "--by g --features gap --missing error",
+            "t.csv, row 2, column 'gap': expected a value, got none (--missing drop)",
+        ),
+        ("--by g --features gap late", "t.csv: expected at least 2 rows without missing cells, got 1"),
         ("--by g --missing mean", "--by: --missing mean needs the table in memory; use --missing drop"),
     ],
 )
 def test_bad_input_is_one_line(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = (f"u,2020-01-0{i},{i},{2**53 + i},{i}e200,0,{i}\n" for i in range(1, 9))
-    Path("t.csv").write_text("g,day,a,id,big,zero,y\n" + "".join(lines))
+    lines = (
+        f"u,2020-01-0{i},{i},{2**53 + i},{i}e200,0,{i if i % 2 else ''},{i if i > 6 else ''},{i}\n" for i in range(1, 9)
+    )
+    Path("t.csv").write_text("g,day,a,id,big,zero,gap,late,y\n" + "".join(lines))
     assert run("fit", "t.csv", *options.split()) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1

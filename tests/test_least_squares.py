@@ -364,6 +364,17 @@ def test_a_constant_column_has_no_variance(d, value, groups):
         assert torch.as_tensor(moments.solve().r2).isnan().all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_some_features(method):
+    """In any order, as if the others had never been there; a batch without weight adds nothing."""
+    x, y = table(200, 5, 2, shift=3)
+    moments = fitted(x, y, method).update(x[:3], y[:3], torch.zeros(3))
+    found, expected = moments.select([4, 0, 2]).solve(), fitted(x[:, [4, 0, 2]], y, method).solve()
+    for name in ("weight", "bias", "residual_sum_of_squares", "weight_stderr", "bias_stderr"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
+    assert found.degrees_of_freedom == 196
+
+
 def test_each_group_is_a_regression_of_its_own():
     x, y = table(400, 3, 2)
     weight, group = torch.rand(400, dtype=torch.float64), torch.randint(0, 5, (400,))
@@ -592,6 +603,46 @@ def test_other_errors():
         lstsq(*table(20, 3), method="svd")
     with pytest.raises(ValueError, match=r"LeastSquares\.solve: l2 must be >= 0, got -1"):
         fitted(*table(20, 3), "gram").solve(-1)
+    with pytest.raises(RuntimeError, match=r"lstsq: input must have shape \[rows, in_features\], got \[20\]"):
+        lstsq(x[:, 0], y)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"in_features": -1}, "in_features must be >= 0, got -1"),
+        ({"in_features": 3, "out_features": 0}, "out_features must be >= 1, got 0"),
+        ({"in_features": 3, "groups": -1}, "groups must be >= 0, got -1"),
+        ({"in_features": 3, "method": "svd"}, "method must be 'gram' or 'qr', got 'svd'"),
+    ],
+)
+def test_bad_arguments_of_least_squares(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        LeastSquares(**arguments)
+
+
+def test_bad_groups_states_and_parameters():
+    x, y, group = torch.zeros(6, 3), torch.zeros(6), torch.arange(6) % 2
+    moments = LeastSquares(3, groups=2)
+    for bad, words in (
+        (group[:5], r"group must be integers \[6\], got torch.int64 \[5\]"),
+        (group.float(), r"group must be integers \[6\], got torch.float32 \[6\]"),
+        (group.to("meta"), "group must be on cpu, got meta"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            moments.update(x, y, group=bad)
+    with pytest.raises(RuntimeError, match="input must be on cpu, got meta"):
+        moments.update(x.to("meta"), y, group=group)
+    with pytest.raises(ValueError, match="groups must be None, got 2"):
+        LeastSquares(3).load_state_dict(moments.state_dict())
+    with pytest.raises(ValueError, match=r"mean must have shape \[2, 4\], got \[2, 5\]"):
+        moments.load_state_dict(LeastSquares(4, groups=2).state_dict())
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'none', got 'sum'"):
+        moments.loss_of(torch.zeros(2, 1, 3), reduction="sum")
+    with pytest.raises(RuntimeError, match=r"linear_weight must have shape \[2, 1, 3\], got \[1, 3\]"):
+        moments.sgd_run_(torch.zeros(1, 3), steps=2, lr=0.1)
+    with pytest.raises(ValueError, match="steps must be >= 0, got -1"):
+        moments.sgd_run_(torch.zeros(2, 1, 3), steps=-1, lr=0.1)
 
 
 def test_the_default_device_changes_nothing():
