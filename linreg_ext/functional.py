@@ -437,20 +437,33 @@ def _run_many(step: tuple[Any, ...], problems: int) -> Tensor:
     input, target, parameters, *_, epochs = step
     own_rows = step[12] is not None or (isinstance(input, Tensor) and input.dim() == 3)
     together = torch.get_num_threads() * (1 if own_rows else _SHARED_READINGS)  # at least, so that no thread waits
-
-    def take(begin: int, end: int) -> tuple[Tensor, None, int]:
-        return op(*step, begin * together, min(end * together, problems)), None, end - begin
-
-    size, device, chunks = 0, torch.device("cpu"), []
+    size, device, result = 0, torch.device("cpu"), []
     if problems and isinstance(input, Tensor) and input.dim():
         size = input.numel() // (problems if own_rows else 1) * max(1, epochs) * together
         device = input.device
+    most = problems  # at once
+    if device.type == "cpu":
+        most = max(1, _LOSSES // max(1, epochs) // together) * together
+
+    def take(begin: int, end: int) -> tuple[None, None, int]:
+        stop = min(end * together, problems)
+        for first in range(begin * together, max(stop, 1), most):
+            last = min(first + most, stop)
+            losses = op(*step, first, last)
+            if last - first == problems:
+                result.append(losses)
+                break
+            if not result:
+                result.append(losses.new_empty(problems, epochs))
+            result[0][first:last] = losses
+        return None, None, end - begin
+
     try:
-        run_in_chunks(take, lambda begin, end: (begin, end), -(-problems // together), size, device, chunks)
+        run_in_chunks(take, lambda begin, end: (begin, end), -(-problems // together), size, device, [])
     except RuntimeError as error:
         _explain("sgd_run_many_", error, input, parameters[0], target, *parameters[1:], step[7])
         raise
-    return torch.cat([losses for losses, *_ in chunks]) if len(chunks) > 1 else chunks[0][0]
+    return result[0]
 
 
 _NO_STATE: tuple[list[Tensor], int] = ([], 0)
@@ -544,6 +557,7 @@ def sgd_run(
 
 Chunk = tuple[Tensor, Tensor, Tensor]  # losses, validation losses and the number of steps taken
 _SHARED_READINGS = 8  # problems of a thread that share a reading of their rows: kMostTogether in csrc/cpu/plan.h
+_LOSSES = 1 << 15  # of many problems that are returned together, before they are copied to those of all
 _CHUNK_SECONDS = 0.03  # between checks for signals
 _FIRST_CHUNK_SECONDS = 0.01  # estimated, perhaps an order of magnitude off
 
