@@ -557,7 +557,7 @@ def sgd_run(
 
 Chunk = tuple[Tensor, Tensor, Tensor]  # losses, validation losses and the number of steps taken
 _SHARED_READINGS = 8  # problems of a thread that share a reading of their rows: kMostTogether in csrc/cpu/plan.h
-_LOSSES = 1 << 15  # of many problems that are returned together, before they are copied to those of all
+_LOSSES = 1 << 15  # that a call for some of many problems returns; they are copied to those of all
 _CHUNK_SECONDS = 0.03  # between checks for signals
 _FIRST_CHUNK_SECONDS = 0.01  # estimated, perhaps an order of magnitude off
 

@@ -308,8 +308,9 @@ class LeastSquares:
     def _solve_blocks(self, path: Sequence[float]) -> list[LeastSquaresSolution]:
         """The solutions of many groups, in blocks that stay in the cache, several at once: LAPACK takes one thread."""
         solutions, blocks = [], [*_blocks(self.groups, _GROUPS)]
-        with ThreadPoolExecutor(torch.get_num_threads() if self._counts.device.type == "cpu" else 1) as pool:
-            parts = pool.map(lambda groups: self._part(groups)._solve_all(path), blocks)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            each = pool.map if self._counts.device.type == "cpu" else map  # another thread has another CUDA stream
+            parts = each(lambda groups: self._part(groups)._solve_all(path), blocks)
             for groups, found in zip(blocks, parts, strict=True):
                 solutions = solutions or [_of_groups(part, self.groups) for part in found]
                 for solution, part in zip(solutions, found, strict=True):
