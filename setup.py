@@ -22,14 +22,14 @@ except ImportError as error:
     ) from None
 
 ROOT = Path(__file__).parent.resolve()
-ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # without TORCH_CUDA_ARCH_LIST and a GPU
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # with neither TORCH_CUDA_ARCH_LIST nor a GPU
 SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".py")  # of files that an sdist needs
 GIGABYTES_PER_JOB = 4  # of memory for a compiler with torch's headers
 ISOLATED = ("pip-build-env-", "build-env-", "builds-v0")  # in the paths of isolated builds by pip, build and uv
 
 
 def check_isolation() -> None:
-    """Stop an isolated build if its torch differs from the installed one; otherwise warn of the isolation.
+    """Stop an isolated build if its torch differs from the installed one; otherwise warn about the isolation.
 
     pip imports the isolated torch from a temporary folder, while sysconfig describes the target environment.
     """
@@ -88,9 +88,9 @@ def bound_jobs() -> None:
 
 
 def find_ninja() -> None:
-    """Put the installed ninja on the PATH: torch asks for the program, and otherwise compiles one file at a time.
+    """Put the installed ninja on the PATH: if torch does not find it there, it compiles one file at a time.
 
-    A virtual environment that only sees the packages of another Python lacks that one's programs.
+    A virtual environment that only sees the packages of another Python lacks that Python's programs.
     """
     if shutil.which("ninja") is None:
         with suppress(metadata.PackageNotFoundError):

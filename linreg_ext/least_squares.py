@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Exact least squares in one pass over the data, of any size: update, merge, all-reduce, solve.
+"""Exact least squares in one pass over data of any size: update, merge, all-reduce, solve.
 
 The pass is `moments` in `csrc/cpu` and `csrc/cuda`. What follows is linear algebra on D × D matrices, by torch.linalg
 in float64.
@@ -24,12 +24,12 @@ from ._extension import REFERENCE, has_kernels
 
 _EPS = torch.finfo(torch.float64).eps
 _SINGLE = 30  # the condition number up to which float32 products leave four digits of the standard errors
-_DOUBLE = 1e7  # and those of double products; beyond, QR
+_DOUBLE = 1e7  # and up to which double products do; beyond it, QR
 _SPREAD = 1e4  # of the columns' lengths, up to which a ridge path has 11 digits from one factorisation
 _REFINEMENTS = 5
 _LEFT = 1e-9  # relative error of coefficients after them, at most
 _GROUPS = 1 << 14  # that are solved together
-_LANE_FEATURES = 128  # up to which a descent takes a problem a lane, its moments in cache
+_LANE_FEATURES = 128  # up to which a descent takes one problem per lane, with its moments in cache
 _BLOCK = 1 << 22  # numbers of a block of rows that is factored, or computed in plain PyTorch
 
 
@@ -103,7 +103,7 @@ class _Solved:
 
 
 class LeastSquares:
-    """Least squares over any number of rows, given in any pieces.
+    """Least squares over any number of rows, added in pieces of any size.
 
     It keeps the number of rows and, per group, (D + K + 1)² numbers: the centred second moments of [X | Y] in float64,
     or a triangular factor. They can be merged, saved and solved at any time.
@@ -212,7 +212,7 @@ class LeastSquares:
             This object.
 
         Raises:
-            ValueError: the other object has other features, targets, groups or another method.
+            ValueError: the other object differs in features, targets, bias, groups or method.
         """
         for name in ("in_features", "out_features", "bias", "groups", "method"):
             ours, theirs = getattr(self, name), getattr(other, name)
@@ -229,7 +229,7 @@ class LeastSquares:
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> LeastSquares:
-        """Add the rows of all processes, once each of them has added its own; it may have none.
+        """Add up the rows of all processes, each of which has added its own, if any.
 
         The processes exchange their counts and means, and add up their moments; for QR, they exchange their factors.
 
@@ -348,14 +348,14 @@ class LeastSquares:
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ v, and the mean [D + K] and covariance [D + K, D + K] of [X | Y], over Σ v; of each group, if any."""
+        """Σ v, and the mean [D + K] and covariance [D + K, D + K] of [X | Y], divided by Σ v; per group, if any."""
         counts, mean, moments = self._as_moments()
         parts = mean, moments / counts[:, 1, None, None]
         return self.weight_sum, *(parts if self.groups is not None else (part[0] for part in parts))
 
     @property
     def variance(self) -> Tensor:
-        """[D + K], or [groups, D + K]: the weighted variance of the columns of [X | Y], over n, in float64."""
+        """[D + K], or [groups, D + K]: the weighted variance of the columns of [X | Y], divided by Σ v, in float64."""
         return self.statistics[2].diagonal(dim1=-2, dim2=-1)
 
     def select(self, features: Sequence[int]) -> LeastSquares:
@@ -686,7 +686,7 @@ def _fields(solution: LeastSquaresSolution) -> dict[str, Tensor]:
 
 
 def _of_groups(solution: LeastSquaresSolution, groups: int) -> LeastSquaresSolution:
-    """A solution of so many groups, whose fields are yet to be filled, like one of some groups."""
+    """An unfilled solution of `groups` groups, with the fields of `solution`, which has some of them."""
     fields = {name: values.new_empty(groups, *values.shape[1:]) for name, values in _fields(solution).items()}
     return replace(solution, **fields)
 

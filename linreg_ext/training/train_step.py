@@ -38,8 +38,8 @@ def make_train_step(
 
     It works with any model, loss and optimizer, and fuses those it recognises:
 
-    - *fused*: an affine model, a loss of `linreg_ext.losses`, and `torch.optim.SGD`. One pass over `x` computes the
-      loss and the update. Every step reads the optimizer's param_groups and maintains its state.
+    - *fused*: an affine model, a squared, absolute, Huber or smooth L1 loss, and `torch.optim.SGD`. One pass over `x`
+      computes the loss and the update. Every step reads the optimizer's param_groups and maintains its state.
     - *gradients*: the same with another optimizer. One pass computes the gradients; `optimizer.step()` follows.
     - *eager*: anything else, as under "Equivalent to".
 
@@ -56,9 +56,9 @@ def make_train_step(
         loss_fn: called as `loss_fn(model(x), y)`.
         optimizer: any torch.optim optimizer whose step needs no closure.
         process_group: processes that share every step, such as `torch.distributed.group.WORLD`; all of them must call
-            it, with a batch of any size, even of 0 rows. They take the step that one process would take on all their
-            rows, in one all-reduce of the gradients' sums, and return its loss. Binding gives all of them the
-            parameters, buffers and optimizer state of the group's first rank. None trains locally.
+            the step, with a batch of any size, even 0 rows. They take the step that one process would take on all
+            their rows, in one all-reduce of the gradients' sums, and return its loss. At the start, all of them get
+            the parameters, buffers and optimizer state of the group's first rank. None trains locally.
 
     Returns:
         The step. `step(x, y)` with `x` [N, D] and `y` [N, K] returns the detached 0-dim loss before the update,
@@ -192,7 +192,7 @@ class TrainStep:
                 sums[WEIGHT], sums[GOES_ON] = rows_of(batch), 1
             return batch
 
-        sums = self._sums  # which binding again replaces
+        sums = self._sums  # rebinding replaces it
         numbers, batch = self._group.add_up(sums, run)
         if not numbers[GOES_ON]:
             return None
